@@ -1,0 +1,35 @@
+# Every target does its own set-up; a second run installs nothing.
+VENV := .venv
+STAMP := $(VENV)/installed
+# Evaluated where it is used: the first python3.11 or newer that is on the path.
+PYTHON = $(shell for p in python3.13 python3.12 python3.11 python3.14 python3; do \
+  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+.PHONY: demo test test-long lint clean
+
+demo: $(STAMP)
+	@$(VENV)/bin/two-tower demo
+
+test: lint
+	@$(VENV)/bin/python -m pytest
+
+test-long: lint
+	@$(VENV)/bin/python -m pytest -m "long or not long"
+
+lint: $(STAMP)
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy
+	@$(VENV)/bin/sqlfluff lint --processes 2 --disable-progress-bar supabase/migrations
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is missing: install it, or put it on the PATH."; exit 1; }
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "Python's venv module is missing: install it (Debian: apt install python3-venv)."; exit 1; }
+	@echo "Installing into $(VENV) (once, a few minutes)"
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint constraints.txt --editable '.[local,dev]'
+	@touch $@
+
+clean:
+	@rm -rf $(VENV)

@@ -1,0 +1,127 @@
+"""The REST and Auth server of the local stack, as a process."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from python_jobs.errors import LocalStackError
+from python_jobs.local.node import NodeTools
+from python_jobs.local.postgres import HOST, port_answers
+
+START_TIMEOUT_S = 30
+
+
+@dataclass(frozen=True)
+class ApiKeys:
+    """The secrets of one stack: two API keys and the one that signs the users' tokens (HS256)."""
+
+    publishable_key: str
+    secret_key: str
+    jwt_secret: str
+
+    @classmethod
+    def generate(cls) -> ApiKeys:
+        """New random keys, in the form of Supabase's own."""
+        return cls(
+            publishable_key=f"sb_publishable_{secrets.token_urlsafe(24)}",
+            secret_key=f"sb_secret_{secrets.token_urlsafe(24)}",
+            jwt_secret=secrets.token_urlsafe(48),
+        )
+
+
+class ApiServer:
+    """REST and Auth over one database, on 127.0.0.1.
+
+    database_url: as role `authenticator`.
+    schema_url:   as role `postgres`; the schema is read once: start it after the migrations.
+    """
+
+    def __init__(
+        self,
+        tools: NodeTools,
+        port: int,
+        keys: ApiKeys,
+        log_path: Path,
+        *,
+        database_url: str,
+        schema_url: str,
+    ) -> None:
+        self.tools = tools
+        self.database_url = database_url
+        self.schema_url = schema_url
+        self.port = port
+        self.keys = keys
+        self.log_path = log_path
+
+    @property
+    def url(self) -> str:
+        """Base URL for the client libraries."""
+        return f"http://{HOST}:{self.port}"
+
+    def is_running(self) -> bool:
+        """True when a server with these very keys answers: only it accepts the secret one."""
+        request = urllib.request.Request(
+            f"{self.url}/rest/v1/", headers={"apikey": self.keys.secret_key}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def start(self) -> int:
+        """Starts the server and returns its process id once it answers.
+
+        Raises LocalStackError when the port is taken or the server ends at once.
+        """
+        if port_answers(self.port):
+            raise LocalStackError(
+                f"Port {self.port} is in use by another program: stop it, or choose another port"
+                " (two-tower up --api-port)."
+            )
+        settings = {
+            "database_url": self.database_url,
+            "schema_url": self.schema_url,
+            "port": self.port,
+            **asdict(self.keys),
+        }
+        with self.log_path.open("w") as log:
+            process = subprocess.Popen(
+                self.tools.command("api.mjs"),
+                cwd=self.tools.folder,
+                env={**os.environ, "TWO_TOWER_API": json.dumps(settings)},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while process.poll() is None and time.monotonic() < deadline:
+            if port_answers(self.port) and self.is_running():
+                return process.pid
+            time.sleep(0.05)
+        if process.poll() is None:
+            process.kill()
+        errors = [line for line in self.log_path.read_text().splitlines() if "rror" in line]
+        raise LocalStackError(
+            f"The REST and Auth server did not start ({(errors or ['no message'])[0].strip()}):"
+            f" its log is {self.log_path}."
+        )
+
+    def stop(self, pid: int) -> None:
+        """Ends the server if it is the one that answers; a reused process id is left alone."""
+        if not self.is_running():
+            return
+        os.kill(pid, signal.SIGTERM)
+        deadline = time.monotonic() + 5
+        while port_answers(self.port) and time.monotonic() < deadline:
+            time.sleep(0.05)

