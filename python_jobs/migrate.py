@@ -217,10 +217,16 @@ def split_statements(script: str) -> list[Statement]:
     for begin, end in pieces:
         text = script[begin:end].strip()
         if text:
-            code = re.match(r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)*", script[begin:end], re.S)
-            first = begin + (code.end() if code else 0)
-            statements.append(Statement(text, script.count("\n", 0, first) + 1))
+            line = script.count("\n", 0, _start_of_code(script, begin)) + 1
+            statements.append(Statement(text, line))
     return statements
+
+
+def _start_of_code(script: str, start: int) -> int:
+    """The first position from `start` on that is neither blank nor comment."""
+    while found := re.compile(r"\s+|--[^\n]*|/\*").match(script, start):
+        start = _end_of_comment(script, start) if found[0] == "/*" else found.end()
+    return start
 
 
 def _end_of_comment(script: str, start: int) -> int:

@@ -33,19 +33,24 @@ def bootstrap(
     password: given to the login roles `postgres` and `authenticator`.
     grants:   what the API roles get on later objects in schema public: "new" projects give them
               nothing (beyond Postgres' own EXECUTE for everybody), "old" ones everything.
-    vector_schema: where pgvector sits. Hosted projects let `postgres` create it; a plain
-              Postgres lets only a superuser, so the migration's `if not exists` finds it made.
+    vector_schema: where pgvector sits, owned by `postgres`. Hosted projects let `postgres` create
+              it; a plain Postgres does not, so the migration's `if not exists` finds it made.
     """
     if grants not in get_args(Grants):
         raise ValueError(f"grants must be one of {get_args(Grants)}, not {grants!r}")
     script = Path(__file__).with_name("bootstrap.sql").read_text()
     with psycopg.connect(superuser_url) as connection:
         connection.execute(script.encode())
+        # A superuser within this transaction only: extensions cannot change owners later.
+        connection.execute("alter role postgres superuser")
+        connection.execute("set local role postgres")
         connection.execute(
             sql.SQL("create extension if not exists vector with schema {}").format(
                 sql.Identifier(vector_schema)
             )
         )
+        connection.execute("reset role")
+        connection.execute("alter role postgres nosuperuser")
         for role in LOGIN_ROLES:
             connection.execute(
                 sql.SQL("alter role {} password {}").format(sql.Identifier(role), password)
