@@ -50,12 +50,18 @@ def down() -> None:
 @click.option("--project", type=click.Path(exists=True, file_okay=False, path_type=Path))
 def migrate(project: Path | None) -> None:
     """Apply supabase/migrations to TWO_TOWER_DATABASE_URL or the local stack."""
+    url = db.database_url()
+    stack = Stack()
     tools = None
     if find_node():
-        tools = Stack().tools
+        tools = stack.tools
         tools.install(_say)
-    applied = migrations.migrate(db.database_url(), project, tools=tools)
+    applied = migrations.migrate(url, project, tools=tools)
     for name in applied:
         click.echo(f"Applied {name}")
     if not applied:
         click.echo("Up to date.")
+    elif (state := stack.read_state()) and state.database_url == url:
+        # REST and Auth read the schema once, when they start.
+        stack.stop_api(state)
+        stack.up(say=_say)

@@ -97,8 +97,8 @@ class Stack:
         api = self._api(cluster, api_port or (last.api_port if last else API_PORT), keys)
         pid = last.api_pid if last else None
         if has_node:
-            if last and pid and (applied or api.port != last.api_port):
-                self._api(cluster, last.api_port, keys).stop(pid)
+            if last and (applied or api.port != last.api_port):
+                self.stop_api(last)
             if not api.is_running():
                 say("Starting REST and Auth")
                 pid = api.start()
@@ -119,11 +119,15 @@ class Stack:
         state = self.read_state()
         if state is None:
             return False
-        cluster = Cluster(Path(state.data_dir), state.database_port)
-        if state.api_pid:
-            self._api(cluster, state.api_port, state.keys).stop(state.api_pid)
-        cluster.stop()
+        self.stop_api(state)
+        Cluster(Path(state.data_dir), state.database_port).stop()
         return True
+
+    def stop_api(self, state: State) -> None:
+        """Stops REST and Auth if they run."""
+        if state.api_pid:
+            cluster = Cluster(Path(state.data_dir), state.database_port)
+            self._api(cluster, state.api_port, state.keys).stop(state.api_pid)
 
     def _api(self, cluster: Cluster, port: int, keys: ApiKeys) -> ApiServer:
         return ApiServer(
