@@ -1,0 +1,182 @@
+-- Every constant of the engine is a column of one row (settings) or a row per event type (signals). A DBA changes
+-- them with an UPDATE; the next statement uses them. setting_changes keeps who changed what, and when.
+
+create table two_tower.settings (
+  id boolean primary key default true constraint settings_is_one_row check (id),
+
+  learning_rule text not null default 'contrastive'
+    constraint learning_rule_is_known check (learning_rule in ('contrastive', 'literal')),
+  contrastive_learning_rate real not null default 0.05
+    constraint contrastive_learning_rate_is_small check (contrastive_learning_rate between 0 and 0.5),
+  literal_learning_rate real not null default 0.01
+    constraint literal_learning_rate_is_in_the_range_of_the_spec check (literal_learning_rate between 0.001 and 0.01),
+  literal_maximum_alpha real not null default 0.1
+    constraint literal_maximum_alpha_is_a_share check (literal_maximum_alpha > 0 and literal_maximum_alpha < 1),
+  temperature real not null default 0.2
+    constraint temperature_is_positive check (temperature between 0.01 and 10),
+  history_decay real not null default 0.9
+    constraint history_decay_is_a_share check (history_decay > 0 and history_decay <= 1),
+  history_length integer not null default 30
+    constraint history_length_is_bounded check (history_length between 1 and 200),
+  negative_strength_factor real not null default 0.3
+    constraint negative_strength_factor_is_a_share check (negative_strength_factor between 0 and 1),
+
+  negatives_per_positive integer not null default 8
+    constraint negatives_per_positive_is_in_the_range_of_the_spec check (negatives_per_positive between 5 and 10),
+  pushes_per_positive integer not null default 8
+    constraint pushes_per_positive_is_bounded check (pushes_per_positive between 0 and 128),
+  viewed_negative_window interval not null default '1 hour'
+    constraint viewed_negative_window_is_short check (viewed_negative_window between '1 minute' and '1 day'),
+  recent_posts_pool integer not null default 500
+    constraint recent_posts_pool_is_bounded check (recent_posts_pool between 10 and 100000),
+
+  long_dwell_ms integer not null default 5000,
+  short_dwell_ms integer not null default 2000,
+  constraint dwell_thresholds_are_ordered check (0 < short_dwell_ms and short_dwell_ms <= long_dwell_ms),
+  learned_events_per_minute integer not null default 60
+    constraint learned_events_per_minute_is_positive check (learned_events_per_minute > 0),
+
+  client_event_retry_window interval not null default '7 days'
+    constraint client_event_retry_window_is_bounded check (client_event_retry_window between '1 minute' and '31 days'),
+  oldest_event_age interval not null default '30 years'
+    constraint oldest_event_age_is_positive check (oldest_event_age > '0'),
+  future_event_tolerance interval not null default '5 minutes'
+    constraint future_event_tolerance_is_short check (future_event_tolerance between '0' and '1 day'),
+  events_kept_for interval not null default '13 months'
+    constraint events_are_kept_for_a_month_or_more check (events_kept_for >= '1 month'),
+  training_examples_kept_for interval not null default '35 days'
+    constraint training_examples_are_kept_for_a_week_or_more check (training_examples_kept_for >= '7 days'),
+
+  gate_minimum_events integer not null default 100
+    constraint gate_minimum_events_is_positive check (gate_minimum_events > 0),
+  gate_tolerance real not null default 0.0
+    constraint gate_tolerance_is_small check (gate_tolerance between 0 and 0.1),
+  weight_versions_kept integer not null default 20
+    constraint weight_versions_kept_is_positive check (weight_versions_kept >= 3),
+  profile_weight real not null default 0.5
+    constraint profile_weight_is_bounded check (profile_weight between 0 and 10),
+  user_tower_weight real not null default 1
+    constraint user_tower_weight_is_bounded check (user_tower_weight between 0 and 10),
+
+  cold_until integer not null default 15
+    constraint cold_until_is_bounded check (cold_until between 0 and 1000),
+  popularity_half_life interval not null default '30 days'
+    constraint popularity_half_life_is_a_week_or_more check (popularity_half_life >= '7 days'),
+  popularity_weight real not null default 0.1
+    constraint popularity_weight_is_bounded check (popularity_weight between 0 and 10),
+  followed_weight real not null default 0.2
+    constraint followed_weight_is_bounded check (followed_weight between 0 and 10),
+  recency_weight real not null default 0.2
+    constraint recency_weight_is_bounded check (recency_weight between 0 and 10),
+  recency_half_life interval not null default '3 days'
+    constraint recency_half_life_is_an_hour_or_more check (recency_half_life >= '1 hour'),
+  exploration_share real not null default 0.05
+    constraint exploration_share_is_a_share check (exploration_share between 0 and 0.5),
+  posts_per_author integer not null default 10
+    constraint posts_per_author_is_positive check (posts_per_author > 0),
+  exact_scan_limit integer not null default 5000
+    constraint exact_scan_limit_is_bounded check (exact_scan_limit between 0 and 1000000),
+  over_fetch integer not null default 200
+    constraint over_fetch_is_bounded check (over_fetch between 40 and 1000),
+  serving_drift_tolerance real not null default 0.01
+    constraint serving_drift_tolerance_is_small check (serving_drift_tolerance between 0 and 0.2)
+);
+comment on table two_tower.settings is 'Every constant, in one row. Change it with an UPDATE: the next statement uses it.';
+comment on column two_tower.settings.learning_rule is 'contrastive (default) or literal (the specification to the letter, kept to compare with).';
+comment on column two_tower.settings.contrastive_learning_rate is 'Step of a post towards a user at strength 1, rule contrastive.';
+comment on column two_tower.settings.literal_learning_rate is 'Step of a post towards a user at strength 1, rule literal.';
+comment on column two_tower.settings.literal_maximum_alpha is 'Rule literal: alpha = least(this, 1 / (engagements + 1)).';
+comment on column two_tower.settings.temperature is 'Softmax temperature of the push on negatives.';
+comment on column two_tower.settings.history_decay is 'Weight of an engagement in a user''s sum, per later engagement.';
+comment on column two_tower.settings.history_length is 'How many engagements a user is re-encoded from on read.';
+comment on column two_tower.settings.negative_strength_factor is 'Rule contrastive: what a negative strength is multiplied by, in the user''s sum and on the post.';
+comment on column two_tower.settings.negatives_per_positive is 'Negatives recorded with each positive training pair (5 to 10).';
+comment on column two_tower.settings.pushes_per_positive is 'Posts drawn uniformly that a positive pushes away, rule contrastive.';
+comment on column two_tower.settings.viewed_negative_window is 'How far back a post that was viewed and not engaged with counts as a negative.';
+comment on column two_tower.settings.recent_posts_pool is 'The newest post ids from which random negatives of the pairs are drawn.';
+comment on column two_tower.settings.long_dwell_ms is 'A dwell above this is a positive signal (milliseconds).';
+comment on column two_tower.settings.short_dwell_ms is 'A dwell below this counts as a skip (milliseconds).';
+comment on column two_tower.settings.learned_events_per_minute is 'At most so many events of one user and minute are learned; more are recorded only.';
+comment on column two_tower.settings.client_event_retry_window is 'A repeated client_event_id is recognised for so long.';
+comment on column two_tower.settings.oldest_event_age is 'Older events are refused (only operators can insert history at all).';
+comment on column two_tower.settings.future_event_tolerance is 'Events further in the future are refused.';
+comment on column two_tower.settings.events_kept_for is 'Partitions of engagement_events older than this are dropped.';
+comment on column two_tower.settings.training_examples_kept_for is 'Partitions of training_examples older than this are dropped.';
+comment on column two_tower.settings.gate_minimum_events is 'A new version is judged on at least so many held-out positives; with fewer it is rejected.';
+comment on column two_tower.settings.gate_tolerance is 'How far the lower bound of the paired difference may lie below zero.';
+comment on column two_tower.settings.weight_versions_kept is 'Tensors of so many newest versions of a tower are kept; metrics of all are.';
+comment on column two_tower.settings.profile_weight is 'Weight of the profile''s vector in a user''s sum.';
+comment on column two_tower.settings.user_tower_weight is 'Weight of the user tower''s vector in a user''s sum, once a version has passed the gate.';
+comment on column two_tower.settings.cold_until is 'Engagements over which a user''s ranking goes from popular and recent to personal.';
+comment on column two_tower.settings.popularity_half_life is 'Half-life of a post''s popularity.';
+comment on column two_tower.settings.popularity_weight is 'Weight of popularity (0 to 1) in the score of a warm user, beside the cosine.';
+comment on column two_tower.settings.followed_weight is 'What a post of a followed author gains in score.';
+comment on column two_tower.settings.recency_weight is 'Weight of freshness (0 to 1) in the score of a cold user.';
+comment on column two_tower.settings.recency_half_life is 'Half-life of the freshness of a post in the ranking of cold users.';
+comment on column two_tower.settings.exploration_share is 'Share of a page given to posts with few engagements.';
+comment on column two_tower.settings.posts_per_author is 'At most so many posts of one author on a page, while others are left.';
+comment on column two_tower.settings.exact_scan_limit is 'With at most so many posts, all are scored; above, the serving index proposes.';
+comment on column two_tower.settings.over_fetch is 'Candidates taken from the serving index before filters and re-ranking.';
+comment on column two_tower.settings.serving_drift_tolerance is 'Cosine distance from its live vector at which a served copy is refreshed.';
+insert into two_tower.settings default values;
+
+create table two_tower.signals (
+  event_type text primary key,
+  strength real not null
+    constraint strength_is_bounded check (strength between -3 and 3),
+  label boolean,
+  bit integer not null unique
+    constraint bit_is_a_power_of_two check (bit > 0 and bit & (bit - 1) = 0),
+  withdraws text references two_tower.signals (event_type),
+  blocks_author boolean not null default false,
+  description text not null,
+  constraint a_labelled_signal_has_the_sign_of_its_label
+    check (label is null or (label and strength >= 0) or (not label and strength <= 0)),
+  constraint what_withdraws_teaches_nothing_itself check (withdraws is null or (strength = 0 and label is null))
+);
+comment on table two_tower.signals is 'What each event type means: its strength, and the training pair it makes.';
+comment on column two_tower.signals.strength is 'Factor of the learning step: above 0 towards, below 0 away, 0 teaches nothing.';
+comment on column two_tower.signals.label is 'true: makes a positive training pair with negatives. false: makes one negative pair. null: none.';
+comment on column two_tower.signals.bit is 'Its place in user_posts.signals. Fixed: changing it rewrites history.';
+comment on column two_tower.signals.withdraws is 'The signal that this event takes back.';
+insert into two_tower.signals (event_type, strength, label, bit, withdraws, blocks_author, description) values
+  ('view', 0, null, 1, null, false, 'An impression: the post was on screen.'),
+  ('click', 0.5, null, 2, null, false, 'Weak positive: opened.'),
+  ('like', 1, true, 4, null, false, 'Strong positive.'),
+  ('reply', 1.5, true, 8, null, false, 'Very strong positive.'),
+  ('repost', 1, true, 16, null, false, 'Strong positive.'),
+  ('dwell', 0.5, null, 32, null, false, 'Implicit positive above settings.long_dwell_ms; below short_dwell_ms it counts as skip, between as view.'),
+  ('skip', -0.3, false, 64, null, false, 'Implicit negative: scrolled past quickly.'),
+  ('hide', -0.5, false, 128, null, false, 'Weak negative: the post is not shown again.'),
+  ('not_interested', -1, false, 256, null, false, 'Strong negative: the post is not shown again.'),
+  ('block_author', -1.5, false, 512, null, true, 'Very strong negative: no post of the author is shown.'),
+  ('mute_author', -1.5, false, 1024, null, true, 'Very strong negative: no post of the author is shown.');
+insert into two_tower.signals (event_type, strength, bit, withdraws, description) values
+  ('unlike', 0, 2048, 'like', 'Withdraws the pair of a like and takes its step back.'),
+  ('unrepost', 0, 4096, 'repost', 'Withdraws the pair of a repost and takes its step back.');
+
+create table two_tower.setting_changes (
+  id bigint generated always as identity primary key,
+  changed_at timestamptz not null default two_tower.now(),
+  changed_by text not null default two_tower.session_role(),
+  table_name text not null,
+  old_row jsonb not null,
+  new_row jsonb not null
+);
+comment on table two_tower.setting_changes is 'History of settings and signals: who changed what, and when.';
+
+create function two_tower.record_setting_change() returns trigger
+language plpgsql security definer set search_path = '' as $$
+begin
+  insert into two_tower.setting_changes (table_name, old_row, new_row)
+  values (tg_table_name, to_jsonb(old), to_jsonb(new));
+  return null;
+end
+$$;
+comment on function two_tower.record_setting_change() is
+  'Definer, so that whoever may change a setting need not be able to write, or rewrite, its history.';
+
+create trigger record_setting_change after update on two_tower.settings
+  for each row when (old.* is distinct from new.*) execute function two_tower.record_setting_change();
+create trigger record_signal_change after update on two_tower.signals
+  for each row when (old.* is distinct from new.*) execute function two_tower.record_setting_change();

@@ -1,0 +1,154 @@
+-- The stream of engagements. engagement_events is append-only and partitioned by month; partitions live in two_tower,
+-- so that none is an API table of its own, and are dropped when they age. user_posts is what outlives them: one row
+-- per user and post with what was done, the truth for seen, once-only, negatives and withdrawals.
+
+create sequence two_tower.engagement_event_ids;
+comment on sequence two_tower.engagement_event_ids is 'Ids of engagement_events: the order in which events of a statement are learned.';
+
+create table public.engagement_events (
+  id bigint not null default nextval('two_tower.engagement_event_ids'),
+  user_id uuid not null default auth.uid(),
+  post_id bigint not null,
+  event_type text not null
+    constraint event_type_is_known check (event_type in (
+      'view', 'click', 'like', 'reply', 'repost', 'dwell', 'skip', 'hide', 'not_interested',
+      'block_author', 'mute_author', 'unlike', 'unrepost')),
+  dwell_ms integer constraint dwell_is_not_negative check (dwell_ms >= 0),
+  client_event_id uuid,
+  created_at timestamptz not null default two_tower.now(),
+  primary key (id, created_at),
+  constraint dwell_has_a_duration check (event_type <> 'dwell' or dwell_ms is not null)
+) partition by range (created_at);
+comment on table public.engagement_events is
+  'Append-only: what users did. Inserting a row updates the embeddings, training data and counters in the same transaction.';
+comment on column public.engagement_events.client_event_id is
+  'Chosen by the client, once per event: makes a retry recognisable (settings.client_event_retry_window).';
+comment on column public.engagement_events.created_at is 'Set by the server; only operators may give one.';
+create index engagement_events_user_id_created_at_idx on public.engagement_events (user_id, created_at desc);
+create index engagement_events_client_event_id_idx on public.engagement_events (client_event_id, user_id)
+  where client_event_id is not null;
+
+create table two_tower.user_posts (
+  user_id uuid not null,
+  post_id bigint not null,
+  signals integer not null default 0,
+  is_engaged boolean not null default false,
+  is_hidden boolean not null default false,
+  first_seen_at timestamptz not null,
+  last_event_at timestamptz not null,
+  primary key (user_id, post_id)
+) partition by hash (user_id);
+comment on table two_tower.user_posts is 'What a user did with a post. Kept when partitions of events are dropped.';
+comment on column two_tower.user_posts.signals is 'Bits of two_tower.signals now in force: each moved embeddings once.';
+comment on column two_tower.user_posts.is_engaged is 'A positive signal is in force: never a negative for this user.';
+comment on column two_tower.user_posts.is_hidden is 'Hidden or not interesting: never shown again.';
+do $$
+begin
+  for v_part in 0..7 loop
+    execute format('create table two_tower.user_posts_%s partition of two_tower.user_posts
+      for values with (modulus 8, remainder %s) with (fillfactor = 80)', v_part, v_part);
+  end loop;
+end
+$$;
+
+create table two_tower.unlearned_events (
+  event_id bigint not null,
+  user_id uuid not null,
+  post_id bigint not null,
+  event_type text not null,
+  reason text not null constraint reason_is_known check (reason in (
+    'repeated', 'rate_limited', 'post_deleted', 'nothing_to_withdraw')),
+  created_at timestamptz not null,
+  primary key (event_id, created_at)
+) partition by range (created_at);
+comment on table two_tower.unlearned_events is 'Events that were recorded and, by rule, not learned: and why.';
+
+create table two_tower.deferred_events (
+  event_id bigint primary key,
+  event public.engagement_events not null,
+  post_id bigint not null,
+  reason text not null constraint reason_to_wait_is_known check (reason in ('post_not_encoded', 'frozen'))
+);
+comment on table two_tower.deferred_events is
+  'Events whose learning waits: until the post has an embedding, or until an operator ends a freeze. Deleted by the transaction that learns them.';
+create index deferred_events_post_id_idx on two_tower.deferred_events (post_id, event_id);
+
+-- Partitions by time: one mechanism for all such tables. The default partition takes what lies outside the others:
+-- imported history, or a replay under a clock that runs elsewhere.
+create table two_tower.partitioned_tables (
+  table_name regclass primary key,
+  step interval not null,
+  ahead integer not null default 3 constraint some_partitions_are_made_ahead check (ahead > 0),
+  kept_for_setting text not null
+);
+comment on table two_tower.partitioned_tables is
+  'Tables partitioned by created_at: step of a partition, how many are made ahead, and the setting that says how long they are kept.';
+
+create table two_tower.partitions (
+  partition_name text primary key,
+  table_name regclass not null references two_tower.partitioned_tables (table_name) on delete cascade,
+  starts_at timestamptz not null,
+  ends_at timestamptz not null,
+  constraint a_partition_covers_time check (starts_at < ends_at),
+  unique (table_name, starts_at)
+);
+comment on table two_tower.partitions is 'The partitions that exist, with their ranges.';
+
+-- Attaching takes a weaker lock on the parent than creating a partition in place: writers go on.
+create function two_tower.create_partition(p_table regclass, p_starts_at timestamptz, p_ends_at timestamptz)
+returns void language plpgsql set search_path = '' set timezone = 'UTC' as $$
+declare
+  v_relation text := (select relname from pg_catalog.pg_class where oid = p_table);
+  v_name text := format('%s_%s', v_relation, to_char(p_starts_at, 'YYYYMMDD'));
+begin
+  execute format('create table two_tower.%I (like %s including all)', v_name, p_table);
+  execute format('with moved as (delete from two_tower.%I where created_at >= %L and created_at < %L returning *)
+                  insert into two_tower.%I select * from moved',
+                 v_relation || '_history', p_starts_at, p_ends_at, v_name);
+  execute format('alter table %s attach partition two_tower.%I for values from (%L) to (%L)',
+                 p_table, v_name, p_starts_at, p_ends_at);
+  insert into two_tower.partitions (partition_name, table_name, starts_at, ends_at)
+  values (v_name, p_table, p_starts_at, p_ends_at);
+end
+$$;
+comment on function two_tower.create_partition(regclass, timestamptz, timestamptz) is
+  'Makes one partition in two_tower, where no client has a grant, with what the default partition holds of its range.';
+
+create function two_tower.create_partitions_ahead() returns integer
+language plpgsql set search_path = '' set timezone = 'UTC' as $$
+declare
+  v_table record;
+  v_end timestamptz;
+  v_created integer := 0;
+begin
+  for v_table in select * from two_tower.partitioned_tables order by table_name::text for update loop
+    loop
+      select max(ends_at) into v_end from two_tower.partitions where table_name = v_table.table_name;
+      v_end := coalesce(v_end, date_trunc(case when v_table.step >= '1 month' then 'month' else 'week' end,
+                                          pg_catalog.now()));
+      exit when v_end > pg_catalog.now() + v_table.ahead * v_table.step;
+      perform two_tower.create_partition(v_table.table_name, v_end, v_end + v_table.step);
+      v_created := v_created + 1;
+    end loop;
+  end loop;
+  return v_created;
+end
+$$;
+comment on function two_tower.create_partitions_ahead() is
+  'Makes the partitions that will be needed and returns how many. Uses the real time, not the replaceable clock: partitions are storage.';
+
+create function two_tower.partition_by_time(p_table regclass, p_step interval, p_kept_for_setting text)
+returns void language plpgsql set search_path = '' as $$
+begin
+  insert into two_tower.partitioned_tables (table_name, step, kept_for_setting)
+  values (p_table, p_step, p_kept_for_setting);
+  execute format('create table two_tower.%I partition of %s default',
+                 (select relname from pg_catalog.pg_class where oid = p_table) || '_history', p_table);
+  perform two_tower.create_partitions_ahead();
+end
+$$;
+comment on function two_tower.partition_by_time(regclass, interval, text) is
+  'Puts a partitioned table under this management: a default partition, the present one, and some ahead.';
+
+select two_tower.partition_by_time('public.engagement_events', '1 month', 'events_kept_for');
+select two_tower.partition_by_time('two_tower.unlearned_events', '1 month', 'events_kept_for');

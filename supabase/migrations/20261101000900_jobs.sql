@@ -1,0 +1,245 @@
+-- Work that is done later. A job is a row; a worker claims it with a lease, extends the lease while it works, and
+-- completes or fails it. A worker that dies lets its lease end, and another one takes the job. Jobs may run twice, so
+-- what they store is idempotent. tick() decides what is due; pg_cron calls it where it exists, the worker elsewhere.
+
+create table two_tower.jobs (
+  id bigint generated always as identity primary key,
+  kind text not null,
+  subject text not null default '',
+  payload jsonb not null default '{}',
+  state text not null default 'pending'
+    constraint state_of_a_job_is_known check (state in ('pending', 'running', 'done', 'dead')),
+  attempts integer not null default 0,
+  max_attempts integer not null default 5 constraint a_job_is_tried_once_or_more check (max_attempts > 0),
+  run_at timestamptz not null default two_tower.now(),
+  worker text,
+  lease_until timestamptz,
+  result jsonb,
+  last_error text,
+  created_at timestamptz not null default two_tower.now(),
+  finished_at timestamptz,
+  constraint a_running_job_has_a_lease check (state <> 'running' or (worker is not null and lease_until is not null)),
+  constraint a_finished_job_says_when check ((state in ('done', 'dead')) = (finished_at is not null))
+);
+comment on table two_tower.jobs is 'Queue of background work. Dead jobs were tried max_attempts times: last_error says why.';
+comment on column two_tower.jobs.subject is 'What it is about, within its kind. One pending job per kind and subject.';
+comment on column two_tower.jobs.lease_until is 'Until then the job is its worker''s; later any worker may take it.';
+create unique index one_pending_job_per_kind_and_subject on two_tower.jobs (kind, subject) where state = 'pending';
+create index jobs_to_run_idx on two_tower.jobs (run_at) where state = 'pending';
+create index jobs_running_idx on two_tower.jobs (lease_until) where state = 'running';
+create index jobs_finished_idx on two_tower.jobs (finished_at) where state in ('done', 'dead');
+
+create function two_tower.enqueue_job(p_kind text, p_subject text default '', p_payload jsonb default '{}')
+returns bigint language plpgsql set search_path = '' as $$
+declare
+  v_id bigint;
+begin
+  insert into two_tower.jobs (kind, subject, payload) values (p_kind, p_subject, p_payload)
+  on conflict (kind, subject) where state = 'pending' do nothing
+  returning id into v_id;
+  if v_id is not null then
+    perform pg_notify('two_tower_jobs', p_kind);
+  end if;
+  return v_id;
+end
+$$;
+comment on function two_tower.enqueue_job(text, text, jsonb) is
+  'Adds a job, unless one of this kind and subject is pending: then null. Workers are told by NOTIFY, and poll besides.';
+
+create function two_tower.claim_job(
+  p_worker text, p_kinds text[] default null, p_lease interval default '1 minute'
+) returns setof two_tower.jobs language plpgsql set search_path = '' as $$
+begin
+  if p_worker is null or p_lease is null or p_lease <= '0' then
+    raise exception 'a claim needs the name of a worker and a lease above zero' using errcode = '22023',
+      hint = 'claim_job(worker, kinds, lease): kinds null means any.';
+  end if;
+  update two_tower.jobs j set
+    state = 'dead', finished_at = two_tower.now(), last_error = coalesce(j.last_error || E'\n', '') || 'lease ended'
+  from (
+    select id from two_tower.jobs
+    where state = 'running' and lease_until < two_tower.now() and attempts >= max_attempts
+    order by id limit 10 for update skip locked
+  ) expired where j.id = expired.id;
+
+  return query
+  with next as (
+    select id from two_tower.jobs
+    where (p_kinds is null or kind = any (p_kinds))
+      and ((state = 'pending' and run_at <= two_tower.now()) or (state = 'running' and lease_until < two_tower.now()))
+    order by run_at, id limit 1 for update skip locked
+  )
+  update two_tower.jobs j set
+    state = 'running', worker = p_worker, lease_until = two_tower.now() + p_lease, attempts = j.attempts + 1
+  from next where j.id = next.id
+  returning j.*;
+end
+$$;
+comment on function two_tower.claim_job(text, text[], interval) is
+  'Takes the job that is due longest, or one whose worker let its lease end; no row when there is none. Jobs that others are claiming are skipped. A lease that ends on the last attempt makes the job dead.';
+
+create function two_tower.own_job(p_job_id bigint, p_worker text) returns two_tower.jobs
+language plpgsql set search_path = '' as $$
+declare
+  v_job two_tower.jobs;
+begin
+  select * into v_job from two_tower.jobs where id = p_job_id and state = 'running' and worker = p_worker
+  for no key update;
+  if not found then
+    raise exception 'job % is not leased by worker %', p_job_id, p_worker using errcode = 'TT003',
+      hint = 'Its lease ended and another worker may have taken it. Drop this work; it is done again elsewhere.';
+  end if;
+  return v_job;
+end
+$$;
+comment on function two_tower.own_job(bigint, text) is 'The job, locked, if this worker still has it. Raises TT003 otherwise.';
+
+create function two_tower.heartbeat_job(p_job_id bigint, p_worker text, p_lease interval default '1 minute')
+returns timestamptz language plpgsql set search_path = '' as $$
+declare
+  v_job two_tower.jobs := two_tower.own_job(p_job_id, p_worker);
+begin
+  update two_tower.jobs set lease_until = two_tower.now() + p_lease where id = v_job.id
+  returning lease_until into v_job.lease_until;
+  return v_job.lease_until;
+end
+$$;
+comment on function two_tower.heartbeat_job(bigint, text, interval) is 'Extends the lease and returns its new end. Raises TT003 when it was lost.';
+
+create function two_tower.complete_job(p_job_id bigint, p_worker text, p_result jsonb default '{}')
+returns void language plpgsql set search_path = '' as $$
+declare
+  v_job two_tower.jobs := two_tower.own_job(p_job_id, p_worker);
+begin
+  update two_tower.jobs set state = 'done', finished_at = two_tower.now(), result = p_result, lease_until = null
+  where id = v_job.id;
+end
+$$;
+comment on function two_tower.complete_job(bigint, text, jsonb) is 'The job is done. Raises TT003 when the lease was lost.';
+
+create function two_tower.fail_job(p_job_id bigint, p_worker text, p_error text) returns text
+language plpgsql set search_path = '' as $$
+declare
+  v_job two_tower.jobs := two_tower.own_job(p_job_id, p_worker);
+  v_state text := 'pending';
+begin
+  if v_job.attempts >= v_job.max_attempts or exists (
+    select from two_tower.jobs where kind = v_job.kind and subject = v_job.subject and state = 'pending'
+  ) then
+    v_state := 'dead';
+  end if;
+  update two_tower.jobs set
+    state = v_state, last_error = p_error, lease_until = null, worker = null,
+    run_at = two_tower.now() + least(interval '1 hour', interval '2 seconds' * 2 ^ v_job.attempts),
+    finished_at = case when v_state = 'dead' then two_tower.now() end
+  where id = v_job.id;
+  return v_state;
+exception when unique_violation then
+  update two_tower.jobs set state = 'dead', last_error = p_error, lease_until = null, finished_at = two_tower.now()
+  where id = v_job.id;
+  return 'dead';
+end
+$$;
+comment on function two_tower.fail_job(bigint, text, text) is
+  'The job failed: it is tried again after 4, 8, 16 ... seconds (an hour at most), and dead after max_attempts or when another one of its kind and subject is waiting anyway. Returns its state.';
+
+create function two_tower.prune_jobs(p_limit integer default 1000) returns integer
+language plpgsql set search_path = '' as $$
+declare
+  v_pruned integer;
+begin
+  delete from two_tower.jobs where id in (
+    select id from two_tower.jobs
+    where state in ('done', 'dead') and finished_at < two_tower.now() - interval '30 days'
+    order by finished_at limit p_limit for update skip locked);
+  get diagnostics v_pruned = row_count;
+  return v_pruned;
+end
+$$;
+comment on function two_tower.prune_jobs(integer) is 'Deletes at most so many jobs that ended 30 days ago. Returns how many.';
+
+create table two_tower.schedules (
+  kind text primary key,
+  every interval,
+  every_events integer,
+  runs_in text not null constraint place_to_run_is_known check (runs_in in ('worker', 'database')),
+  is_enabled boolean not null default true,
+  last_run_at timestamptz,
+  last_event_id bigint not null default 0,
+  description text not null,
+  constraint a_schedule_is_by_time_or_by_events check ((every is null) <> (every_events is null)),
+  constraint a_schedule_does_not_run_all_the_time check (every >= '1 second' and every_events > 0)
+);
+comment on table two_tower.schedules is 'What runs when. Change an interval, or disable a schedule, with an UPDATE. Runs that were missed are made up for once, not each.';
+comment on column two_tower.schedules.every_events is 'Runs after so many learned engagements.';
+comment on column two_tower.schedules.last_event_id is 'Engagements up to this id are counted.';
+insert into two_tower.schedules (kind, every, every_events, runs_in, description) values
+  ('train_candidate_tower', null, 1000, 'worker', 'Trains the candidate tower on the newest training pairs.'),
+  ('train_user_tower', '1 hour', null, 'worker', 'Trains the user tower, and encodes active users if a version serves.'),
+  ('create_partitions_ahead', '1 day', null, 'database', 'Makes the partitions that will be needed.'),
+  ('drop_old_partitions', '1 day', null, 'database', 'Archives: drops partitions that are older than settings keep them.'),
+  ('prune_jobs', '1 day', null, 'database', 'Deletes jobs that ended long ago.'),
+  ('refresh_popular_candidates', '5 minutes', null, 'database', 'Lists the most popular posts, for large corpora.'),
+  ('record_metrics', '1 minute', null, 'database', 'Writes the metrics of the health view.');
+
+create function two_tower.drop_old_partitions() returns integer
+language plpgsql set search_path = '' as $$
+declare
+  v_part record;
+  v_dropped integer := 0;
+begin
+  for v_part in
+    select p.partition_name from two_tower.partitions p join two_tower.partitioned_tables t using (table_name)
+    where p.ends_at < pg_catalog.now()
+      - (select (to_jsonb(s) ->> t.kept_for_setting)::interval from two_tower.settings s)
+    order by p.ends_at limit 10
+  loop
+    execute format('drop table two_tower.%I', v_part.partition_name);
+    delete from two_tower.partitions where partition_name = v_part.partition_name;
+    v_dropped := v_dropped + 1;
+  end loop;
+  return v_dropped;
+end
+$$;
+comment on function two_tower.drop_old_partitions() is 'Drops at most ten partitions that are older than settings keep them, and returns how many.';
+
+create function two_tower.is_due(p_schedule two_tower.schedules) returns boolean
+language sql stable set search_path = '' as $$
+  select p_schedule.is_enabled and case
+    when p_schedule.every is not null then
+      coalesce(p_schedule.last_run_at + p_schedule.every <= two_tower.now(), true)
+    else (
+      select count(*) from (
+        select from public.engagement_events e
+        where e.id > p_schedule.last_event_id
+          and e.event_type in (select event_type from two_tower.signals where strength <> 0)
+        limit p_schedule.every_events) as new_events
+    ) >= p_schedule.every_events end;
+$$;
+comment on function two_tower.is_due(two_tower.schedules) is
+  'Whether a schedule should run now. Counts engagements where they are, so that no counter row slows down their writers.';
+
+create function two_tower.start_due_schedules() returns text[]
+language plpgsql set search_path = '' as $$
+declare
+  v_schedule two_tower.schedules;
+  v_started text[] := '{}';
+begin
+  for v_schedule in select * from two_tower.schedules where is_enabled order by kind for update skip locked loop
+    continue when not two_tower.is_due(v_schedule);
+    update two_tower.schedules set
+      last_run_at = two_tower.now(),
+      last_event_id = coalesce((select max(e.id) from public.engagement_events e), last_event_id)
+    where kind = v_schedule.kind;
+    if v_schedule.runs_in = 'worker' then
+      perform two_tower.enqueue_job(v_schedule.kind);
+    else
+      execute format('select two_tower.%I()', v_schedule.kind);
+    end if;
+    v_started := v_started || v_schedule.kind;
+  end loop;
+  return v_started;
+end
+$$;
+comment on function two_tower.start_due_schedules() is
+  'Starts what is due: enqueues a job for the workers, or runs a bounded function here. Returns the kinds.';

@@ -1,0 +1,69 @@
+-- The heartbeat. One call does what is due in bounded steps; pg_cron makes it where it exists, else the workers do.
+
+insert into two_tower.cursors (name) values ('tick');
+
+-- Learning locks users before posts, and posts in order of id. Two such steps in one transaction would break that
+-- order, so a tick takes one step: the next, in turn, that has something to do.
+create function two_tower.take_step() returns jsonb
+language plpgsql set search_path = '' as $$
+declare
+  v_steps text[] := '{fold_pushes, learn_deferred, fill_slot}';
+  v_turn bigint;
+  v_step text;
+  v_count integer;
+begin
+  update two_tower.cursors set position = position + 1 where name = 'tick' returning position into v_turn;
+  for v_offset in 0..2 loop
+    v_step := v_steps[1 + (v_turn + v_offset) % 3];
+    v_count := case v_step
+      when 'fold_pushes' then two_tower.fold_pushes(1000)
+      when 'learn_deferred' then two_tower.learn_deferred(500)
+      else two_tower.fill_slot(2000) end;
+    if v_count > 0 then
+      return jsonb_build_object(v_step, v_count);
+    end if;
+  end loop;
+  if (select filling_version is not null from two_tower.state) then
+    return jsonb_build_object('flip_slots', two_tower.flip_slots()::integer);
+  end if;
+  return '{}';
+end
+$$;
+comment on function two_tower.take_step() is 'One bounded step of what was deferred, in turn; when a slot is full, the flip. Returns the step and its count, {} if nothing was left to do.';
+
+create function two_tower.tick() returns jsonb
+language plpgsql set search_path = '' as $$
+declare
+  v_started text[];
+begin
+  if not pg_try_advisory_xact_lock(two_tower.switch_lock() + 1) then
+    return '{"skipped": "another tick is running"}';
+  end if;
+  if exists (select from two_tower.posts_to_encode(1)) then
+    perform two_tower.enqueue_job('encode_posts');
+  end if;
+  if exists (select from two_tower.profiles_to_encode(1)) then
+    perform two_tower.enqueue_job('encode_profiles');
+  end if;
+  v_started := two_tower.start_due_schedules();
+  if v_started <> '{}' then
+    return jsonb_build_object('started', v_started);
+  end if;
+  return two_tower.take_step()
+    || jsonb_build_object('serving_refreshed', two_tower.refresh_serving_embeddings(500));
+end
+$$;
+comment on function two_tower.tick() is
+  'Does what is due, in bounded steps, and returns what it did. Safe to call at any time, from anywhere, as often as one likes: one runs at a time, and missed calls are made up for once.';
+
+do $$
+begin
+  if exists (select from pg_catalog.pg_available_extensions where name = 'pg_cron') then
+    create extension if not exists pg_cron;
+    perform cron.schedule('two_tower_tick', '5 seconds', 'select two_tower.tick()');
+  end if;
+exception when others then
+  raise notice 'pg_cron is not used (%): the workers call two_tower.tick()', sqlerrm;
+end
+$$;
+
