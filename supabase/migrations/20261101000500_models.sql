@@ -49,23 +49,26 @@ comment on function two_tower.missing_tensors(bigint) is
   'What a version of the candidate tower lacks to be run, or null. Values are finite by the type: pgvector takes no NaN and no infinity.';
 
 -- Two-layer perceptron 384 -> 256 -> 128 with ReLU, output of norm 1. A row of weights times the input is one inner
--- product of pgvector (<#> is its negative), which is as fast as this gets without leaving SQL.
-create function two_tower.candidate_tower(p_base extensions.vector, p_version bigint)
+-- product of pgvector (<#> is its negative), which is as fast as this gets without leaving SQL. Each step is an array
+-- that is computed once, whatever the planner knows about the tables.
+create function two_tower.layer(p_version bigint, p_name text, p_input extensions.vector)
 returns extensions.vector language sql stable strict set search_path = '' as $$
-  with hidden_bias as (
-    select t.row::real[] as bias from two_tower.model_tensors t where t.version = p_version and t.name = 'hidden.bias'
-  ), hidden as (
-    select array_agg(greatest(0, b.bias[t.row_index + 1] - (t.row operator(extensions.<#>) p_base))
-                     order by t.row_index)::extensions.vector as activation
-    from two_tower.model_tensors t cross join hidden_bias b
-    where t.version = p_version and t.name = 'hidden.weight'
-  ), output_bias as (
-    select t.row::real[] as bias from two_tower.model_tensors t where t.version = p_version and t.name = 'output.bias'
-  )
-  select extensions.l2_normalize(array_agg(b.bias[t.row_index + 1] - (t.row operator(extensions.<#>) h.activation)
-                                           order by t.row_index)::extensions.vector)
-  from two_tower.model_tensors t cross join output_bias b cross join hidden h
-  where t.version = p_version and t.name = 'output.weight';
+  select (array(
+    select -(t.row operator(extensions.<#>) p_input) from two_tower.model_tensors t
+    where t.version = p_version and t.name = p_name || '.weight' order by t.row_index
+  )::extensions.vector) operator(extensions.+) b.row
+  from two_tower.model_tensors b where b.version = p_version and b.name = p_name || '.bias' and b.row_index = 0;
+$$;
+comment on function two_tower.layer(bigint, text, extensions.vector) is 'weight * input + bias, of one layer of a version.';
+
+create function two_tower.candidate_tower(p_base extensions.vector, p_version bigint)
+returns extensions.vector language plpgsql stable strict set search_path = '' as $$
+declare
+  v_hidden extensions.vector := two_tower.layer(p_version, 'hidden', p_base);
+begin
+  v_hidden := array(select greatest(0, x) from unnest(v_hidden::real[]) with ordinality as h (x, place) order by place);
+  return extensions.l2_normalize(two_tower.layer(p_version, 'output', v_hidden));
+end
 $$;
 comment on function two_tower.candidate_tower(extensions.vector, bigint) is
   'Runs a version of the candidate tower: vector(384) to vector(128) of norm 1. Null for null; the zero vector stays zero.';

@@ -540,7 +540,7 @@ begin
       if v_lesson.label is not null then
         examples := examples || v_result.example;
       end if;
-      if v_result.push is not null then
+      if (v_result.push).post_ids is not null then
         pushes := pushes || v_result.push;
       end if;
     end if;
