@@ -11,6 +11,7 @@ COMMANDS = {
     "up": ("python_jobs.local.commands", "up"),
     "down": ("python_jobs.local.commands", "down"),
     "migrate": ("python_jobs.local.commands", "migrate"),
+    "worker": ("python_jobs.worker", "worker"),
 }
 
 

@@ -7,12 +7,14 @@
 --   record     user_posts, author_blocks, deferred_events, unlearned_events
 --   apply      per event, in id order, in memory; each user and post row is then written once
 --
+-- Plans are generic (plan_cache_mode of the trigger): with partitioned tables, planning would cost more than running.
+--
 -- Two sessions: users and posts are locked in one order before anything of them is read, so steps are serial per user
 -- and per post and no two statements wait for each other in a circle. A statement that only holds views takes neither
 -- lock: it writes rows of user_posts, in order, after which it waits for nothing. A crash: all of it is one transaction.
 
 create function two_tower.switch_lock() returns bigint
-language sql immutable parallel safe as 'select 2842384801';
+language sql immutable parallel safe set search_path = '' as 'select 2842384801';
 comment on function two_tower.switch_lock() is
   'Key of the advisory lock between learning (shared) and a switch of slots (exclusive).';
 
@@ -77,17 +79,21 @@ comment on function two_tower.refuse_repeated_client_events(public.engagement_ev
   'Raises 23505 for a client_event_id that its user sent before. The users are locked, so that two retries at once can not both pass.';
 
 create function two_tower.interpret(p_events public.engagement_events[]) returns two_tower.lesson[]
-language sql stable set search_path = '' as $$
-  select array_agg(row(
-           e.id, e.user_id, e.post_id, e.event_type, e.created_at,
-           g.event_type, g.strength, g.label, g.bit, g.withdraws, w.bit, g.blocks_author,
-           null, null, null, null)::two_tower.lesson order by e.id)
-  from unnest(p_events) e
-    cross join two_tower.settings s
-    join two_tower.signals g on g.event_type = case
-      when e.event_type <> 'dwell' or e.dwell_ms > s.long_dwell_ms then e.event_type
-      when e.dwell_ms < s.short_dwell_ms then 'skip' else 'view' end
-    left join two_tower.signals w on w.event_type = g.withdraws;
+language plpgsql stable set search_path = '' as $$
+begin
+  return (
+    select array_agg(row(
+             e.id, e.user_id, e.post_id, e.event_type, e.created_at,
+             g.event_type, g.strength, g.label, g.bit, g.withdraws, w.bit, g.blocks_author,
+             null, null, null, null)::two_tower.lesson order by e.id)
+    from unnest(p_events) e
+      cross join two_tower.settings s
+      join two_tower.signals g on g.event_type = case
+        when e.event_type <> 'dwell' or e.dwell_ms > s.long_dwell_ms then e.event_type
+        when e.dwell_ms < s.short_dwell_ms then 'skip' else 'view' end
+      left join two_tower.signals w on w.event_type = g.withdraws
+  );
+end
 $$;
 comment on function two_tower.interpret(public.engagement_events[]) is 'Events to lessons, in the order of their ids.';
 
@@ -169,7 +175,8 @@ comment on function two_tower.decide(two_tower.lesson[], two_tower.user_posts[],
 
 
 create function two_tower.record_views(p_lessons two_tower.lesson[]) returns void
-language sql set search_path = '' as $$
+language plpgsql set search_path = '' as $$
+begin
   insert into two_tower.user_posts as u (user_id, post_id, signals, first_seen_at, last_event_at)
   select l.user_id, l.post_id, bit_or(l.bit), min(l.created_at), max(l.created_at)
   from unnest(p_lessons) l group by l.user_id, l.post_id order by l.user_id, l.post_id
@@ -177,6 +184,7 @@ language sql set search_path = '' as $$
     signals = u.signals | excluded.signals,
     first_seen_at = least(u.first_seen_at, excluded.first_seen_at),
     last_event_at = greatest(u.last_event_at, excluded.last_event_at);
+end
 $$;
 comment on function two_tower.record_views(two_tower.lesson[]) is
   'What impressions leave behind. Needs no lock of the user: it only adds the bit of a view, which no decision takes away.';
@@ -224,25 +232,25 @@ create function two_tower.draw_posts(
 declare
   v_tries integer := 2 * p_count + 8;
   v_span double precision := p_highest - p_lowest + 1;
+  v_ids bigint[];
 begin
-  for v_round in 1..3 loop
+  while v_tries < least(v_span, 30 * p_count + 8) loop
+    v_ids := array(select distinct p_lowest + floor(random() * v_span)::bigint from generate_series(1, v_tries));
     select array_agg(d.post_id), array_agg(d.embedding) into post_ids, embeddings
     from (
       select v.post_id, v.embedding
-      from (select distinct p_lowest + floor(random() * v_span)::bigint as id from generate_series(1, v_tries)) as drawn
-      join two_tower.live_embeddings v on v.slot = p_slot and v.post_id = drawn.id
-      where v_round < 3 and v_span > v_tries and not v.is_deleted
+      from two_tower.live_embeddings v
+      where v.slot = p_slot and v.post_id = any (v_ids) and not v.is_deleted
         and v.post_id <> all (p_excluded) and v.author_id is distinct from p_user_id
         and not exists (select from two_tower.user_posts u
                         where u.user_id = p_user_id and u.post_id = v.post_id and (u.is_engaged or u.is_hidden))
       order by random() limit p_count
     ) d;
-    exit when cardinality(post_ids) = p_count;
-    v_tries := 20 * p_count;
+    if cardinality(post_ids) = p_count then
+      return;
+    end if;
+    v_tries := 10 * v_tries;
   end loop;
-  if cardinality(post_ids) = p_count then
-    return;
-  end if;
   select array_agg(d.post_id), array_agg(d.embedding) into post_ids, embeddings
   from (
     select v.post_id, v.embedding from two_tower.live_embeddings v
@@ -369,11 +377,15 @@ comment on function two_tower.step_contrastive(real, real, real, real, extension
   'q = softmax([p, pushed] u / temperature); p'' = norm(p + rate s (1 - q_p) u); r'' = decay r + s p; u'' = norm(b + r''). push_factors: rate s q of each pushed post, to be subtracted later. u and p as before the event.';
 
 create function two_tower.popularity_of(p_strength real, p_at timestamptz) returns double precision
-language sql stable set search_path = '' as $$
-  select p_strength * 2 ^ greatest(-1000, least(1000,
-    extract(epoch from p_at - timestamptz '2025-01-01 00:00:00+00')::double precision
-    / extract(epoch from s.popularity_half_life)::double precision))
-  from two_tower.settings s;
+language plpgsql stable set search_path = '' as $$
+begin
+  return (
+    select p_strength * 2 ^ greatest(-1000, least(1000,
+      extract(epoch from p_at - timestamptz '2025-01-01 00:00:00+00')::double precision
+      / extract(epoch from s.popularity_half_life)::double precision))
+    from two_tower.settings s
+  );
+end
 $$;
 comment on function two_tower.popularity_of(real, timestamptz) is
   'What an engagement adds to a post''s popularity. Forward decay: instead of letting all old ones shrink, new ones count for more.';
@@ -593,27 +605,35 @@ $$;
 comment on function two_tower.lock_users(uuid[]) is 'Locks the users'' rows in order, makes those that are missing, and returns them sorted by user_id.';
 
 create function two_tower.index_lessons(p_lessons two_tower.lesson[], p_user_ids uuid[], p_post_ids bigint[])
-returns two_tower.lesson[] language sql immutable set search_path = '' as $$
-  select array_agg(row(
-           l.event_id, l.user_id, l.post_id, l.event_type, l.created_at, l.signal, l.strength, l.label, l.bit,
-           l.withdrawn, l.withdrawn_bit, l.blocks_author, u.place, p.place, l.pair_index, null)::two_tower.lesson
-         order by l.event_id)
-  from (select x.*, dense_rank() over (order by x.user_id, x.post_id) as pair_index
-        from (select user_id, post_id, event_id, event_type, created_at, signal, strength, label, bit, withdrawn,
-                     withdrawn_bit, blocks_author from unnest(p_lessons)) x) l
-    join unnest(p_user_ids) with ordinality as u (user_id, place) on u.user_id = l.user_id
-    left join unnest(p_post_ids) with ordinality as p (post_id, place) on p.post_id = l.post_id;
+returns two_tower.lesson[] language plpgsql immutable set search_path = '' as $$
+begin
+  return (
+    select array_agg(row(
+             l.event_id, l.user_id, l.post_id, l.event_type, l.created_at, l.signal, l.strength, l.label, l.bit,
+             l.withdrawn, l.withdrawn_bit, l.blocks_author, u.place, p.place, l.pair_index, null)::two_tower.lesson
+           order by l.event_id)
+    from (select x.*, dense_rank() over (order by x.user_id, x.post_id) as pair_index
+          from (select user_id, post_id, event_id, event_type, created_at, signal, strength, label, bit, withdrawn,
+                       withdrawn_bit, blocks_author from unnest(p_lessons)) x) l
+      join unnest(p_user_ids) with ordinality as u (user_id, place) on u.user_id = l.user_id
+      left join unnest(p_post_ids) with ordinality as p (post_id, place) on p.post_id = l.post_id
+  );
+end
 $$;
 comment on function two_tower.index_lessons(two_tower.lesson[], uuid[], bigint[]) is
   'Fills in where each lesson''s user, post and pair stand in the working arrays. A post without a live vector has none.';
 
 create function two_tower.load_pairs(p_lessons two_tower.lesson[]) returns two_tower.user_posts[]
-language sql stable set search_path = '' as $$
-  select array_agg(row(i.user_id, i.post_id, coalesce(u.signals, 0), coalesce(u.is_engaged, false),
-                       coalesce(u.is_hidden, false), u.first_seen_at, u.last_event_at)::two_tower.user_posts
-                   order by i.pair_index)
-  from (select distinct l.user_id, l.post_id, l.pair_index from unnest(p_lessons) l) i
-    left join two_tower.user_posts u on u.user_id = i.user_id and u.post_id = i.post_id;
+language plpgsql stable set search_path = '' as $$
+begin
+  return (
+    select array_agg(row(i.user_id, i.post_id, coalesce(u.signals, 0), coalesce(u.is_engaged, false),
+                         coalesce(u.is_hidden, false), u.first_seen_at, u.last_event_at)::two_tower.user_posts
+                     order by i.pair_index)
+    from (select distinct l.user_id, l.post_id, l.pair_index from unnest(p_lessons) l) i
+      left join two_tower.user_posts u on u.user_id = i.user_id and u.post_id = i.post_id
+  );
+end
 $$;
 comment on function two_tower.load_pairs(two_tower.lesson[]) is 'What the users did with the posts so far, in order of pair_index.';
 
@@ -662,7 +682,7 @@ comment on function two_tower.learn(public.engagement_events[], boolean) is
   'Learns events in the order of their ids: all of them or, when it raises, none. p_is_deferred: events that waited, and whose time has come.';
 
 create function two_tower.learn_from_events() returns trigger
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = '' set plan_cache_mode = force_generic_plan as $$
 declare
   v_events public.engagement_events[];
 begin

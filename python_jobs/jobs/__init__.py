@@ -1,0 +1,20 @@
+"""The kinds of jobs. A handler takes a connection, does the work, and returns what it measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+
+from python_jobs.jobs.encode import encode_posts, encode_profiles
+from python_jobs.jobs.train import train_candidate_tower, train_user_tower
+
+Handler = Callable[[psycopg.Connection[Any]], dict[str, Any]]
+
+HANDLERS: dict[str, Handler] = {
+    "encode_posts": encode_posts,
+    "encode_profiles": encode_profiles,
+    "train_candidate_tower": train_candidate_tower,
+    "train_user_tower": train_user_tower,
+}
