@@ -84,6 +84,26 @@ language sql volatile set search_path = '' as $$
 $$;
 comment on function two_tower.random_live_posts(integer) is 'Negatives for the user tower.';
 
+create function two_tower.author_embeddings_to_train(p_limit integer default 20000)
+returns table (author_id uuid, embedding extensions.vector) language sql stable set search_path = '' as $$
+  select v.author_id, a.embedding
+  from (select v.author_id, sum(v.engagement_count) as engagements from two_tower.live_embeddings v
+        where v.slot = (select active_slot from two_tower.state) and v.author_id is not null
+        group by v.author_id order by engagements desc, v.author_id limit p_limit) v
+    left join two_tower.author_embeddings a using (author_id)
+  order by v.author_id;
+$$;
+comment on function two_tower.author_embeddings_to_train(integer) is
+  'The authors that were engaged with most, with what was learned of them; null for a new one, which starts at random.';
+
+create function two_tower.action_embeddings_to_train()
+returns table (event_type text, is_positive boolean, embedding extensions.vector) language sql stable set search_path = '' as $$
+  select s.event_type, coalesce(s.label, false), a.embedding
+  from two_tower.signals s left join two_tower.action_embeddings a using (event_type) order by s.bit;
+$$;
+comment on function two_tower.action_embeddings_to_train() is
+  'All event types in a fixed order, whether one is a positive to predict, and what was learned of it.';
+
 create function two_tower.verdict_on(p_differences double precision[], out is_better boolean, out metrics jsonb)
 language sql stable set search_path = '' as $$
   select n >= s.gate_minimum_events and mean - 1.645 * error > -s.gate_tolerance and mean > 0,

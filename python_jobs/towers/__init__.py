@@ -1,0 +1,1 @@
+"""The two towers: models and training, without a database."""
