@@ -152,7 +152,9 @@ class Entities:
 
 
 def _histories(connection: Connection, before: Any) -> list[dict[str, Any]]:
-    return connection.execute("select * from two_tower.user_histories(%s, 1000)", [before]).fetchall()
+    return connection.execute(
+        "select * from two_tower.user_histories(%s, 1000)", [before]
+    ).fetchall()
 
 
 def _load(connection: Connection, version: int) -> dict[str, np.ndarray]:

@@ -96,7 +96,9 @@ def train_candidate(
     for _ in range(config.epochs):
         total = 0.0
         for batch in torch.randperm(len(user)).split(config.batch_size):
-            loss = _pair_loss(tower, user[batch], positive[batch], negatives[batch], mask[batch], config)
+            loss = _pair_loss(
+                tower, user[batch], positive[batch], negatives[batch], mask[batch], config
+            )
             if len(anchor_base):
                 picked = torch.multinomial(anchor_weight, config.batch_size, replacement=True)
                 fit = (tower(anchor_base[picked]) * anchor_live[picked]).sum(-1)

@@ -59,7 +59,9 @@ def load(module: nn.Module, tensors: dict[str, np.ndarray]) -> None:
     for name, parameter in module.named_parameters():
         stored = tensors.get(name)
         if stored is None or stored.size != parameter.numel():
-            raise ValueError(f"{name} is missing or has another shape than {tuple(parameter.shape)}.")
+            raise ValueError(
+                f"{name} is missing or has another shape than {tuple(parameter.shape)}."
+            )
         parameter.data.copy_(Tensor(stored.reshape(tuple(parameter.shape))))
 
 

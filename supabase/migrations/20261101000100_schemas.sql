@@ -1,22 +1,31 @@
--- Two-Tower: a recommendation engine that lives in this database and learns inside the INSERT of an engagement.
+-- Two-Tower: a recommendation engine that lives in this database and learns inside the INSERT of an
+-- engagement.
 --
---   public.posts ──encode (worker)──> base_embeddings ──candidate tower (SQL)──> live_embeddings ─┐
---   public.engagement_events ──trigger──> user_embeddings, live_embeddings, training_examples     ├─> recommend()
---                                    └──> deferred_pushes ──fold_pushes()──> live_embeddings ─────┘
---   training_examples ──train (worker)──> model_weights ──gate──> the other slot of live_embeddings ──flip──> serving
+--   public.posts --encode (worker)--> base_embeddings --candidate tower (SQL)--> live_embeddings
 --
--- Two schemas. public holds what clients touch, each table under row level security. two_tower holds everything else:
--- it is never exposed over the API and no client role has a grant on any of its tables. A public function is a thin
--- SECURITY INVOKER wrapper; where it needs rights, it calls a SECURITY DEFINER core in two_tower.
+--   public.engagement_events --trigger--> user_embeddings, live_embeddings, training_examples
+--                                     \--> deferred_pushes --fold_pushes()--> live_embeddings
 --
--- The files stand in the order in which data flows: schemas, settings, content, engagement, models, embeddings,
--- training data, learning, jobs, switching of models, retrieval, monitoring, the public API, schedule, policies.
+--   user_embeddings, live_embeddings --> recommend()
+--
+--   training_examples --train (worker)--> model_weights --gate--> the other slot of
+--                                         live_embeddings --flip--> the slot that serves
+--
+-- Two schemas. public holds what clients touch, each table under row level security. two_tower
+-- holds everything else: it is never exposed over the API and no client role has a grant on any of
+-- its tables. A public function is a thin SECURITY INVOKER wrapper; where it needs rights, it calls
+-- a SECURITY DEFINER core in two_tower.
+--
+-- The files stand in the order in which data flows: schemas, settings, content, engagement, models,
+-- embeddings, training data, learning, jobs, switching of models, retrieval, monitoring, the public
+-- API, schedule, policies.
 
 create schema if not exists extensions;
 create extension if not exists vector with schema extensions;
 
--- A project may have installed pgvector into public, where Supabase's own advisors flag it. Types are known by
--- their oid, so columns and indexes that use it do not notice the move; both schemas are on the default search_path.
+-- A project may have installed pgvector into public, where Supabase's own advisors flag it. Types
+-- are known by their oid, so columns and indexes that use it do not notice the move; both schemas
+-- are on the default search_path.
 do $$
 begin
   if (select n.nspname from pg_extension x join pg_namespace n on n.oid = x.extnamespace
@@ -33,7 +42,8 @@ revoke all on schema two_tower from public;
 grant usage on schema two_tower to anon, authenticated, service_role;
 
 create table two_tower.error_codes (
-  sqlstate text primary key constraint sqlstate_has_five_characters check (sqlstate ~ '^[0-9A-Z]{5}$'),
+  sqlstate text primary key constraint sqlstate_has_five_characters
+    check (sqlstate ~ '^[0-9A-Z]{5}$'),
   name text not null unique,
   meaning text not null
 );
@@ -41,13 +51,18 @@ comment on table two_tower.error_codes is
   'The SQLSTATEs that Two-Tower raises and a caller may branch on. Each comes with a message and a hint.';
 insert into two_tower.error_codes (sqlstate, name, meaning) values
   ('22023', 'invalid_parameter_value', 'An argument is missing, malformed or out of range.'),
-  ('23503', 'foreign_key_violation', 'An event names a post or a user that does not exist. Nothing of the statement was stored.'),
-  ('23505', 'unique_violation', 'An event with this client_event_id is already stored for this user: a retry, safe to treat as success.'),
+  ('23503', 'foreign_key_violation',
+    'An event names a post or a user that does not exist. Nothing of the statement was stored.'),
+  ('23505', 'unique_violation',
+    'An event with this client_event_id is stored already: a retry, to be treated as success.'),
   ('42501', 'insufficient_privilege', 'The caller is not signed in, or not allowed to do this.'),
-  ('TT001', 'event_time_out_of_range', 'created_at lies in the future or further back than settings.oldest_event_age.'),
+  ('TT001', 'event_time_out_of_range',
+    'created_at lies in the future or further back than settings.oldest_event_age.'),
   ('TT002', 'batch_too_large', 'record_engagements takes at most 500 events a call.'),
-  ('TT003', 'lease_lost', 'The job is no longer leased by this worker: its lease ended and another one may have it.'),
-  ('TT004', 'weights_invalid', 'A version of weights lacks a tensor, has the wrong shape, or a value is not finite.');
+  ('TT003', 'lease_lost',
+    'The job is no longer leased by this worker: its lease ended and another one may have it.'),
+  ('TT004', 'weights_invalid',
+    'A version of weights lacks a tensor, has the wrong shape, or a value is not finite.');
 
 create function two_tower.session_role() returns text
 language sql stable set search_path = '' as $$

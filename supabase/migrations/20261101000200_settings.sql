@@ -1,5 +1,6 @@
--- Every constant of the engine is a column of one row (settings) or a row per event type (signals). A DBA changes
--- them with an UPDATE; the next statement uses them. setting_changes keeps who changed what, and when.
+-- Every constant of the engine is a column of one row (settings) or a row per event type (signals).
+-- A DBA changes them with an UPDATE; the next statement uses them. setting_changes keeps who
+-- changed what, and when.
 
 create table two_tower.settings (
   id boolean primary key default true constraint settings_is_one_row check (id),
@@ -7,11 +8,14 @@ create table two_tower.settings (
   learning_rule text not null default 'contrastive'
     constraint learning_rule_is_known check (learning_rule in ('contrastive', 'literal')),
   contrastive_learning_rate real not null default 0.05
-    constraint contrastive_learning_rate_is_small check (contrastive_learning_rate between 0 and 0.5),
+    constraint contrastive_learning_rate_is_small
+      check (contrastive_learning_rate between 0 and 0.5),
   literal_learning_rate real not null default 0.01
-    constraint literal_learning_rate_is_in_the_range_of_the_spec check (literal_learning_rate between 0.001 and 0.01),
+    constraint literal_learning_rate_is_in_the_range_of_the_spec
+      check (literal_learning_rate between 0.001 and 0.01),
   literal_maximum_alpha real not null default 0.1
-    constraint literal_maximum_alpha_is_a_share check (literal_maximum_alpha > 0 and literal_maximum_alpha < 1),
+    constraint literal_maximum_alpha_is_a_share
+      check (literal_maximum_alpha > 0 and literal_maximum_alpha < 1),
   temperature real not null default 0.2
     constraint temperature_is_positive check (temperature between 0.01 and 10),
   history_decay real not null default 0.9
@@ -22,30 +26,36 @@ create table two_tower.settings (
     constraint negative_strength_factor_is_a_share check (negative_strength_factor between 0 and 1),
 
   negatives_per_positive integer not null default 8
-    constraint negatives_per_positive_is_in_the_range_of_the_spec check (negatives_per_positive between 5 and 10),
+    constraint negatives_per_positive_is_in_the_range_of_the_spec
+      check (negatives_per_positive between 5 and 10),
   pushes_per_positive integer not null default 8
     constraint pushes_per_positive_is_bounded check (pushes_per_positive between 0 and 128),
   viewed_negative_window interval not null default '1 hour'
-    constraint viewed_negative_window_is_short check (viewed_negative_window between '1 minute' and '1 day'),
+    constraint viewed_negative_window_is_short
+      check (viewed_negative_window between '1 minute' and '1 day'),
   recent_posts_pool integer not null default 500
     constraint recent_posts_pool_is_bounded check (recent_posts_pool between 10 and 100000),
 
   long_dwell_ms integer not null default 5000,
   short_dwell_ms integer not null default 2000,
-  constraint dwell_thresholds_are_ordered check (0 < short_dwell_ms and short_dwell_ms <= long_dwell_ms),
+  constraint dwell_thresholds_are_ordered
+    check (0 < short_dwell_ms and short_dwell_ms <= long_dwell_ms),
   learned_events_per_minute integer not null default 60
     constraint learned_events_per_minute_is_positive check (learned_events_per_minute > 0),
 
   client_event_retry_window interval not null default '7 days'
-    constraint client_event_retry_window_is_bounded check (client_event_retry_window between '1 minute' and '31 days'),
+    constraint client_event_retry_window_is_bounded
+      check (client_event_retry_window between '1 minute' and '31 days'),
   oldest_event_age interval not null default '30 years'
     constraint oldest_event_age_is_positive check (oldest_event_age > '0'),
   future_event_tolerance interval not null default '5 minutes'
-    constraint future_event_tolerance_is_short check (future_event_tolerance between '0' and '1 day'),
+    constraint future_event_tolerance_is_short
+      check (future_event_tolerance between '0' and '1 day'),
   events_kept_for interval not null default '13 months'
     constraint events_are_kept_for_a_month_or_more check (events_kept_for >= '1 month'),
   training_examples_kept_for interval not null default '35 days'
-    constraint training_examples_are_kept_for_a_week_or_more check (training_examples_kept_for >= '7 days'),
+    constraint training_examples_are_kept_for_a_week_or_more
+      check (training_examples_kept_for >= '7 days'),
 
   gate_minimum_events integer not null default 100
     constraint gate_minimum_events_is_positive check (gate_minimum_events > 0),
@@ -132,25 +142,30 @@ create table two_tower.signals (
   description text not null,
   constraint a_labelled_signal_has_the_sign_of_its_label
     check (label is null or (label and strength >= 0) or (not label and strength <= 0)),
-  constraint what_withdraws_teaches_nothing_itself check (withdraws is null or (strength = 0 and label is null))
+  constraint what_withdraws_teaches_nothing_itself
+    check (withdraws is null or (strength = 0 and label is null))
 );
 comment on table two_tower.signals is 'What each event type means: its strength, and the training pair it makes.';
 comment on column two_tower.signals.strength is 'Factor of the learning step: above 0 towards, below 0 away, 0 teaches nothing.';
 comment on column two_tower.signals.label is 'true: makes a positive training pair with negatives. false: makes one negative pair. null: none.';
 comment on column two_tower.signals.bit is 'Its place in user_posts.signals. Fixed: changing it rewrites history.';
 comment on column two_tower.signals.withdraws is 'The signal that this event takes back.';
-insert into two_tower.signals (event_type, strength, label, bit, withdraws, blocks_author, description) values
+insert into two_tower.signals (event_type, strength, label, bit, withdraws, blocks_author,
+  description) values
   ('view', 0, null, 1, null, false, 'An impression: the post was on screen.'),
   ('click', 0.5, null, 2, null, false, 'Weak positive: opened.'),
   ('like', 1, true, 4, null, false, 'Strong positive.'),
   ('reply', 1.5, true, 8, null, false, 'Very strong positive.'),
   ('repost', 1, true, 16, null, false, 'Strong positive.'),
-  ('dwell', 0.5, null, 32, null, false, 'Implicit positive above settings.long_dwell_ms; below short_dwell_ms it counts as skip, between as view.'),
+  ('dwell', 0.5, null, 32, null, false,
+    'Positive above settings.long_dwell_ms; a skip below short_dwell_ms; between, a view.'),
   ('skip', -0.3, false, 64, null, false, 'Implicit negative: scrolled past quickly.'),
   ('hide', -0.5, false, 128, null, false, 'Weak negative: the post is not shown again.'),
   ('not_interested', -1, false, 256, null, false, 'Strong negative: the post is not shown again.'),
-  ('block_author', -1.5, false, 512, null, true, 'Very strong negative: no post of the author is shown.'),
-  ('mute_author', -1.5, false, 1024, null, true, 'Very strong negative: no post of the author is shown.');
+  ('block_author', -1.5, false, 512, null, true,
+    'Very strong negative: no post of the author is shown.'),
+  ('mute_author', -1.5, false, 1024, null, true,
+    'Very strong negative: no post of the author is shown.');
 insert into two_tower.signals (event_type, strength, bit, withdraws, description) values
   ('unlike', 0, 2048, 'like', 'Withdraws the pair of a like and takes its step back.'),
   ('unrepost', 0, 4096, 'repost', 'Withdraws the pair of a repost and takes its step back.');
@@ -177,6 +192,8 @@ comment on function two_tower.record_setting_change() is
   'Definer, so that whoever may change a setting need not be able to write, or rewrite, its history.';
 
 create trigger record_setting_change after update on two_tower.settings
-  for each row when (old.* is distinct from new.*) execute function two_tower.record_setting_change();
+  for each row when (old.* is distinct
+    from new.*) execute function two_tower.record_setting_change();
 create trigger record_signal_change after update on two_tower.signals
-  for each row when (old.* is distinct from new.*) execute function two_tower.record_setting_change();
+  for each row when (old.* is distinct
+    from new.*) execute function two_tower.record_setting_change();

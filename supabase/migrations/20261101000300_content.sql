@@ -1,5 +1,6 @@
--- What the app writes beside engagements. Users are auth.users; a profile is optional and feeds a new user's first
--- vector. A second content table attaches by content_sources: its rows become posts of ours under a mapped id.
+-- What the app writes beside engagements. Users are auth.users; a profile is optional and feeds a
+-- new user's first vector. A second content table attaches by content_sources: its rows become
+-- posts of ours under a mapped id.
 
 create table public.profiles (
   user_id uuid primary key default auth.uid() references auth.users (id) on delete cascade,
@@ -36,7 +37,8 @@ create index follows_followed_id_idx on public.follows (followed_id);
 create table public.author_blocks (
   user_id uuid not null default auth.uid() references auth.users (id) on delete cascade,
   author_id uuid not null references auth.users (id) on delete cascade,
-  kind text not null constraint kind_of_block_is_known check (kind in ('block_author', 'mute_author')),
+  kind text not null constraint kind_of_block_is_known
+    check (kind in ('block_author', 'mute_author')),
   created_at timestamptz not null default two_tower.now(),
   primary key (user_id, author_id),
   constraint nobody_blocks_themselves check (user_id <> author_id)

@@ -1,6 +1,7 @@
--- The stream of engagements. engagement_events is append-only and partitioned by month; partitions live in two_tower,
--- so that none is an API table of its own, and are dropped when they age. user_posts is what outlives them: one row
--- per user and post with what was done, the truth for seen, once-only, negatives and withdrawals.
+-- The stream of engagements. engagement_events is append-only and partitioned by month; partitions
+-- live in two_tower, so that none is an API table of its own, and are dropped when they age.
+-- user_posts is what outlives them: one row per user and post with what was done, the truth for
+-- seen, once-only, negatives and withdrawals.
 
 create sequence two_tower.engagement_event_ids;
 comment on sequence two_tower.engagement_event_ids is 'Ids of engagement_events: the order in which events of a statement are learned.';
@@ -24,8 +25,10 @@ comment on table public.engagement_events is
 comment on column public.engagement_events.client_event_id is
   'Chosen by the client, once per event: makes a retry recognisable (settings.client_event_retry_window).';
 comment on column public.engagement_events.created_at is 'Set by the server; only operators may give one.';
-create index engagement_events_user_id_created_at_idx on public.engagement_events (user_id, created_at desc);
-create index engagement_events_client_event_id_idx on public.engagement_events (client_event_id, user_id)
+create index engagement_events_user_id_created_at_idx
+  on public.engagement_events (user_id, created_at desc);
+create index engagement_events_client_event_id_idx
+  on public.engagement_events (client_event_id, user_id)
   where client_event_id is not null;
 
 create table two_tower.user_posts (
@@ -67,14 +70,15 @@ create table two_tower.deferred_events (
   event_id bigint primary key,
   event public.engagement_events not null,
   post_id bigint not null,
-  reason text not null constraint reason_to_wait_is_known check (reason in ('post_not_encoded', 'frozen'))
+  reason text not null constraint reason_to_wait_is_known
+    check (reason in ('post_not_encoded', 'frozen'))
 );
 comment on table two_tower.deferred_events is
   'Events whose learning waits: until the post has an embedding, or until an operator ends a freeze. Deleted by the transaction that learns them.';
 create index deferred_events_post_id_idx on two_tower.deferred_events (post_id, event_id);
 
--- Partitions by time: one mechanism for all such tables. The default partition takes what lies outside the others:
--- imported history, or a replay under a clock that runs elsewhere.
+-- Partitions by time: one mechanism for all such tables. The default partition takes what lies
+-- outside the others: imported history, or a replay under a clock that runs elsewhere.
 create table two_tower.partitioned_tables (
   table_name regclass primary key,
   step interval not null,
@@ -86,7 +90,8 @@ comment on table two_tower.partitioned_tables is
 
 create table two_tower.partitions (
   partition_name text primary key,
-  table_name regclass not null references two_tower.partitioned_tables (table_name) on delete cascade,
+  table_name regclass not null references two_tower.partitioned_tables (table_name)
+    on delete cascade,
   starts_at timestamptz not null,
   ends_at timestamptz not null,
   constraint a_partition_covers_time check (starts_at < ends_at),
@@ -95,7 +100,8 @@ create table two_tower.partitions (
 comment on table two_tower.partitions is 'The partitions that exist, with their ranges.';
 
 -- Attaching takes a weaker lock on the parent than creating a partition in place: writers go on.
-create function two_tower.create_partition(p_table regclass, p_starts_at timestamptz, p_ends_at timestamptz)
+create function two_tower.create_partition(p_table regclass, p_starts_at timestamptz,
+  p_ends_at timestamptz)
 returns void language plpgsql set search_path = '' set timezone = 'UTC' as $$
 declare
   v_relation text := (select relname from pg_catalog.pg_class where oid = p_table);
@@ -121,10 +127,13 @@ declare
   v_end timestamptz;
   v_created integer := 0;
 begin
-  for v_table in select * from two_tower.partitioned_tables order by table_name::text for update loop
+  for v_table in select * from two_tower.partitioned_tables
+    order by table_name::text for update loop
     loop
-      select max(ends_at) into v_end from two_tower.partitions where table_name = v_table.table_name;
-      v_end := coalesce(v_end, date_trunc(case when v_table.step >= '1 month' then 'month' else 'week' end,
+      select max(ends_at) into v_end from two_tower.partitions
+        where table_name = v_table.table_name;
+      v_end := coalesce(v_end, date_trunc(case when v_table.step >= '1 month' then 'month'
+        else 'week' end,
                                           pg_catalog.now()));
       exit when v_end > pg_catalog.now() + v_table.ahead * v_table.step;
       perform two_tower.create_partition(v_table.table_name, v_end, v_end + v_table.step);
@@ -137,13 +146,15 @@ $$;
 comment on function two_tower.create_partitions_ahead() is
   'Makes the partitions that will be needed and returns how many. Uses the real time, not the replaceable clock: partitions are storage.';
 
-create function two_tower.partition_by_time(p_table regclass, p_step interval, p_kept_for_setting text)
+create function two_tower.partition_by_time(p_table regclass, p_step interval,
+  p_kept_for_setting text)
 returns void language plpgsql set search_path = '' as $$
 begin
   insert into two_tower.partitioned_tables (table_name, step, kept_for_setting)
   values (p_table, p_step, p_kept_for_setting);
   execute format('create table two_tower.%I partition of %s default',
-                 (select relname from pg_catalog.pg_class where oid = p_table) || '_history', p_table);
+                 (select relname from pg_catalog.pg_class
+                   where oid = p_table) || '_history', p_table);
   perform two_tower.create_partitions_ahead();
 end
 $$;

@@ -1,17 +1,19 @@
--- Vectors. A post has a frozen base embedding (384, the encoder's) and a live one (128) that learning moves. Live
--- vectors stand in two slots: one serves and learns, the other is filled for the next model version, or is what
--- served before. Users, authors and actions have one row each.
+-- Vectors. A post has a frozen base embedding (384, the encoder's) and a live one (128) that
+-- learning moves. Live vectors stand in two slots: one serves and learns, the other is filled for
+-- the next model version, or is what served before. Users, authors and actions have one row each.
 
 create table two_tower.state (
   id boolean primary key default true constraint state_is_one_row check (id),
-  active_slot smallint not null default 0 constraint there_are_two_slots check (active_slot in (0, 1)),
+  active_slot smallint not null default 0 constraint there_are_two_slots
+    check (active_slot in (0, 1)),
   filling_version bigint references two_tower.model_weights (version),
   filled_up_to bigint not null default 0,
   epoch integer not null default 0,
   frozen_at timestamptz,
   frozen_reason text,
   learning_rate_factor real not null default 1
-    constraint learning_rate_factor_is_a_share check (learning_rate_factor > 0 and learning_rate_factor <= 1),
+    constraint learning_rate_factor_is_a_share
+      check (learning_rate_factor > 0 and learning_rate_factor <= 1),
   constraint a_freeze_has_a_reason check ((frozen_at is null) = (frozen_reason is null))
 );
 comment on table two_tower.state is 'The pointer: which slot of live vectors serves, what is being filled, whether learning is frozen.';
@@ -37,7 +39,8 @@ create table two_tower.live_embeddings (
   slot smallint not null,
   post_id bigint not null references public.posts (id) on delete cascade,
   embedding extensions.vector(128) not null
-    constraint live_embedding_has_norm_one check (abs(extensions.vector_norm(embedding) - 1) < 0.001),
+    constraint live_embedding_has_norm_one
+      check (abs(extensions.vector_norm(embedding) - 1) < 0.001),
   author_id uuid,
   created_at timestamptz not null,
   is_deleted boolean not null default false,
@@ -57,7 +60,8 @@ create function two_tower.slots_to_write() returns table (slot smallint, version
 language sql stable set search_path = '' as $$
   select s.active_slot, two_tower.active_version('candidate_tower') from two_tower.state s
   union all
-  select (1 - s.active_slot)::smallint, s.filling_version from two_tower.state s where s.filling_version is not null;
+  select (1 - s.active_slot)::smallint, s.filling_version from two_tower.state s
+    where s.filling_version is not null;
 $$;
 comment on function two_tower.slots_to_write() is
   'The slot that serves with its candidate tower and, while the other one is being filled, that one with its own.';
@@ -73,10 +77,12 @@ comment on view two_tower.post_embeddings is 'Every post with its frozen base em
 
 create table two_tower.user_embeddings (
   user_id uuid primary key references auth.users (id) on delete cascade,
-  embedding extensions.vector(128) not null default array_fill(0::real, array[128])::extensions.vector
+  embedding extensions.vector(128) not null default array_fill(0::real,
+    array[128])::extensions.vector
     constraint user_embedding_has_norm_one_or_is_zero check (
       abs(extensions.vector_norm(embedding) - 1) < 0.001 or extensions.vector_norm(embedding) = 0),
-  engaged_sum extensions.vector(128) not null default array_fill(0::real, array[128])::extensions.vector,
+  engaged_sum extensions.vector(128) not null default array_fill(0::real,
+    array[128])::extensions.vector,
   base_embedding extensions.vector(128),
   base_weight real not null default 0,
   base_source text constraint base_source_is_known check (base_source in ('profile', 'user_tower')),
@@ -86,7 +92,8 @@ create table two_tower.user_embeddings (
   minute timestamptz,
   minute_count integer not null default 0,
   updated_at timestamptz,
-  constraint recent_posts_and_strengths_match check (cardinality(recent_post_ids) = cardinality(recent_strengths))
+  constraint recent_posts_and_strengths_match
+    check (cardinality(recent_post_ids) = cardinality(recent_strengths))
 ) with (fillfactor = 55);
 comment on table two_tower.user_embeddings is 'One row per user who engaged or has a profile.';
 comment on column two_tower.user_embeddings.embedding is 'Live vector, norm 1; zero for a user of whom nothing is known.';
@@ -118,23 +125,28 @@ create table two_tower.profile_embeddings (
   requested_at timestamptz not null default two_tower.now()
 );
 comment on table two_tower.profile_embeddings is 'What the encoder made of each profile''s bio and interests.';
-create index profile_embeddings_to_encode_idx on two_tower.profile_embeddings (requested_at, user_id)
+create index profile_embeddings_to_encode_idx
+  on two_tower.profile_embeddings (requested_at, user_id)
   where base_embedding is null;
 
--- One way to encode a user, shared by recommend, the gate and the tests: the base vector plus the live vectors of the
--- last engagements, so that a user is always in the space in which the posts are now.
+-- One way to encode a user, shared by recommend, the gate and the tests: the base vector plus the
+-- live vectors of the last engagements, so that a user is always in the space in which the posts
+-- are now.
 create function two_tower.encode_user(p_user_id uuid) returns extensions.vector
 language sql stable set search_path = '' as $$
   select extensions.l2_normalize(
     (select extensions.sum(part.weight operator(extensions.*) part.embedding) from (
-       select array_fill(u.base_weight, array[128])::extensions.vector as weight, u.base_embedding as embedding
+       select array_fill(u.base_weight, array[128])::extensions.vector as weight,
+         u.base_embedding as embedding
        where u.base_embedding is not null
        union all
        select array_fill((u.recent_strengths[k]
-                          * s.history_decay ^ (cardinality(u.recent_post_ids) - k))::real, array[128])::extensions.vector,
+                          * s.history_decay ^ (cardinality(u.recent_post_ids) - k))::real,
+                            array[128])::extensions.vector,
               v.embedding
        from generate_subscripts(u.recent_post_ids, 1) as k
-       join two_tower.live_embeddings v on v.slot = st.active_slot and v.post_id = u.recent_post_ids[k]
+       join two_tower.live_embeddings v on v.slot = st.active_slot
+         and v.post_id = u.recent_post_ids[k]
      ) part))
   from two_tower.user_embeddings u cross join two_tower.settings s cross join two_tower.state st
   where u.user_id = p_user_id and s.learning_rule = 'contrastive'
@@ -145,8 +157,8 @@ $$;
 comment on function two_tower.encode_user(uuid) is
   'The vector a user is served with. Contrastive: norm(base + sum of decay^age * strength * live vector). Literal: the stored one. Null for a user of whom nothing is known.';
 
--- A post's row of embeddings appears with the post; its text is encoded by a worker. Only a change of the text asks
--- for another encoding; the live vector stays until then.
+-- A post's row of embeddings appears with the post; its text is encoded by a worker. Only a change
+-- of the text asks for another encoding; the live vector stays until then.
 create function two_tower.request_post_encoding() returns trigger
 language plpgsql security definer set search_path = '' as $$
 begin
@@ -156,7 +168,8 @@ end
 $$;
 comment on function two_tower.request_post_encoding() is 'Definer: authors have no grant on embeddings.';
 create trigger request_post_encoding after insert on public.posts
-  referencing new table as new_posts for each statement execute function two_tower.request_post_encoding();
+  referencing new table as new_posts
+    for each statement execute function two_tower.request_post_encoding();
 
 create function two_tower.follow_post_changes() returns trigger
 language plpgsql security definer set search_path = '' as $$
@@ -164,7 +177,8 @@ declare
   v_slots smallint[] := '{0, 1}';
 begin
   update two_tower.base_embeddings b
-  set base_embedding = null, encoded_at = null, request = b.request + 1, requested_at = two_tower.now()
+  set base_embedding = null, encoded_at = null, request = b.request + 1,
+    requested_at = two_tower.now()
   from new_posts n join old_posts o on o.id = n.id
   where b.post_id = n.id and n.content is distinct from o.content;
 
@@ -173,7 +187,8 @@ begin
     from new_posts n
     join old_posts o on o.id = n.id
     join two_tower.live_embeddings v on v.slot = any (v_slots) and v.post_id = n.id
-    where (n.author_id, n.created_at, n.deleted_at) is distinct from (o.author_id, o.created_at, o.deleted_at)
+    where (n.author_id, n.created_at, n.deleted_at) is distinct
+      from (o.author_id, o.created_at, o.deleted_at)
     order by v.post_id, v.slot
     for no key update of v
   )
@@ -194,7 +209,8 @@ language plpgsql security definer set search_path = '' as $$
 begin
   insert into two_tower.profile_embeddings (user_id) values (new.user_id)
   on conflict (user_id) do update
-  set base_embedding = null, request = profile_embeddings.request + 1, requested_at = two_tower.now();
+  set base_embedding = null, request = profile_embeddings.request + 1,
+    requested_at = two_tower.now();
   return null;
 end
 $$;
@@ -220,7 +236,8 @@ comment on function two_tower.posts_to_encode(integer) is 'Posts whose text wait
 create function two_tower.profiles_to_encode(p_limit integer default 256)
 returns table (user_id uuid, request integer, content text)
 language sql stable set search_path = '' as $$
-  select e.user_id, e.request, concat_ws('. ', nullif(p.bio, ''), array_to_string(p.interests, ', '))
+  select e.user_id, e.request,
+    concat_ws('. ', nullif(p.bio, ''), array_to_string(p.interests, ', '))
   from two_tower.profile_embeddings e join public.profiles p on p.user_id = e.user_id
   where e.base_embedding is null
   order by e.requested_at, e.user_id

@@ -1,5 +1,6 @@
--- Training data. A positive and its negatives share a user, a moment and a user vector, so they are stored as one wide
--- row; training_pairs shows them as the pairs that they are. Partitioned by week and dropped by age.
+-- Training data. A positive and its negatives share a user, a moment and a user vector, so they are
+-- stored as one wide row; training_pairs shows them as the pairs that they are. Partitioned by week
+-- and dropped by age.
 
 create table two_tower.training_examples (
   event_id bigint not null,
@@ -15,14 +16,16 @@ create table two_tower.training_examples (
   viewed_negatives smallint not null default 0,
   created_at timestamptz not null,
   primary key (user_id, post_id, event_id, created_at),
-  constraint negatives_have_embeddings check (cardinality(negative_ids) = cardinality(negative_embs)),
+  constraint negatives_have_embeddings
+    check (cardinality(negative_ids) = cardinality(negative_embs)),
   constraint only_a_positive_has_negatives check (label or cardinality(negative_ids) = 0)
 ) partition by range (created_at);
 comment on table two_tower.training_examples is
   'One row per labelled event: both vectors as they stood before it, and the negatives drawn for it. Read it as training_pairs.';
 comment on column two_tower.training_examples.step is 'Factor of user_emb that was added to the post: what a withdrawal takes back.';
 comment on column two_tower.training_examples.viewed_negatives is 'So many of the first negatives were viewed and not engaged with; the others are random recent posts.';
-select two_tower.partition_by_time('two_tower.training_examples', '7 days', 'training_examples_kept_for');
+select two_tower.partition_by_time('two_tower.training_examples', '7 days',
+  'training_examples_kept_for');
 
 create view two_tower.training_pairs with (security_invoker = true) as
 select
@@ -42,7 +45,8 @@ select
   x.event_type, x.created_at
 from two_tower.training_examples as x
 join two_tower.signals as s on s.event_type = x.event_type
-cross join lateral unnest(x.negative_ids, x.negative_embs) with ordinality as n (post_id, post_emb, place)
+cross join lateral unnest(x.negative_ids, x.negative_embs) with ordinality as n (post_id, post_emb,
+  place)
 where exists (
   select from two_tower.user_posts as u
   where u.user_id = x.user_id and u.post_id = x.post_id and u.signals & s.bit <> 0
@@ -53,8 +57,8 @@ where exists (
 comment on view two_tower.training_pairs is
   'The pairs to train on: label true for a positive event; label false with source viewed or random (drawn for a positive) or explicit (a negative event). A withdrawn signal, and a negative that the user engaged with since, are not in it.';
 
--- Pushes on negatives wait here, one row per positive, so that no like waits for the rows of other posts. The
--- transaction that applies a row deletes it: applied exactly once, whatever happens.
+-- Pushes on negatives wait here, one row per positive, so that no like waits for the rows of other
+-- posts. The transaction that applies a row deletes it: applied exactly once, whatever happens.
 create table two_tower.deferred_pushes (
   id bigint generated always as identity primary key,
   epoch integer not null,
@@ -67,12 +71,14 @@ create table two_tower.deferred_pushes (
 comment on table two_tower.deferred_pushes is 'Pushes on negatives that wait to be folded into live vectors: p = norm(p - factor * user_vector).';
 comment on column two_tower.deferred_pushes.epoch is 'state.epoch when it was made: void when a rollback has raised it since.';
 
-create function two_tower.push_step(p_state extensions.vector, p_start extensions.vector, p_factor real, p_direction extensions.vector)
+create function two_tower.push_step(p_state extensions.vector, p_start extensions.vector,
+  p_factor real, p_direction extensions.vector)
 returns extensions.vector language sql immutable set search_path = '' as $$
   select case when extensions.vector_norm(moved.v) > 1e-6 then extensions.l2_normalize(moved.v)
               else coalesce(p_state, p_start) end
   from (select coalesce(p_state, p_start) operator(extensions.-)
-               (array_fill(p_factor, array[128])::extensions.vector operator(extensions.*) p_direction)) as moved (v);
+               (array_fill(p_factor, array[128])::extensions.vector
+                 operator(extensions.*) p_direction)) as moved (v);
 $$;
 comment on function two_tower.push_step(extensions.vector, extensions.vector, real, extensions.vector) is
   'Transition of push_away: one push and its normalisation. A push that would leave no direction changes nothing.';
@@ -89,7 +95,8 @@ declare
   v_folded integer;
 begin
   perform pg_advisory_xact_lock_shared(two_tower.switch_lock());
-  select case when filling_version is null then array[active_slot] else '{0, 1}' end into v_slots from two_tower.state;
+  select case when filling_version is null then array[active_slot] else '{0, 1}' end into v_slots
+    from two_tower.state;
   with taken as (
     select id from two_tower.deferred_pushes order by id limit p_limit for update skip locked
   ), pushes as (
@@ -104,7 +111,8 @@ begin
     where v.slot = any (v_slots) and v.post_id in (select post_id from parts)
     order by v.post_id, v.slot for no key update
   ), moved as (
-    select l.slot, l.post_id, two_tower.push_away(l.embedding, p.factor, p.user_vector order by p.id) as embedding
+    select l.slot, l.post_id, two_tower.push_away(l.embedding, p.factor, p.user_vector
+      order by p.id) as embedding
     from locked l join parts p on p.post_id = l.post_id
     group by l.slot, l.post_id
   ), written as (

@@ -1,29 +1,34 @@
--- What happens inside the INSERT of engagements. One statement-level trigger takes all events of a statement:
+-- What happens inside the INSERT of engagements. One statement-level trigger takes all events of a
+-- statement:
 --
---   check      refuse what can not be (unknown post, future, repeated client_event_id): nothing of the statement stays
+--   check      refuse an unknown post, a time to come, a repeated event: nothing of the statement stays
 --   interpret  event types to signals: strengths, labels, dwell thresholds
 --   lock       advisory (shared, against a switch of models), users sorted, posts sorted
 --   decide     per event, in id order: learn, withdraw, defer, or record only, and why
 --   record     user_posts, author_blocks, deferred_events, unlearned_events
 --   apply      per event, in id order, in memory; each user and post row is then written once
 --
--- Plans are generic (plan_cache_mode of the trigger): with partitioned tables, planning would cost more than running.
+-- Plans are generic (plan_cache_mode of the trigger): with partitioned tables, planning would cost
+-- more than running.
 --
--- Two sessions: users and posts are locked in one order before anything of them is read, so steps are serial per user
--- and per post and no two statements wait for each other in a circle. A statement that only holds views takes neither
--- lock: it writes rows of user_posts, in order, after which it waits for nothing. A crash: all of it is one transaction.
+-- Two sessions: users and posts are locked in one order before anything of them is read, so steps
+-- are serial per user and per post and no two statements wait for each other in a circle. A
+-- statement that only holds views takes neither lock: it writes rows of user_posts, in order, after
+-- which it waits for nothing. A crash: all of it is one transaction.
 
 create function two_tower.switch_lock() returns bigint
 language sql immutable parallel safe set search_path = '' as 'select 2842384801';
 comment on function two_tower.switch_lock() is
   'Key of the advisory lock between learning (shared) and a switch of slots (exclusive).';
 
-create type two_tower.drawn_negatives as (post_ids bigint[], embeddings extensions.vector[], viewed integer);
+create type two_tower.drawn_negatives as (post_ids bigint[], embeddings extensions.vector[],
+  viewed integer);
 comment on type two_tower.drawn_negatives is 'Drawn posts with their vectors; the first "viewed" of them were seen by the user.';
 
 create type two_tower.lesson as (
   event_id bigint, user_id uuid, post_id bigint, event_type text, created_at timestamptz,
-  signal text, strength real, label boolean, bit integer, withdrawn text, withdrawn_bit integer, blocks_author boolean,
+  signal text, strength real, label boolean, bit integer, withdrawn text, withdrawn_bit integer,
+    blocks_author boolean,
   user_index integer, post_index integer, pair_index integer, verdict text
 );
 comment on type two_tower.lesson is
@@ -38,7 +43,8 @@ declare
 begin
   select * into v_settings from two_tower.settings;
   select e.* into v_event from unnest(p_events) e
-  where e.created_at > v_now + v_settings.future_event_tolerance or e.created_at < v_now - v_settings.oldest_event_age
+  where e.created_at > v_now + v_settings.future_event_tolerance
+    or e.created_at < v_now - v_settings.oldest_event_age
      or not isfinite(e.created_at)
   limit 1;
   if found then
@@ -49,7 +55,8 @@ begin
   select e.* into v_event from unnest(p_events) e
   where not exists (select from public.posts p where p.id = e.post_id) limit 1;
   if found then
-    raise exception 'post % does not exist', v_event.post_id using errcode = 'foreign_key_violation',
+    raise exception 'post % does not exist',
+      v_event.post_id using errcode = 'foreign_key_violation',
       hint = 'Insert the post before its engagements. Nothing of this statement was stored.';
   end if;
 end
@@ -57,7 +64,8 @@ $$;
 comment on function two_tower.check_events(public.engagement_events[]) is
   'Raises TT001 for a time out of range and 23503 for an unknown post.';
 
-create function two_tower.refuse_repeated_client_events(p_events public.engagement_events[]) returns void
+create function two_tower.refuse_repeated_client_events(p_events public.engagement_events[])
+  returns void
 language plpgsql set search_path = '' as $$
 declare
   v_repeated uuid;
@@ -71,7 +79,8 @@ begin
   limit 1;
   if found then
     raise exception 'an event with client_event_id % is already stored', v_repeated
-      using errcode = 'unique_violation', hint = 'A retry: treat it as success, or send events with record_engagements().';
+      using errcode = 'unique_violation',
+        hint = 'A retry: treat it as success, or send events with record_engagements().';
   end if;
 end
 $$;
@@ -104,16 +113,20 @@ begin
   select distinct id from unnest(p_user_ids) as id order by id on conflict do nothing;
 exception when foreign_key_violation then
   raise exception 'user % does not exist',
-    (select id from unnest(p_user_ids) as id where not exists (select from auth.users a where a.id = id) limit 1)
-    using errcode = 'foreign_key_violation', hint = 'Users are rows of auth.users. Nothing of this statement was stored.';
+    (select id from unnest(p_user_ids) as id
+      where not exists (select from auth.users a where a.id = id) limit 1)
+    using errcode = 'foreign_key_violation',
+      hint = 'Users are rows of auth.users. Nothing of this statement was stored.';
 end
 $$;
 comment on function two_tower.create_missing_users(uuid[]) is 'Gives users their row at their first event. Raises 23503 for an unknown user.';
 
--- The verdict on each event, in order, against what the user did before. What the user did is recorded whatever the
--- verdict is; a bit of user_posts.signals is set only by what is learned, so that it is learned once.
+-- The verdict on each event, in order, against what the user did before. What the user did is
+-- recorded whatever the verdict is; a bit of user_posts.signals is set only by what is learned, so
+-- that it is learned once.
 create function two_tower.decide(
-  inout p_lessons two_tower.lesson[], inout p_pairs two_tower.user_posts[], inout p_users two_tower.user_embeddings[],
+  inout p_lessons two_tower.lesson[], inout p_pairs two_tower.user_posts[],
+    inout p_users two_tower.user_embeddings[],
   p_posts two_tower.live_embeddings[], p_waiting bigint[], p_is_deferred boolean
 ) language plpgsql set search_path = '' as $$
 declare
@@ -142,12 +155,16 @@ begin
         v_user.minute_count := 0;
       end if;
       v_lesson.verdict := case
-        when v_lesson.post_index is not null and p_posts[v_lesson.post_index].is_deleted then 'post_deleted'
+        when v_lesson.post_index is not null and p_posts[v_lesson.post_index].is_deleted
+          then 'post_deleted'
         when v_lesson.post_index is null
-             and (select p.deleted_at is not null from public.posts p where p.id = v_lesson.post_id) then 'post_deleted'
-        when v_lesson.post_index is null or (not p_is_deferred and v_lesson.post_id = any (p_waiting)) then 'defer'
+             and (select p.deleted_at is not null from public.posts p where p.id = v_lesson.post_id)
+               then 'post_deleted'
+        when v_lesson.post_index is null
+          or (not p_is_deferred and v_lesson.post_id = any (p_waiting)) then 'defer'
         when v_is_frozen then 'defer'
-        when v_lesson.withdrawn is not null and v_pair.signals & v_lesson.withdrawn_bit = 0 then 'nothing_to_withdraw'
+        when v_lesson.withdrawn is not null and v_pair.signals & v_lesson.withdrawn_bit = 0
+          then 'nothing_to_withdraw'
         when v_lesson.withdrawn is null and v_pair.signals & v_lesson.bit <> 0 then 'repeated'
         when v_lesson.withdrawn is not null then 'withdraw'
         when v_user.minute_count >= v_limit then 'rate_limited'
@@ -190,13 +207,15 @@ comment on function two_tower.record_views(two_tower.lesson[]) is
   'What impressions leave behind. Needs no lock of the user: it only adds the bit of a view, which no decision takes away.';
 
 create function two_tower.record_decisions(
-  p_lessons two_tower.lesson[], p_pairs two_tower.user_posts[], p_events public.engagement_events[], p_is_deferred boolean
+  p_lessons two_tower.lesson[], p_pairs two_tower.user_posts[], p_events public.engagement_events[],
+    p_is_deferred boolean
 ) returns void language plpgsql set search_path = '' as $$
 begin
   insert into two_tower.user_posts as u
   select * from unnest(p_pairs) p order by p.user_id, p.post_id
   on conflict (user_id, post_id) do update set
-    signals = excluded.signals | (u.signals & (select bit from two_tower.signals where event_type = 'view')),
+    signals = excluded.signals | (u.signals & (select bit from two_tower.signals
+      where event_type = 'view')),
     is_engaged = excluded.is_engaged, is_hidden = u.is_hidden or excluded.is_hidden,
     first_seen_at = least(u.first_seen_at, excluded.first_seen_at),
     last_event_at = greatest(u.last_event_at, excluded.last_event_at);
@@ -209,12 +228,15 @@ begin
     order by l.user_id, p.author_id, l.event_id desc
     on conflict do nothing;
   end if;
-  if exists (select from unnest(p_lessons) l where l.verdict not in ('learn', 'withdraw', 'seen')) then
+  if exists (select from unnest(p_lessons) l where l.verdict not in ('learn', 'withdraw', 'seen'))
+    then
     insert into two_tower.deferred_events (event_id, event, post_id, reason)
-    select l.event_id, e, l.post_id, case when l.post_index is null then 'post_not_encoded' else 'frozen' end
+    select l.event_id, e, l.post_id, case when l.post_index is null then 'post_not_encoded'
+      else 'frozen' end
     from unnest(p_lessons) l join unnest(p_events) e on e.id = l.event_id
     where l.verdict = 'defer';
-    insert into two_tower.unlearned_events (event_id, user_id, post_id, event_type, reason, created_at)
+    insert into two_tower.unlearned_events (event_id, user_id, post_id, event_type, reason,
+      created_at)
     select l.event_id, l.user_id, l.post_id, l.event_type, l.verdict, l.created_at
     from unnest(p_lessons) l where l.verdict not in ('learn', 'withdraw', 'seen', 'defer');
   end if;
@@ -223,10 +245,12 @@ $$;
 comment on function two_tower.record_decisions(two_tower.lesson[], two_tower.user_posts[], public.engagement_events[], boolean) is
   'Stores what the users did, whom they block, and what is not learned now or ever. The users are locked, so all bits but that of a view are as decide() read them.';
 
--- Uniform draws: random ids of the range that turn out to be posts. Ids that are missing, deleted, or engaged with are
--- passed over, which keeps the rest uniform. When two rounds are not enough (few posts, or many gaps), all are read.
+-- Uniform draws: random ids of the range that turn out to be posts. Ids that are missing, deleted,
+-- or engaged with are passed over, which keeps the rest uniform. When two rounds are not enough
+-- (few posts, or many gaps), all are read.
 create function two_tower.draw_posts(
-  p_user_id uuid, p_slot smallint, p_count integer, p_lowest bigint, p_highest bigint, p_excluded bigint[],
+  p_user_id uuid, p_slot smallint, p_count integer, p_lowest bigint, p_highest bigint,
+    p_excluded bigint[],
   out post_ids bigint[], out embeddings extensions.vector[]
 ) language plpgsql volatile set search_path = '' as $$
 declare
@@ -235,7 +259,8 @@ declare
   v_ids bigint[];
 begin
   while v_tries < least(v_span, 30 * p_count + 8) loop
-    v_ids := array(select distinct p_lowest + floor(random() * v_span)::bigint from generate_series(1, v_tries));
+    v_ids := array(select distinct p_lowest + floor(random() * v_span)::bigint
+      from generate_series(1, v_tries));
     select array_agg(d.post_id), array_agg(d.embedding) into post_ids, embeddings
     from (
       select v.post_id, v.embedding
@@ -243,7 +268,8 @@ begin
       where v.slot = p_slot and v.post_id = any (v_ids) and not v.is_deleted
         and v.post_id <> all (p_excluded) and v.author_id is distinct from p_user_id
         and not exists (select from two_tower.user_posts u
-                        where u.user_id = p_user_id and u.post_id = v.post_id and (u.is_engaged or u.is_hidden))
+                        where u.user_id = p_user_id and u.post_id = v.post_id
+                          and (u.is_engaged or u.is_hidden))
       order by random() limit p_count
     ) d;
     if cardinality(post_ids) = p_count then
@@ -257,7 +283,8 @@ begin
     where v.slot = p_slot and v.post_id between p_lowest and p_highest and not v.is_deleted
       and v.post_id <> all (p_excluded) and v.author_id is distinct from p_user_id
       and not exists (select from two_tower.user_posts u
-                      where u.user_id = p_user_id and u.post_id = v.post_id and (u.is_engaged or u.is_hidden))
+                      where u.user_id = p_user_id and u.post_id = v.post_id
+                        and (u.is_engaged or u.is_hidden))
     order by random() limit p_count
   ) d;
 end
@@ -275,28 +302,34 @@ declare
   v_lowest bigint;
 begin
   select * into v_settings from two_tower.settings;
-  select coalesce(array_agg(d.post_id), '{}'), coalesce(array_agg(d.embedding), '{}') into post_ids, embeddings
+  select coalesce(array_agg(d.post_id), '{}'), coalesce(array_agg(d.embedding), '{}') into post_ids,
+    embeddings
   from (
     select v.post_id, v.embedding
     from (
       select distinct x.post_id from (
         select e.post_id from public.engagement_events e
         where e.user_id = p_lesson.user_id and e.event_type = 'view' and e.id < p_lesson.event_id
-          and e.created_at between p_lesson.created_at - v_settings.viewed_negative_window and p_lesson.created_at
+          and e.created_at between p_lesson.created_at - v_settings.viewed_negative_window
+            and p_lesson.created_at
         order by e.created_at desc limit 200
       ) x
     ) as seen
     join two_tower.live_embeddings v on v.slot = p_slot and v.post_id = seen.post_id
-    where not v.is_deleted and v.post_id <> p_lesson.post_id and v.author_id is distinct from p_lesson.user_id
+    where not v.is_deleted and v.post_id <> p_lesson.post_id and v.author_id is distinct
+      from p_lesson.user_id
       and not exists (select from two_tower.user_posts u
-                      where u.user_id = p_lesson.user_id and u.post_id = v.post_id and (u.is_engaged or u.is_hidden))
+                      where u.user_id = p_lesson.user_id and u.post_id = v.post_id
+                        and (u.is_engaged or u.is_hidden))
     order by random() limit v_settings.negatives_per_positive
   ) d;
   viewed := cardinality(post_ids);
-  foreach v_lowest in array array[greatest(p_lowest, p_highest - v_settings.recent_posts_pool + 1), p_lowest] loop
+  foreach v_lowest in array array[greatest(p_lowest, p_highest - v_settings.recent_posts_pool + 1),
+    p_lowest] loop
     exit when cardinality(post_ids) = v_settings.negatives_per_positive;
     select * into v_more from two_tower.draw_posts(
-      p_lesson.user_id, p_slot, v_settings.negatives_per_positive - cardinality(post_ids), v_lowest, p_highest,
+      p_lesson.user_id, p_slot, v_settings.negatives_per_positive - cardinality(post_ids), v_lowest,
+        p_highest,
       p_lesson.post_id || post_ids);
     post_ids := post_ids || coalesce(v_more.post_ids, '{}');
     embeddings := embeddings || coalesce(v_more.embeddings, '{}');
@@ -306,17 +339,19 @@ $$;
 comment on function two_tower.draw_negatives(two_tower.lesson, smallint, bigint, bigint) is
   'Negatives of a positive pair: posts viewed in the time before and not engaged with, then random recent posts, then any.';
 
--- The two rules. Each takes one lesson and the user and post as they stand, and gives both as they stand after it,
--- with the factor that was added to the post. Norms: l2_normalize leaves a zero vector zero, and norm(x) = norm(c x),
--- so an average of two vectors needs one multiplication.
+-- The two rules. Each takes one lesson and the user and post as they stand, and gives both as they
+-- stand after it, with the factor that was added to the post. Norms: l2_normalize leaves a zero
+-- vector zero, and norm(x) = norm(c x), so an average of two vectors needs one multiplication.
 
-create function two_tower.renorm_user(p_user two_tower.user_embeddings) returns two_tower.user_embeddings
+create function two_tower.renorm_user(p_user two_tower.user_embeddings)
+  returns two_tower.user_embeddings
 language plpgsql immutable set search_path = '' as $$
 begin
   p_user.embedding := extensions.l2_normalize(
     case when p_user.base_embedding is null then p_user.engaged_sum
          else p_user.engaged_sum operator(extensions.+)
-              (array_fill(p_user.base_weight, array[128])::extensions.vector operator(extensions.*) p_user.base_embedding)
+              (array_fill(p_user.base_weight, array[128])::extensions.vector
+                operator(extensions.*) p_user.base_embedding)
     end);
   return p_user;
 end
@@ -324,7 +359,8 @@ $$;
 comment on function two_tower.renorm_user(two_tower.user_embeddings) is 'u = norm(base_weight * base_embedding + engaged_sum).';
 
 create function two_tower.step_literal(
-  p_strength real, p_rate real, p_alpha_limit real, inout p_user two_tower.user_embeddings, p_post extensions.vector,
+  p_strength real, p_rate real, p_alpha_limit real, inout p_user two_tower.user_embeddings,
+    p_post extensions.vector,
   out post extensions.vector, out step real
 ) language plpgsql immutable set search_path = '' as $$
 declare
@@ -332,7 +368,8 @@ declare
 begin
   step := p_rate * p_strength;
   post := extensions.l2_normalize(
-    p_post operator(extensions.+) (array_fill(step, array[128])::extensions.vector operator(extensions.*) p_user.embedding));
+    p_post operator(extensions.+) (array_fill(step, array[128])::extensions.vector
+      operator(extensions.*) p_user.embedding));
   p_user.embedding := extensions.l2_normalize(
     p_user.embedding operator(extensions.+)
     (array_fill((v_alpha / (1 - v_alpha) * p_strength)::real, array[128])::extensions.vector
@@ -352,12 +389,14 @@ declare
 begin
   step := p_rate * p_strength;
   if p_strength > 0 and cardinality(p_pushed) > 0 then
-    -- softmax over the post (first) and the pushed ones; cosines are at most 1, so subtracting 1 keeps exp in range
+    -- softmax over the post (first) and the pushed ones; cosines are at most 1, so subtracting 1
+    -- keeps exp in range
     select array_agg(e.e / e.total order by e.place) into v_shares
     from (
       select x.e, x.place, sum(x.e) over () as total
       from (
-        select exp((-(v.v operator(extensions.<#>) p_user.embedding) - 1) / p_temperature) as e, v.place
+        select exp((-(v.v operator(extensions.<#>) p_user.embedding) - 1) / p_temperature) as e,
+          v.place
         from unnest(array_prepend(p_post, p_pushed)) with ordinality as v (v, place)
       ) x
     ) e;
@@ -367,9 +406,12 @@ begin
   end if;
   post := p_post operator(extensions.+)
           (array_fill(step, array[128])::extensions.vector operator(extensions.*) p_user.embedding);
-  post := case when extensions.vector_norm(post) > 1e-6 then extensions.l2_normalize(post) else p_post end;
-  p_user.engaged_sum := (array_fill(p_decay, array[128])::extensions.vector operator(extensions.*) p_user.engaged_sum)
-    operator(extensions.+) (array_fill(p_strength, array[128])::extensions.vector operator(extensions.*) p_post);
+  post := case when extensions.vector_norm(post) > 1e-6 then extensions.l2_normalize(post)
+    else p_post end;
+  p_user.engaged_sum := (array_fill(p_decay, array[128])::extensions.vector
+    operator(extensions.*) p_user.engaged_sum)
+    operator(extensions.+) (array_fill(p_strength, array[128])::extensions.vector
+      operator(extensions.*) p_post);
   p_user := two_tower.renorm_user(p_user);
 end
 $$;
@@ -390,7 +432,8 @@ $$;
 comment on function two_tower.popularity_of(real, timestamptz) is
   'What an engagement adds to a post''s popularity. Forward decay: instead of letting all old ones shrink, new ones count for more.';
 
--- Takes back, approximately, what a signal taught: the recorded step on the post, and the post's part in the user's sum.
+-- Takes back, approximately, what a signal taught: the recorded step on the post, and the post's
+-- part in the user's sum.
 create function two_tower.step_back(
   p_lesson two_tower.lesson, p_settings two_tower.settings,
   inout p_user two_tower.user_embeddings, inout p_post two_tower.live_embeddings
@@ -404,30 +447,38 @@ begin
   p_user.engagement_count := p_user.engagement_count - 1;
 
   select * into v_example from two_tower.training_examples x
-  where x.user_id = p_lesson.user_id and x.post_id = p_lesson.post_id and x.event_type = p_lesson.withdrawn
+  where x.user_id = p_lesson.user_id and x.post_id = p_lesson.post_id
+    and x.event_type = p_lesson.withdrawn
   order by x.event_id desc limit 1;
   if not found then
     v_example.post_emb := p_post.embedding;
   else
-    p_post.embedding := two_tower.push_step(null, p_post.embedding, v_example.step, v_example.user_emb::extensions.vector);
-    p_post.popularity := greatest(0, p_post.popularity - two_tower.popularity_of(v_strength, v_example.created_at));
+    p_post.embedding := two_tower.push_step(null, p_post.embedding, v_example.step,
+      v_example.user_emb::extensions.vector);
+    p_post.popularity := greatest(0,
+      p_post.popularity - two_tower.popularity_of(v_strength, v_example.created_at));
   end if;
 
   select max(k) into v_place from generate_subscripts(p_user.recent_post_ids, 1) as k
   where p_user.recent_post_ids[k] = p_lesson.post_id and p_user.recent_strengths[k] = v_strength;
   if v_place is not null then
     p_user.engaged_sum := p_user.engaged_sum operator(extensions.-) (
-      array_fill((v_strength * p_settings.history_decay ^ (cardinality(p_user.recent_post_ids) - v_place))::real,
-                 array[128])::extensions.vector operator(extensions.*) v_example.post_emb::extensions.vector);
-    p_user.recent_post_ids := p_user.recent_post_ids[:v_place - 1] || p_user.recent_post_ids[v_place + 1:];
-    p_user.recent_strengths := p_user.recent_strengths[:v_place - 1] || p_user.recent_strengths[v_place + 1:];
+      array_fill((v_strength
+        * p_settings.history_decay ^ (cardinality(p_user.recent_post_ids) - v_place))::real,
+                 array[128])::extensions.vector
+                   operator(extensions.*) v_example.post_emb::extensions.vector);
+    p_user.recent_post_ids := p_user.recent_post_ids[:v_place - 1] || p_user.recent_post_ids[v_place
+      + 1:];
+    p_user.recent_strengths := p_user.recent_strengths[:v_place
+      - 1] || p_user.recent_strengths[v_place + 1:];
   end if;
   if p_settings.learning_rule = 'contrastive' then
     p_user := two_tower.renorm_user(p_user);
   else
     p_user.embedding := two_tower.push_step(
       null, p_user.embedding,
-      least(p_settings.literal_maximum_alpha, 1.0 / (p_user.engagement_count + 1))::real * v_strength,
+      least(p_settings.literal_maximum_alpha, 1.0 / (p_user.engagement_count + 1))::real
+        * v_strength,
       v_example.post_emb::extensions.vector);
   end if;
 end
@@ -435,8 +486,9 @@ $$;
 comment on function two_tower.step_back(two_tower.lesson, two_tower.settings, two_tower.user_embeddings, two_tower.live_embeddings) is
   'The opposite of a learned step, for unlike and unrepost. Approximate: normalised steps can not be subtracted exactly.';
 
--- One lesson that is learned: user and post before it in, both after it out, with its row of training data and its
--- row of pushes (null where it has none). p_drawn are the negatives' vectors as they stand now.
+-- One lesson that is learned: user and post before it in, both after it out, with its row of
+-- training data and its row of pushes (null where it has none). p_drawn are the negatives' vectors
+-- as they stand now.
 create function two_tower.learn_lesson(
   p_lesson two_tower.lesson, p_settings two_tower.settings, p_state two_tower.state,
   p_negatives two_tower.drawn_negatives, p_pushed two_tower.drawn_negatives,
@@ -449,12 +501,15 @@ declare
   v_user_before extensions.vector := p_user.embedding;
 begin
   if p_settings.learning_rule = 'contrastive' then
-    v_strength := v_strength * case when v_strength < 0 then p_settings.negative_strength_factor else 1 end;
+    v_strength := v_strength * case when v_strength < 0 then p_settings.negative_strength_factor
+      else 1 end;
     v_step := two_tower.step_contrastive(
       v_strength, p_settings.contrastive_learning_rate * p_state.learning_rate_factor,
-      p_settings.history_decay, p_settings.temperature, p_pushed.embeddings, p_user, p_post.embedding);
+      p_settings.history_decay, p_settings.temperature, p_pushed.embeddings, p_user,
+        p_post.embedding);
     if v_step.push_factors is not null then
-      push := row(null, p_state.epoch, v_user_before, p_pushed.post_ids, v_step.push_factors, p_lesson.created_at);
+      push := row(null, p_state.epoch, v_user_before, p_pushed.post_ids, v_step.push_factors,
+        p_lesson.created_at);
     end if;
   else
     v_step := two_tower.step_literal(
@@ -465,7 +520,8 @@ begin
     example := row(
       p_lesson.event_id, p_lesson.user_id, p_lesson.post_id, p_lesson.event_type, p_lesson.label,
       v_user_before, p_post.embedding, v_step.step, coalesce(p_negatives.post_ids, '{}'),
-      coalesce(p_negatives.embeddings::extensions.halfvec[], '{}'), coalesce(p_negatives.viewed, 0), p_lesson.created_at);
+      coalesce(p_negatives.embeddings::extensions.halfvec[], '{}'), coalesce(p_negatives.viewed, 0),
+        p_lesson.created_at);
   end if;
 
   p_user := v_step.p_user;
@@ -479,7 +535,8 @@ begin
   p_post.engagement_count := p_post.engagement_count + 1;
   p_post.is_pretrained := false;
   if p_lesson.strength > 0 then
-    p_post.popularity := p_post.popularity + two_tower.popularity_of(p_lesson.strength, p_lesson.created_at);
+    p_post.popularity := p_post.popularity + two_tower.popularity_of(p_lesson.strength,
+      p_lesson.created_at);
   end if;
 end
 $$;
@@ -526,7 +583,8 @@ begin
 
   foreach v_lesson in array p_lessons loop
     if v_lesson.verdict = 'withdraw' then
-      v_result := two_tower.step_back(v_lesson, v_settings, p_users[v_lesson.user_index], p_posts[v_lesson.post_index]);
+      v_result := two_tower.step_back(v_lesson, v_settings, p_users[v_lesson.user_index],
+        p_posts[v_lesson.post_index]);
       p_users[v_lesson.user_index] := v_result.p_user;
       p_posts[v_lesson.post_index] := v_result.p_post;
     elsif v_lesson.verdict = 'learn' then
@@ -537,7 +595,8 @@ begin
       end if;
       if v_lesson.strength > 0 and v_settings.learning_rule = 'contrastive' then
         select d.post_ids, d.embeddings, 0 into v_pushed from two_tower.draw_posts(
-          v_lesson.user_id, v_state.active_slot, v_settings.pushes_per_positive, v_lowest, v_highest,
+          v_lesson.user_id, v_state.active_slot, v_settings.pushes_per_positive, v_lowest,
+            v_highest,
           array[v_lesson.post_id]) d;
       end if;
       if cardinality(p_post_ids) > 1 then
@@ -567,7 +626,8 @@ create function two_tower.write_learned(
   p_examples two_tower.training_examples[], p_pushes two_tower.deferred_pushes[]
 ) returns void language plpgsql set search_path = '' as $$
 declare
-  v_slots smallint[] := (select case when filling_version is null then array[active_slot] else '{0, 1}' end
+  v_slots smallint[] := (select case when filling_version is null then array[active_slot]
+    else '{0, 1}' end
                          from two_tower.state);
 begin
   update two_tower.user_embeddings u set
@@ -594,7 +654,8 @@ declare
 begin
   for v_try in 1..2 loop
     select array_agg(u order by u.user_id) into v_users from (
-      select * from two_tower.user_embeddings where user_id = any (p_user_ids) order by user_id for no key update
+      select * from two_tower.user_embeddings where user_id = any (p_user_ids)
+        order by user_id for no key update
     ) u;
     exit when cardinality(v_users) = cardinality(p_user_ids);
     perform two_tower.create_missing_users(p_user_ids);
@@ -604,16 +665,20 @@ end
 $$;
 comment on function two_tower.lock_users(uuid[]) is 'Locks the users'' rows in order, makes those that are missing, and returns them sorted by user_id.';
 
-create function two_tower.index_lessons(p_lessons two_tower.lesson[], p_user_ids uuid[], p_post_ids bigint[])
+create function two_tower.index_lessons(p_lessons two_tower.lesson[], p_user_ids uuid[],
+  p_post_ids bigint[])
 returns two_tower.lesson[] language plpgsql immutable set search_path = '' as $$
 begin
   return (
     select array_agg(row(
-             l.event_id, l.user_id, l.post_id, l.event_type, l.created_at, l.signal, l.strength, l.label, l.bit,
-             l.withdrawn, l.withdrawn_bit, l.blocks_author, u.place, p.place, l.pair_index, null)::two_tower.lesson
+             l.event_id, l.user_id, l.post_id, l.event_type, l.created_at, l.signal, l.strength,
+               l.label, l.bit,
+             l.withdrawn, l.withdrawn_bit, l.blocks_author, u.place, p.place, l.pair_index,
+               null)::two_tower.lesson
            order by l.event_id)
     from (select x.*, dense_rank() over (order by x.user_id, x.post_id) as pair_index
-          from (select user_id, post_id, event_id, event_type, created_at, signal, strength, label, bit, withdrawn,
+          from (select user_id, post_id, event_id, event_type, created_at, signal, strength, label,
+            bit, withdrawn,
                        withdrawn_bit, blocks_author from unnest(p_lessons)) x) l
       join unnest(p_user_ids) with ordinality as u (user_id, place) on u.user_id = l.user_id
       left join unnest(p_post_ids) with ordinality as p (post_id, place) on p.post_id = l.post_id
@@ -627,8 +692,10 @@ create function two_tower.load_pairs(p_lessons two_tower.lesson[]) returns two_t
 language plpgsql stable set search_path = '' as $$
 begin
   return (
-    select array_agg(row(i.user_id, i.post_id, coalesce(u.signals, 0), coalesce(u.is_engaged, false),
-                         coalesce(u.is_hidden, false), u.first_seen_at, u.last_event_at)::two_tower.user_posts
+    select array_agg(row(i.user_id, i.post_id, coalesce(u.signals, 0),
+      coalesce(u.is_engaged, false),
+                         coalesce(u.is_hidden, false), u.first_seen_at,
+                           u.last_event_at)::two_tower.user_posts
                      order by i.pair_index)
     from (select distinct l.user_id, l.post_id, l.pair_index from unnest(p_lessons) l) i
       left join two_tower.user_posts u on u.user_id = i.user_id and u.post_id = i.post_id
@@ -637,7 +704,8 @@ end
 $$;
 comment on function two_tower.load_pairs(two_tower.lesson[]) is 'What the users did with the posts so far, in order of pair_index.';
 
-create function two_tower.learn(p_events public.engagement_events[], p_is_deferred boolean default false) returns void
+create function two_tower.learn(p_events public.engagement_events[],
+  p_is_deferred boolean default false) returns void
 language plpgsql set search_path = '' as $$
 declare
   v_lessons two_tower.lesson[] := two_tower.interpret(p_events);
@@ -656,13 +724,15 @@ begin
     return;
   end if;
 
-  select array_agg(distinct l.user_id order by l.user_id), array_agg(distinct l.post_id order by l.post_id)
+  select array_agg(distinct l.user_id order by l.user_id), array_agg(distinct l.post_id
+    order by l.post_id)
   into v_user_ids, v_post_ids from unnest(v_lessons) l;
   v_users := two_tower.lock_users(v_user_ids);
   if not p_is_deferred then
     perform two_tower.refuse_repeated_client_events(p_events);
   end if;
-  v_waiting := array(select distinct d.post_id from two_tower.deferred_events d where d.post_id = any (v_post_ids));
+  v_waiting := array(select distinct d.post_id from two_tower.deferred_events d
+    where d.post_id = any (v_post_ids));
   select array_agg(p order by p.post_id), coalesce(array_agg(p.post_id order by p.post_id), '{}')
   into v_posts, v_post_ids
   from (select v.* from two_tower.live_embeddings v
@@ -670,11 +740,16 @@ begin
         order by v.post_id for no key update) p;
 
   v_lessons := two_tower.index_lessons(v_lessons, v_user_ids, v_post_ids);
-  v_decided := two_tower.decide(v_lessons, two_tower.load_pairs(v_lessons), v_users, v_posts, v_waiting, p_is_deferred);
-  perform two_tower.record_decisions(v_decided.p_lessons, v_decided.p_pairs, p_events, p_is_deferred);
-  if exists (select from unnest(v_decided.p_lessons) l where l.verdict in ('learn', 'withdraw')) then
-    v_applied := two_tower.apply_lessons(v_decided.p_lessons, v_post_ids, v_decided.p_users, v_posts);
-    perform two_tower.write_learned(v_applied.p_users, v_applied.p_posts, v_applied.examples, v_applied.pushes);
+  v_decided := two_tower.decide(v_lessons, two_tower.load_pairs(v_lessons), v_users, v_posts,
+    v_waiting, p_is_deferred);
+  perform two_tower.record_decisions(v_decided.p_lessons, v_decided.p_pairs, p_events,
+    p_is_deferred);
+  if exists (select from unnest(v_decided.p_lessons) l where l.verdict in ('learn', 'withdraw'))
+    then
+    v_applied := two_tower.apply_lessons(v_decided.p_lessons, v_post_ids, v_decided.p_users,
+      v_posts);
+    perform two_tower.write_learned(v_applied.p_users, v_applied.p_posts, v_applied.examples,
+      v_applied.pushes);
   end if;
 end
 $$;
@@ -682,11 +757,13 @@ comment on function two_tower.learn(public.engagement_events[], boolean) is
   'Learns events in the order of their ids: all of them or, when it raises, none. p_is_deferred: events that waited, and whose time has come.';
 
 create function two_tower.learn_from_events() returns trigger
-language plpgsql security definer set search_path = '' set plan_cache_mode = force_generic_plan as $$
+language plpgsql security definer set search_path = ''
+  set plan_cache_mode = force_generic_plan as $$
 declare
   v_events public.engagement_events[];
 begin
-  select array_agg(row(e.id, e.user_id, e.post_id, e.event_type, e.dwell_ms, e.client_event_id, e.created_at)
+  select array_agg(row(e.id, e.user_id, e.post_id, e.event_type, e.dwell_ms, e.client_event_id,
+    e.created_at)
                    ::public.engagement_events order by e.id)
   into v_events from new_events e;
   if v_events is not null then
@@ -699,9 +776,11 @@ $$;
 comment on function two_tower.learn_from_events() is
   'Definer: who inserts an event has no grant on embeddings, and learns only through this. Fires at the origin only: replicated rows bring their embeddings with them.';
 create trigger learn_from_events after insert on public.engagement_events
-  referencing new table as new_events for each statement execute function two_tower.learn_from_events();
+  referencing new table as new_events
+    for each statement execute function two_tower.learn_from_events();
 
-create function two_tower.learn_deferred(p_limit integer default 500, p_post_ids bigint[] default null) returns integer
+create function two_tower.learn_deferred(p_limit integer default 500,
+  p_post_ids bigint[] default null) returns integer
 language plpgsql set search_path = '' as $$
 declare
   v_events public.engagement_events[];
@@ -718,7 +797,8 @@ begin
       or exists (select from public.posts p where p.id = d.post_id and p.deleted_at is not null))
     order by d.event_id limit p_limit for update
   ), taken as (
-    delete from two_tower.deferred_events d using due where d.event_id = due.event_id returning d.event
+    delete from two_tower.deferred_events d using due where d.event_id = due.event_id
+      returning d.event
   )
   select array_agg(event order by (event).id) into v_events from taken;
   if v_events is not null then
@@ -730,8 +810,9 @@ $$;
 comment on function two_tower.learn_deferred(integer, bigint[]) is
   'Learns, in order, at most so many events that waited for their post''s embedding or for the end of a freeze. Returns how many.';
 
--- Where the encoder hands in what it computed. New posts get their live vector, then their waiting events are learned,
--- and only then are rows touched that others may hold: no lock is waited for while one is held out of order.
+-- Where the encoder hands in what it computed. New posts get their live vector, then their waiting
+-- events are learned, and only then are rows touched that others may hold: no lock is waited for
+-- while one is held out of order.
 create function two_tower.store_base_embeddings(
   p_post_ids bigint[], p_embeddings extensions.vector[], p_requests integer[] default null
 ) returns integer language plpgsql set search_path = '' as $$
@@ -740,14 +821,17 @@ declare
   v_stored bigint[];
 begin
   if cardinality(p_post_ids) is distinct from cardinality(p_embeddings)
-     or cardinality(p_post_ids) is distinct from coalesce(cardinality(p_requests), cardinality(p_post_ids)) then
+     or cardinality(p_post_ids) is distinct
+       from coalesce(cardinality(p_requests), cardinality(p_post_ids)) then
     raise exception 'post ids, embeddings and requests must be arrays of one length'
-      using errcode = '22023', hint = 'Pass the request numbers that posts_to_encode() gave, or null.';
+      using errcode = '22023',
+        hint = 'Pass the request numbers that posts_to_encode() gave, or null.';
   end if;
   perform pg_advisory_xact_lock_shared(two_tower.switch_lock());
   with given as (
     select distinct on (g.post_id) g.post_id, g.embedding, g.request
-    from unnest(p_post_ids, p_embeddings, coalesce(p_requests, array_fill(null::integer, array[cardinality(p_post_ids)])))
+    from unnest(p_post_ids, p_embeddings,
+      coalesce(p_requests, array_fill(null::integer, array[cardinality(p_post_ids)])))
          as g (post_id, embedding, request)
     order by g.post_id
   ), locked as (
@@ -755,19 +839,23 @@ begin
     where g.request is null or g.request = b.request
     order by b.post_id for no key update of b
   ), stored as (
-    update two_tower.base_embeddings b set base_embedding = l.embedding, encoded_at = two_tower.now()
+    update two_tower.base_embeddings b
+      set base_embedding = l.embedding, encoded_at = two_tower.now()
     from locked l where b.post_id = l.post_id
     returning b.post_id
   )
   select array_agg(post_id) into v_stored from stored;
 
   with inserted as (
-    insert into two_tower.live_embeddings (slot, post_id, embedding, author_id, created_at, is_deleted, model_version)
-    select slots.slot, p.id, projected.embedding, p.author_id, p.created_at, p.deleted_at is not null, slots.version
+    insert into two_tower.live_embeddings (slot, post_id, embedding, author_id, created_at,
+      is_deleted, model_version)
+    select slots.slot, p.id, projected.embedding, p.author_id, p.created_at,
+      p.deleted_at is not null, slots.version
     from two_tower.slots_to_write() slots
       cross join two_tower.base_embeddings b
       join public.posts p on p.id = b.post_id
-      cross join lateral (select two_tower.candidate_tower(b.base_embedding, slots.version)) as projected (embedding)
+      cross join lateral (select two_tower.candidate_tower(b.base_embedding, slots.version))
+        as projected (embedding)
     where b.post_id = any (v_stored) and extensions.vector_norm(projected.embedding) > 0
     on conflict do nothing
     returning post_id
@@ -776,9 +864,11 @@ begin
   perform two_tower.learn_deferred(500, v_new);
 
   with again as materialized (
-    select v.slot, v.post_id, two_tower.candidate_tower(b.base_embedding, v.model_version) as embedding
+    select v.slot, v.post_id,
+      two_tower.candidate_tower(b.base_embedding, v.model_version) as embedding
     from two_tower.live_embeddings v join two_tower.base_embeddings b using (post_id)
-    where v.post_id = any (v_stored) and v.post_id <> all (coalesce(v_new, '{}')) and v.is_pretrained
+    where v.post_id = any (v_stored) and v.post_id <> all (coalesce(v_new, '{}'))
+      and v.is_pretrained
     order by v.post_id, v.slot for no key update of v
   )
   update two_tower.live_embeddings v set embedding = a.embedding

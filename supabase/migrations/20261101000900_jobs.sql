@@ -1,6 +1,7 @@
--- Work that is done later. A job is a row; a worker claims it with a lease, extends the lease while it works, and
--- completes or fails it. A worker that dies lets its lease end, and another one takes the job. Jobs may run twice, so
--- what they store is idempotent. tick() decides what is due; pg_cron calls it where it exists, the worker elsewhere.
+-- Work that is done later. A job is a row; a worker claims it with a lease, extends the lease while
+-- it works, and completes or fails it. A worker that dies lets its lease end, and another one takes
+-- the job. Jobs may run twice, so what they store is idempotent. tick() decides what is due;
+-- pg_cron calls it where it exists, the worker elsewhere.
 
 create table two_tower.jobs (
   id bigint generated always as identity primary key,
@@ -10,7 +11,8 @@ create table two_tower.jobs (
   state text not null default 'pending'
     constraint state_of_a_job_is_known check (state in ('pending', 'running', 'done', 'dead')),
   attempts integer not null default 0,
-  max_attempts integer not null default 5 constraint a_job_is_tried_once_or_more check (max_attempts > 0),
+  max_attempts integer not null default 5 constraint a_job_is_tried_once_or_more
+    check (max_attempts > 0),
   run_at timestamptz not null default two_tower.now(),
   worker text,
   lease_until timestamptz,
@@ -18,18 +20,22 @@ create table two_tower.jobs (
   last_error text,
   created_at timestamptz not null default two_tower.now(),
   finished_at timestamptz,
-  constraint a_running_job_has_a_lease check (state <> 'running' or (worker is not null and lease_until is not null)),
-  constraint a_finished_job_says_when check ((state in ('done', 'dead')) = (finished_at is not null))
+  constraint a_running_job_has_a_lease
+    check (state <> 'running' or (worker is not null and lease_until is not null)),
+  constraint a_finished_job_says_when
+    check ((state in ('done', 'dead')) = (finished_at is not null))
 );
 comment on table two_tower.jobs is 'Queue of background work. Dead jobs were tried max_attempts times: last_error says why.';
 comment on column two_tower.jobs.subject is 'What it is about, within its kind. One pending job per kind and subject.';
 comment on column two_tower.jobs.lease_until is 'Until then the job is its worker''s; later any worker may take it.';
-create unique index one_pending_job_per_kind_and_subject on two_tower.jobs (kind, subject) where state = 'pending';
+create unique index one_pending_job_per_kind_and_subject on two_tower.jobs (kind, subject)
+  where state = 'pending';
 create index jobs_to_run_idx on two_tower.jobs (run_at) where state = 'pending';
 create index jobs_running_idx on two_tower.jobs (lease_until) where state = 'running';
 create index jobs_finished_idx on two_tower.jobs (finished_at) where state in ('done', 'dead');
 
-create function two_tower.enqueue_job(p_kind text, p_subject text default '', p_payload jsonb default '{}')
+create function two_tower.enqueue_job(p_kind text, p_subject text default '',
+  p_payload jsonb default '{}')
 returns bigint language plpgsql set search_path = '' as $$
 declare
   v_id bigint;
@@ -51,11 +57,13 @@ create function two_tower.claim_job(
 ) returns setof two_tower.jobs language plpgsql set search_path = '' as $$
 begin
   if p_worker is null or p_lease is null or p_lease <= '0' then
-    raise exception 'a claim needs the name of a worker and a lease above zero' using errcode = '22023',
+    raise exception 'a claim needs the name of a worker and a lease above zero' using errcode
+      = '22023',
       hint = 'claim_job(worker, kinds, lease): kinds null means any.';
   end if;
   update two_tower.jobs j set
-    state = 'dead', finished_at = two_tower.now(), last_error = coalesce(j.last_error || E'\n', '') || 'lease ended'
+    state = 'dead', finished_at = two_tower.now(),
+      last_error = coalesce(j.last_error || E'\n', '') || 'lease ended'
   from (
     select id from two_tower.jobs
     where state = 'running' and lease_until < two_tower.now() and attempts >= max_attempts
@@ -66,11 +74,13 @@ begin
   with next as (
     select id from two_tower.jobs
     where (p_kinds is null or kind = any (p_kinds))
-      and ((state = 'pending' and run_at <= two_tower.now()) or (state = 'running' and lease_until < two_tower.now()))
+      and ((state = 'pending' and run_at <= two_tower.now())
+        or (state = 'running' and lease_until < two_tower.now()))
     order by run_at, id limit 1 for update skip locked
   )
   update two_tower.jobs j set
-    state = 'running', worker = p_worker, lease_until = two_tower.now() + p_lease, attempts = j.attempts + 1
+    state = 'running', worker = p_worker, lease_until = two_tower.now() + p_lease,
+      attempts = j.attempts + 1
   from next where j.id = next.id
   returning j.*;
 end
@@ -83,7 +93,8 @@ language plpgsql set search_path = '' as $$
 declare
   v_job two_tower.jobs;
 begin
-  select * into v_job from two_tower.jobs where id = p_job_id and state = 'running' and worker = p_worker
+  select * into v_job from two_tower.jobs
+    where id = p_job_id and state = 'running' and worker = p_worker
   for no key update;
   if not found then
     raise exception 'job % is not leased by worker %', p_job_id, p_worker using errcode = 'TT003',
@@ -94,7 +105,8 @@ end
 $$;
 comment on function two_tower.own_job(bigint, text) is 'The job, locked, if this worker still has it. Raises TT003 otherwise.';
 
-create function two_tower.heartbeat_job(p_job_id bigint, p_worker text, p_lease interval default '1 minute')
+create function two_tower.heartbeat_job(p_job_id bigint, p_worker text,
+  p_lease interval default '1 minute')
 returns timestamptz language plpgsql set search_path = '' as $$
 declare
   v_job two_tower.jobs := two_tower.own_job(p_job_id, p_worker);
@@ -111,7 +123,8 @@ returns void language plpgsql set search_path = '' as $$
 declare
   v_job two_tower.jobs := two_tower.own_job(p_job_id, p_worker);
 begin
-  update two_tower.jobs set state = 'done', finished_at = two_tower.now(), result = p_result, lease_until = null
+  update two_tower.jobs set state = 'done', finished_at = two_tower.now(), result = p_result,
+    lease_until = null
   where id = v_job.id;
 end
 $$;
@@ -124,7 +137,8 @@ declare
   v_state text := 'pending';
 begin
   if v_job.attempts >= v_job.max_attempts or exists (
-    select from two_tower.jobs where kind = v_job.kind and subject = v_job.subject and state = 'pending'
+    select from two_tower.jobs
+      where kind = v_job.kind and subject = v_job.subject and state = 'pending'
   ) then
     v_state := 'dead';
   end if;
@@ -135,7 +149,8 @@ begin
   where id = v_job.id;
   return v_state;
 exception when unique_violation then
-  update two_tower.jobs set state = 'dead', last_error = p_error, lease_until = null, finished_at = two_tower.now()
+  update two_tower.jobs set state = 'dead', last_error = p_error, lease_until = null,
+    finished_at = two_tower.now()
   where id = v_job.id;
   return 'dead';
 end
@@ -174,12 +189,17 @@ comment on table two_tower.schedules is 'What runs when. Change an interval, or 
 comment on column two_tower.schedules.every_events is 'Runs after so many learned engagements.';
 comment on column two_tower.schedules.last_event_id is 'Engagements up to this id are counted.';
 insert into two_tower.schedules (kind, every, every_events, runs_in, description) values
-  ('train_candidate_tower', null, 1000, 'worker', 'Trains the candidate tower on the newest training pairs.'),
-  ('train_user_tower', '1 hour', null, 'worker', 'Trains the user tower, and encodes active users if a version serves.'),
-  ('create_partitions_ahead', '1 day', null, 'database', 'Makes the partitions that will be needed.'),
-  ('drop_old_partitions', '1 day', null, 'database', 'Archives: drops partitions that are older than settings keep them.'),
+  ('train_candidate_tower', null, 1000, 'worker',
+    'Trains the candidate tower on the newest training pairs.'),
+  ('train_user_tower', '1 hour', null, 'worker',
+    'Trains the user tower, and encodes active users if a version serves.'),
+  ('create_partitions_ahead', '1 day', null, 'database',
+    'Makes the partitions that will be needed.'),
+  ('drop_old_partitions', '1 day', null, 'database',
+    'Archives: drops partitions that are older than settings keep them.'),
   ('prune_jobs', '1 day', null, 'database', 'Deletes jobs that ended long ago.'),
-  ('refresh_popular_candidates', '5 minutes', null, 'database', 'Lists the most popular posts, for large corpora.'),
+  ('refresh_popular_candidates', '5 minutes', null, 'database',
+    'Lists the most popular posts, for large corpora.'),
   ('record_metrics', '1 minute', null, 'database', 'Writes the metrics of the health view.');
 
 create function two_tower.drop_old_partitions() returns integer
@@ -189,7 +209,8 @@ declare
   v_dropped integer := 0;
 begin
   for v_part in
-    select p.partition_name from two_tower.partitions p join two_tower.partitioned_tables t using (table_name)
+    select p.partition_name from two_tower.partitions p
+      join two_tower.partitioned_tables t using (table_name)
     where p.ends_at < pg_catalog.now()
       - (select (to_jsonb(s) ->> t.kept_for_setting)::interval from two_tower.settings s)
     order by p.ends_at limit 10
@@ -225,7 +246,8 @@ declare
   v_schedule two_tower.schedules;
   v_started text[] := '{}';
 begin
-  for v_schedule in select * from two_tower.schedules where is_enabled order by kind for update skip locked loop
+  for v_schedule in select * from two_tower.schedules where is_enabled
+    order by kind for update skip locked loop
     continue when not two_tower.is_due(v_schedule);
     update two_tower.schedules set
       last_run_at = two_tower.now(),

@@ -1,21 +1,24 @@
--- From training data to a version that serves. A worker reads its data from here, trains, stores a candidate with
--- store_weights(), and asks for the judgement. What follows is SQL: the gate, the filling of the other slot in bounded
--- steps while events go on, and the flip of the pointer.
+-- From training data to a version that serves. A worker reads its data from here, trains, stores a
+-- candidate with store_weights(), and asks for the judgement. What follows is SQL: the gate, the
+-- filling of the other slot in bounded steps while events go on, and the flip of the pointer.
 
--- Training stops at t0; the examples after it are kept for the gate, which is thus about events that neither version
--- has learned from.
+-- Training stops at t0; the examples after it are kept for the gate, which is thus about events
+-- that neither version has learned from.
 create function two_tower.held_out_from() returns timestamptz
 language sql stable set search_path = '' as $$
   select min(newest.created_at) from (
     select x.created_at from two_tower.training_examples x
-    where x.label order by x.created_at desc, x.event_id desc limit (select 2 * gate_minimum_events from two_tower.settings)
+    where x.label order by x.created_at desc, x.event_id desc
+      limit (select 2 * gate_minimum_events from two_tower.settings)
   ) newest;
 $$;
 comment on function two_tower.held_out_from() is 't0: the newest positives from here on are for the gate, earlier ones for training.';
 
-create function two_tower.candidate_tower_examples(p_before timestamptz, p_limit integer default 1000)
+create function two_tower.candidate_tower_examples(p_before timestamptz,
+  p_limit integer default 1000)
 returns table (
-  event_id bigint, user_emb extensions.vector, base_embedding extensions.vector, negative_base_embeddings extensions.vector[]
+  event_id bigint, user_emb extensions.vector, base_embedding extensions.vector,
+    negative_base_embeddings extensions.vector[]
 ) language sql stable set search_path = '' as $$
   select x.event_id, x.user_emb::extensions.vector, b.base_embedding,
          array(select nb.base_embedding
@@ -27,9 +30,11 @@ returns table (
                order by n.place)
   from two_tower.training_examples x
     join two_tower.signals s on s.event_type = x.event_type
-    join two_tower.user_posts u on u.user_id = x.user_id and u.post_id = x.post_id and u.signals & s.bit <> 0
+    join two_tower.user_posts u on u.user_id = x.user_id and u.post_id = x.post_id
+      and u.signals & s.bit <> 0
     join two_tower.base_embeddings b on b.post_id = x.post_id and b.base_embedding is not null
-  where x.label and x.created_at < p_before and extensions.vector_norm(x.user_emb::extensions.vector) > 0
+  where x.label and x.created_at < p_before
+    and extensions.vector_norm(x.user_emb::extensions.vector) > 0
   order by x.created_at desc, x.event_id desc
   limit p_limit;
 $$;
@@ -37,17 +42,20 @@ comment on function two_tower.candidate_tower_examples(timestamptz, integer) is
   'What the candidate tower is trained on: the newest positives before t0 with the base embeddings of the post and of its negatives. Withdrawn pairs are left out.';
 
 create function two_tower.live_anchors(p_limit integer default 5000)
-returns table (post_id bigint, base_embedding extensions.vector, embedding extensions.vector, engagement_count integer)
+returns table (post_id bigint, base_embedding extensions.vector, embedding extensions.vector,
+  engagement_count integer)
 language sql stable set search_path = '' as $$
   select v.post_id, b.base_embedding, v.embedding, v.engagement_count
   from two_tower.live_embeddings v join two_tower.base_embeddings b using (post_id)
-  where v.slot = (select active_slot from two_tower.state) and not v.is_pretrained and b.base_embedding is not null
+  where v.slot = (select active_slot from two_tower.state) and not v.is_pretrained
+    and b.base_embedding is not null
   order by v.engagement_count desc, v.post_id limit p_limit;
 $$;
 comment on function two_tower.live_anchors(integer) is
   'Engaged posts with base and live vectors: a new tower is fitted to them, so that it projects into the space in which the live vectors are.';
 
-create function two_tower.user_histories(p_before timestamptz, p_users integer default 128, p_user_ids uuid[] default null)
+create function two_tower.user_histories(p_before timestamptz, p_users integer default 128,
+  p_user_ids uuid[] default null)
 returns table (
   user_id uuid, post_ids bigint[], author_ids uuid[], event_types text[], times timestamptz[],
   embeddings extensions.vector[]
@@ -57,8 +65,10 @@ returns table (
     where u.engagement_count > 0 and (p_user_ids is null or u.user_id = any (p_user_ids))
     order by u.updated_at desc nulls last, u.user_id limit p_users
   )
-  select a.user_id, array_agg(e.post_id order by e.created_at, e.id), array_agg(v.author_id order by e.created_at, e.id),
-         array_agg(e.event_type order by e.created_at, e.id), array_agg(e.created_at order by e.created_at, e.id),
+  select a.user_id, array_agg(e.post_id order by e.created_at, e.id), array_agg(v.author_id
+    order by e.created_at, e.id),
+         array_agg(e.event_type order by e.created_at, e.id), array_agg(e.created_at
+           order by e.created_at, e.id),
          array_agg(v.embedding order by e.created_at, e.id)
   from active a
     cross join two_tower.settings s
@@ -85,7 +95,8 @@ $$;
 comment on function two_tower.random_live_posts(integer) is 'Negatives for the user tower.';
 
 create function two_tower.author_embeddings_to_train(p_limit integer default 20000)
-returns table (author_id uuid, embedding extensions.vector) language sql stable set search_path = '' as $$
+returns table (author_id uuid, embedding extensions.vector) language sql stable
+  set search_path = '' as $$
   select v.author_id, a.embedding
   from (select v.author_id, sum(v.engagement_count) as engagements from two_tower.live_embeddings v
         where v.slot = (select active_slot from two_tower.state) and v.author_id is not null
@@ -97,17 +108,21 @@ comment on function two_tower.author_embeddings_to_train(integer) is
   'The authors that were engaged with most, with what was learned of them; null for a new one, which starts at random.';
 
 create function two_tower.action_embeddings_to_train()
-returns table (event_type text, is_positive boolean, embedding extensions.vector) language sql stable set search_path = '' as $$
+returns table (event_type text, is_positive boolean, embedding extensions.vector) language sql
+  stable set search_path = '' as $$
   select s.event_type, coalesce(s.label, false), a.embedding
-  from two_tower.signals s left join two_tower.action_embeddings a using (event_type) order by s.bit;
+  from two_tower.signals s left join two_tower.action_embeddings a using (event_type)
+    order by s.bit;
 $$;
 comment on function two_tower.action_embeddings_to_train() is
   'All event types in a fixed order, whether one is a positive to predict, and what was learned of it.';
 
-create function two_tower.verdict_on(p_differences double precision[], out is_better boolean, out metrics jsonb)
+create function two_tower.verdict_on(p_differences double precision[], out is_better boolean,
+  out metrics jsonb)
 language sql stable set search_path = '' as $$
   select n >= s.gate_minimum_events and mean - 1.645 * error > -s.gate_tolerance and mean > 0,
-         jsonb_build_object('events', n, 'mean_difference', mean, 'lower_bound', mean - 1.645 * error)
+         jsonb_build_object('events', n, 'mean_difference', mean, 'lower_bound',
+           mean - 1.645 * error)
   from (select count(*) as n, coalesce(avg(d), 0) as mean,
                coalesce(stddev_samp(d), 0) / sqrt(greatest(count(*), 1)) as error
         from unnest(p_differences) as d) x
@@ -116,10 +131,13 @@ $$;
 comment on function two_tower.verdict_on(double precision[]) is
   'The gate: paired differences (candidate minus active) of a measure in which more is better. Better is: enough events, and the lower end of the one-sided 95 % interval of the mean above minus the tolerance.';
 
-create function two_tower.reciprocal_rank(p_user extensions.vector, p_post extensions.vector, p_negatives extensions.vector[])
+create function two_tower.reciprocal_rank(p_user extensions.vector, p_post extensions.vector,
+  p_negatives extensions.vector[])
 returns double precision language sql immutable set search_path = '' as $$
-  select 1.0 / (1 + count(*) filter (where n operator(extensions.<#>) p_user < p_post operator(extensions.<#>) p_user)
-                  + 0.5 * count(*) filter (where n operator(extensions.<#>) p_user = p_post operator(extensions.<#>) p_user))
+  select 1.0 / (1 + count(*) filter (where n operator(extensions.<#>) p_user < p_post
+    operator(extensions.<#>) p_user)
+                  + 0.5 * count(*) filter (where n operator(extensions.<#>) p_user = p_post
+                    operator(extensions.<#>) p_user))
   from unnest(p_negatives) as n;
 $$;
 comment on function two_tower.reciprocal_rank(extensions.vector, extensions.vector, extensions.vector[]) is
@@ -128,7 +146,8 @@ comment on function two_tower.reciprocal_rank(extensions.vector, extensions.vect
 create function two_tower.judge_candidate_tower(p_version bigint) returns boolean
 language plpgsql set search_path = '' as $$
 declare
-  v_from timestamptz := (select trained_until from two_tower.model_weights where version = p_version);
+  v_from timestamptz := (select trained_until from two_tower.model_weights
+    where version = p_version);
   v_active bigint := two_tower.active_version('candidate_tower');
   v_differences double precision[];
 begin
@@ -158,13 +177,15 @@ $$;
 comment on function two_tower.judge_candidate_tower(bigint) is
   'Judges a candidate against the active version on the positives after its training: reciprocal rank of the post among its negatives, each projected from its text alone, which is how a tower serves posts that nobody has engaged with. Returns whether it was accepted.';
 
-create function two_tower.decide_on(p_version bigint, p_differences double precision[]) returns boolean
+create function two_tower.decide_on(p_version bigint, p_differences double precision[])
+  returns boolean
 language plpgsql set search_path = '' as $$
 declare
   v_gate record;
   v_weights two_tower.model_weights;
 begin
-  select * into v_weights from two_tower.model_weights where version = p_version and state = 'candidate' for no key update;
+  select * into v_weights from two_tower.model_weights
+    where version = p_version and state = 'candidate' for no key update;
   if not found then
     raise exception 'version % is no candidate', p_version using errcode = '22023',
       hint = 'Only a version in state candidate can be judged, and only once.';
@@ -175,7 +196,8 @@ begin
     state = case when v_gate.is_better then 'candidate' else 'rejected' end,
     verdict = case
       when v_gate.is_better then 'accepted: better than the active version on held-out events'
-      when (v_gate.metrics ->> 'events')::integer < (select gate_minimum_events from two_tower.settings)
+      when (v_gate.metrics ->> 'events')::integer < (select gate_minimum_events
+        from two_tower.settings)
         then 'rejected: not enough held-out events'
       else 'rejected: not better than the active version on held-out events' end
   where version = p_version;
@@ -197,7 +219,8 @@ begin
     return;
   end if;
   perform pg_advisory_xact_lock(two_tower.switch_lock());
-  update two_tower.model_weights set state = 'rejected', verdict = 'rejected: overtaken by a newer version'
+  update two_tower.model_weights
+    set state = 'rejected', verdict = 'rejected: overtaken by a newer version'
   where version = (select filling_version from two_tower.state);
   update two_tower.state set filling_version = p_version, filled_up_to = 0;
 end
@@ -208,7 +231,8 @@ comment on function two_tower.begin_switch(bigint) is
 create function two_tower.activate_version(p_version bigint) returns void
 language sql set search_path = '' as $$
   update two_tower.model_weights set state = 'archived'
-  where state = 'active' and tower = (select tower from two_tower.model_weights where version = p_version);
+  where state = 'active' and tower = (select tower from two_tower.model_weights
+    where version = p_version);
   update two_tower.model_weights set state = 'active' where version = p_version;
 $$;
 comment on function two_tower.activate_version(bigint) is 'Makes a version the one that serves; the one before it is kept as archived.';
@@ -231,19 +255,23 @@ begin
     order by v.post_id limit p_limit for no key update
   ), projected as (
     select s.post_id, case when s.is_pretrained and b.base_embedding is not null
-                           then two_tower.candidate_tower(b.base_embedding, v_state.filling_version) end as embedding
+                           then two_tower.candidate_tower(b.base_embedding,
+                             v_state.filling_version) end as embedding
     from source s join two_tower.base_embeddings b using (post_id)
   ), written as (
     insert into two_tower.live_embeddings as f (
-      slot, post_id, embedding, author_id, created_at, is_deleted, is_pretrained, engagement_count, popularity,
+      slot, post_id, embedding, author_id, created_at, is_deleted, is_pretrained, engagement_count,
+        popularity,
       model_version)
     select 1 - s.slot, s.post_id,
            case when extensions.vector_norm(p.embedding) > 0 then p.embedding else s.embedding end,
-           s.author_id, s.created_at, s.is_deleted, s.is_pretrained, s.engagement_count, s.popularity,
+           s.author_id, s.created_at, s.is_deleted, s.is_pretrained, s.engagement_count,
+             s.popularity,
            v_state.filling_version
     from source s join projected p using (post_id) order by s.post_id
     on conflict (slot, post_id) do update set
-      embedding = excluded.embedding, author_id = excluded.author_id, created_at = excluded.created_at,
+      embedding = excluded.embedding, author_id = excluded.author_id,
+        created_at = excluded.created_at,
       is_deleted = excluded.is_deleted, is_pretrained = excluded.is_pretrained,
       engagement_count = excluded.engagement_count, popularity = excluded.popularity,
       model_version = excluded.model_version
@@ -265,7 +293,8 @@ begin
   perform pg_advisory_xact_lock(two_tower.switch_lock());
   select * into v_state from two_tower.state for update;
   if v_state.filling_version is null or exists (
-    select from two_tower.live_embeddings where slot = v_state.active_slot and post_id > v_state.filled_up_to
+    select from two_tower.live_embeddings
+      where slot = v_state.active_slot and post_id > v_state.filled_up_to
   ) then
     return false;
   end if;
@@ -305,11 +334,14 @@ $$;
 comment on function two_tower.store_user_encodings(bigint, uuid[], extensions.vector[]) is
   'Stores the active user tower''s vectors as the users'' base vectors. Returns how many users there were.';
 
--- The user tower is judged as it serves: added to the user's sum. Its encodings are of the histories before t0.
-create function two_tower.judge_user_tower(p_version bigint, p_user_ids uuid[], p_embeddings extensions.vector[])
+-- The user tower is judged as it serves: added to the user's sum. Its encodings are of the
+-- histories before t0.
+create function two_tower.judge_user_tower(p_version bigint, p_user_ids uuid[],
+  p_embeddings extensions.vector[])
 returns boolean language plpgsql set search_path = '' as $$
 declare
-  v_from timestamptz := (select trained_until from two_tower.model_weights where version = p_version);
+  v_from timestamptz := (select trained_until from two_tower.model_weights
+    where version = p_version);
   v_differences double precision[];
 begin
   select array_agg(two_tower.reciprocal_rank(h.blended, h.post_emb, h.negative_embs)
@@ -318,10 +350,12 @@ begin
   from (
     select x.user_emb::extensions.vector as user_emb, x.post_emb::extensions.vector as post_emb,
            x.negative_embs::extensions.vector[] as negative_embs,
-           (array_fill(greatest(extensions.vector_norm(u.engaged_sum), 0.001)::real, array[128])::extensions.vector
+           (array_fill(greatest(extensions.vector_norm(u.engaged_sum), 0.001)::real,
+             array[128])::extensions.vector
             operator(extensions.*) x.user_emb::extensions.vector)
            operator(extensions.+)
-           (array_fill(s.user_tower_weight, array[128])::extensions.vector operator(extensions.*) n.embedding) as blended
+           (array_fill(s.user_tower_weight, array[128])::extensions.vector
+             operator(extensions.*) n.embedding) as blended
     from two_tower.training_examples x
       join unnest(p_user_ids, p_embeddings) as n (user_id, embedding) on n.user_id = x.user_id
       join two_tower.user_embeddings u on u.user_id = x.user_id
@@ -336,16 +370,21 @@ comment on function two_tower.judge_user_tower(bigint, uuid[], extensions.vector
   'Judges a user tower on the positives after its training, with the given encodings of histories before it: the user''s vector with and without them. Returns whether it was accepted.';
 
 create function two_tower.store_entity_embeddings(
-  p_author_ids uuid[], p_author_embeddings extensions.vector[], p_event_types text[], p_action_embeddings extensions.vector[]
+  p_author_ids uuid[], p_author_embeddings extensions.vector[], p_event_types text[],
+    p_action_embeddings extensions.vector[]
 ) returns void language sql set search_path = '' as $$
   insert into two_tower.author_embeddings as a (author_id, embedding)
-  select n.author_id, n.embedding from unnest(p_author_ids, p_author_embeddings) as n (author_id, embedding)
+  select n.author_id, n.embedding
+    from unnest(p_author_ids, p_author_embeddings) as n (author_id, embedding)
   where exists (select from auth.users x where x.id = n.author_id) order by n.author_id
-  on conflict (author_id) do update set embedding = excluded.embedding, updated_at = excluded.updated_at;
+  on conflict (author_id) do update
+    set embedding = excluded.embedding, updated_at = excluded.updated_at;
   insert into two_tower.action_embeddings (event_type, embedding)
-  select n.event_type, n.embedding from unnest(p_event_types, p_action_embeddings) as n (event_type, embedding)
+  select n.event_type, n.embedding
+    from unnest(p_event_types, p_action_embeddings) as n (event_type, embedding)
   order by n.event_type
-  on conflict (event_type) do update set embedding = excluded.embedding, updated_at = excluded.updated_at;
+  on conflict (event_type) do update
+    set embedding = excluded.embedding, updated_at = excluded.updated_at;
 $$;
 comment on function two_tower.store_entity_embeddings(uuid[], extensions.vector[], text[], extensions.vector[]) is
   'Stores the author and action embeddings of the user tower that serves.';
@@ -357,7 +396,8 @@ declare
   v_stored integer;
 begin
   with given as (
-    select n.user_id, n.embedding, n.request from unnest(p_user_ids, p_embeddings, p_requests) as n (user_id, embedding, request)
+    select n.user_id, n.embedding, n.request
+      from unnest(p_user_ids, p_embeddings, p_requests) as n (user_id, embedding, request)
   ), locked as (
     select e.user_id, g.embedding from two_tower.profile_embeddings e join given g using (user_id)
     where e.request = g.request order by e.user_id for no key update of e
@@ -365,11 +405,14 @@ begin
     update two_tower.profile_embeddings e set base_embedding = l.embedding
     from locked l where e.user_id = l.user_id returning e.user_id, l.embedding
   ), based as (
-    insert into two_tower.user_embeddings as u (user_id, base_embedding, base_weight, base_source, embedding)
-    select s.user_id, two_tower.candidate_tower(s.embedding), c.profile_weight, 'profile', two_tower.candidate_tower(s.embedding)
+    insert into two_tower.user_embeddings as u (user_id, base_embedding, base_weight, base_source,
+      embedding)
+    select s.user_id, two_tower.candidate_tower(s.embedding), c.profile_weight, 'profile',
+      two_tower.candidate_tower(s.embedding)
     from stored s cross join two_tower.settings c order by s.user_id
     on conflict (user_id) do update set
-      base_embedding = excluded.base_embedding, base_weight = excluded.base_weight, base_source = 'profile'
+      base_embedding = excluded.base_embedding, base_weight = excluded.base_weight,
+        base_source = 'profile'
     where u.base_source is distinct from 'user_tower'
   )
   select count(*) into v_stored from stored;

@@ -1,6 +1,6 @@
--- Serving. The serving index is a halfvec copy of the live vectors under HNSW, one per slot; live vectors themselves
--- carry no index, because updates would ruin it. recommend_for() takes candidates from it, filters, and scores by the
--- live vectors. With few posts, all are scored.
+-- Serving. The serving index is a halfvec copy of the live vectors under HNSW, one per slot; live
+-- vectors themselves carry no index, because updates would ruin it. recommend_for() takes
+-- candidates from it, filters, and scores by the live vectors. With few posts, all are scored.
 
 create table two_tower.serving_embeddings (
   slot smallint not null,
@@ -10,8 +10,10 @@ create table two_tower.serving_embeddings (
 ) partition by list (slot);
 comment on table two_tower.serving_embeddings is
   'Copies of live vectors for approximate search, one partition and HNSW index per slot. Refreshed when a vector has moved by settings.serving_drift_tolerance.';
-create table two_tower.serving_embeddings_0 partition of two_tower.serving_embeddings for values in (0);
-create table two_tower.serving_embeddings_1 partition of two_tower.serving_embeddings for values in (1);
+create table two_tower.serving_embeddings_0 partition of two_tower.serving_embeddings
+  for values in (0);
+create table two_tower.serving_embeddings_1 partition of two_tower.serving_embeddings
+  for values in (1);
 create index serving_embeddings_hnsw on two_tower.serving_embeddings
   using hnsw (embedding extensions.halfvec_ip_ops);
 
@@ -46,12 +48,14 @@ begin
         left join two_tower.serving_embeddings o on o.slot = v_slot.slot and o.post_id = n.post_id
         cross join two_tower.settings c
       where not n.is_deleted and (o.post_id is null
-        or (o.embedding::extensions.vector operator(extensions.<=>) n.embedding) > c.serving_drift_tolerance)
+        or (o.embedding::extensions.vector operator(extensions.<=>) n.embedding)
+          > c.serving_drift_tolerance)
       on conflict (slot, post_id) do update set embedding = excluded.embedding
       returning s.post_id
     )
     select (select max(post_id) from next), (select count(*) from written) into v_last, v_count;
-    update two_tower.cursors set position = coalesce(v_last, 0) where name = 'serving_embeddings_' || v_slot.slot;
+    update two_tower.cursors set position = coalesce(v_last, 0)
+      where name = 'serving_embeddings_' || v_slot.slot;
     v_changed := v_changed + v_count;
   end loop;
   return v_changed;
@@ -71,10 +75,13 @@ end
 $$;
 comment on function two_tower.add_to_serving_embeddings() is 'A new post is searchable at once, not when the refresh comes round to it.';
 create trigger add_to_serving_embeddings after insert on two_tower.live_embeddings
-  referencing new table as new_rows for each statement execute function two_tower.add_to_serving_embeddings();
+  referencing new table as new_rows
+    for each statement execute function two_tower.add_to_serving_embeddings();
 
--- Dynamic, so that each slot has a plan of its own with its own HNSW index. ef_search is set for this call alone.
-create function two_tower.nearest_posts(p_vector extensions.vector, p_slot smallint, p_limit integer)
+-- Dynamic, so that each slot has a plan of its own with its own HNSW index. ef_search is set for
+-- this call alone.
+create function two_tower.nearest_posts(p_vector extensions.vector, p_slot smallint,
+  p_limit integer)
 returns setof bigint language plpgsql stable set search_path = '' as $$
 begin
   perform set_config('hnsw.ef_search', greatest(40, least(p_limit, 1000))::text, true);
@@ -95,9 +102,12 @@ returns setof two_tower.live_embeddings language sql stable set search_path = ''
     and not v.is_deleted
     and v.author_id is distinct from p_user_id
     and v.post_id <> all (coalesce(p_exclude, '{}'))
-    and not exists (select from two_tower.user_posts u where u.user_id = p_user_id and u.post_id = v.post_id)
-    and not exists (select from public.author_blocks b where b.user_id = p_user_id and b.author_id = v.author_id)
-    and not exists (select from public.author_blocks b where b.user_id = v.author_id and b.author_id = p_user_id);
+    and not exists (select from two_tower.user_posts u
+      where u.user_id = p_user_id and u.post_id = v.post_id)
+    and not exists (select from public.author_blocks b
+      where b.user_id = p_user_id and b.author_id = v.author_id)
+    and not exists (select from public.author_blocks b
+      where b.user_id = v.author_id and b.author_id = p_user_id);
 $$;
 comment on function two_tower.eligible_posts(uuid, bigint[], bigint[]) is
   'The one filter: live posts, of the candidates or of all (null), that are not the user''s own, not seen, engaged with or hidden, not deleted, not excluded, and not by an author that the user blocked or muted, or who blocked the user.';
@@ -115,7 +125,8 @@ language sql set search_path = '' as $$
     where v.slot = (select active_slot from two_tower.state) and not v.is_deleted
     order by v.popularity desc, v.post_id desc limit 1000
   ), gone as (
-    delete from two_tower.popular_candidates p where not exists (select from top t where t.post_id = p.post_id)
+    delete from two_tower.popular_candidates p
+      where not exists (select from top t where t.post_id = p.post_id)
   )
   insert into two_tower.popular_candidates as p (post_id, popularity)
   select post_id, popularity from top order by post_id
@@ -123,7 +134,8 @@ language sql set search_path = '' as $$
 $$;
 comment on function two_tower.refresh_popular_candidates() is 'Lists the thousand most popular posts.';
 
-create function two_tower.gather_candidates(p_user_id uuid, p_vector extensions.vector, p_slot smallint, p_limit integer)
+create function two_tower.gather_candidates(p_user_id uuid, p_vector extensions.vector,
+  p_slot smallint, p_limit integer)
 returns bigint[] language sql stable set search_path = '' as $$
   select array_agg(post_id) from (
     select post_id from two_tower.nearest_posts(p_vector, p_slot, p_limit) as post_id
@@ -134,7 +146,8 @@ returns bigint[] language sql stable set search_path = '' as $$
     (select id from public.posts where deleted_at is null order by created_at desc limit p_limit)
     union
     (select p.id from public.follows f
-       cross join lateral (select id from public.posts where author_id = f.followed_id and deleted_at is null
+       cross join lateral (select id from public.posts
+         where author_id = f.followed_id and deleted_at is null
                            order by created_at desc limit 20) p
      where f.follower_id = p_user_id limit p_limit)
   ) c;
@@ -142,18 +155,22 @@ $$;
 comment on function two_tower.gather_candidates(uuid, extensions.vector, smallint, integer) is
   'Candidates for a user when there are too many posts to score all: the nearest, the popular, the newest, and recent ones of followed authors.';
 
--- The score is a sum of named parts, so that explain_recommendation can show it. A user's ranking goes from popular
--- and fresh to personal in equal steps over the first settings.cold_until engagements: there is no cliff.
+-- The score is a sum of named parts, so that explain_recommendation can show it. A user's ranking
+-- goes from popular and fresh to personal in equal steps over the first settings.cold_until
+-- engagements: there is no cliff.
 create function two_tower.score_posts(p_user_id uuid, p_exclude bigint[], p_candidates bigint[])
 returns table (
   post_id bigint, author_id uuid, engagement_count integer, is_pretrained boolean,
-  personal double precision, popular double precision, fresh double precision, followed double precision
+  personal double precision, popular double precision, fresh double precision,
+    followed double precision
 ) language sql stable set search_path = '' as $$
   with reader as materialized (
-    select e.vector, s.*, two_tower.popularity_of(1, two_tower.now()) as unit, two_tower.now() as now,
+    select e.vector, s.*, two_tower.popularity_of(1, two_tower.now()) as unit,
+      two_tower.now() as now,
            case when e.vector is null or extensions.vector_norm(e.vector) = 0 then 0
                 when s.cold_until = 0 then 1
-                else least(1, greatest(u.engagement_count, case when u.base_embedding is not null then 0.3 * s.cold_until end)
+                else least(1, greatest(u.engagement_count, case when u.base_embedding is not null
+                  then 0.3 * s.cold_until end)
                               / s.cold_until::double precision) end as warmth
     from two_tower.settings s
       left join two_tower.user_embeddings u on u.user_id = p_user_id
@@ -163,11 +180,14 @@ returns table (
     from two_tower.eligible_posts(p_user_id, p_exclude, p_candidates) v cross join reader r
   )
   select v.post_id, v.author_id, v.engagement_count, v.is_pretrained,
-         case when r.warmth > 0 then r.warmth * -(v.embedding operator(extensions.<#>) r.vector) else 0 end,
-         (1 - r.warmth + r.popularity_weight) * v.log_popularity / greatest(max(v.log_popularity) over (), 1e-9),
+         case when r.warmth > 0 then r.warmth * -(v.embedding operator(extensions.<#>) r.vector)
+           else 0 end,
+         (1 - r.warmth + r.popularity_weight) * v.log_popularity
+           / greatest(max(v.log_popularity) over (), 1e-9),
          (1 - r.warmth) * r.recency_weight
            * 2 ^ -least(1000, greatest(0, extract(epoch from r.now - v.created_at)::double precision
-                                          / extract(epoch from r.recency_half_life)::double precision)),
+                                          / extract(epoch from r.recency_half_life)::double
+                                            precision)),
          case when f.follower_id is not null then r.followed_weight else 0 end
   from eligible v
     cross join reader r
@@ -176,16 +196,19 @@ $$;
 comment on function two_tower.score_posts(uuid, bigint[], bigint[]) is
   'Scores the eligible posts (of the candidates, or all) for a user. personal: warmth * cosine of the re-encoded user with the live vector. popular: log of the decayed popularity over the largest. fresh: halves with age. followed: by a followed author. The score is their sum.';
 
-create function two_tower.rank_posts(p_user_id uuid, p_limit integer, p_exclude bigint[], p_candidates bigint[])
+create function two_tower.rank_posts(p_user_id uuid, p_limit integer, p_exclude bigint[],
+  p_candidates bigint[])
 returns table (post_id bigint, score double precision, source text)
 language sql stable set search_path = '' as $$
   with scored as materialized (
     select x.*, x.personal + x.popular + x.fresh + x.followed as score
     from two_tower.score_posts(p_user_id, p_exclude, p_candidates) x
   ), spread as (
-    select x.*, row_number() over (partition by x.author_id order by x.score desc, x.post_id desc) as place_of_author,
+    select x.*, row_number() over (partition by x.author_id
+      order by x.score desc, x.post_id desc) as place_of_author,
            row_number() over (order by x.engagement_count,
-                              hashtextextended(x.post_id::text || p_user_id::text || date_trunc('hour', two_tower.now()), 0))
+                              hashtextextended(x.post_id::text || p_user_id::text ||
+                                date_trunc('hour', two_tower.now()), 0))
              as place_to_explore
     from scored x
   ), explored as (
@@ -200,15 +223,18 @@ language sql stable set search_path = '' as $$
   from spread x
     cross join two_tower.settings s
     left join explored e on e.post_id = x.post_id
-  order by e.post_id is null, x.author_id is not null and x.place_of_author > s.posts_per_author, x.score desc, x.post_id desc
+  order by e.post_id is null, x.author_id is not null
+    and x.place_of_author > s.posts_per_author, x.score desc, x.post_id desc
   limit p_limit;
 $$;
 comment on function two_tower.rank_posts(uuid, integer, bigint[], bigint[]) is
   'The page: a share for posts that few have engaged with, chosen by a hash of post, user and hour; then by score, at most settings.posts_per_author of an author while others are left.';
 
-create function two_tower.recommend_for(p_user_id uuid, p_limit integer default 20, p_exclude bigint[] default '{}')
+create function two_tower.recommend_for(p_user_id uuid, p_limit integer default 20,
+  p_exclude bigint[] default '{}')
 returns table (
-  post_id bigint, author_id uuid, content text, created_at timestamptz, score double precision, source text, arm text
+  post_id bigint, author_id uuid, content text, created_at timestamptz, score double precision,
+    source text, arm text
 ) language plpgsql stable set search_path = '' as $$
 declare
   v_limit integer := least(500, greatest(1, coalesce(p_limit, 20)));
@@ -220,16 +246,20 @@ declare
   v_sources text[];
 begin
   if p_user_id is null then
-    raise exception 'a user is needed' using errcode = '22023', hint = 'recommend() takes the signed-in user.';
+    raise exception 'a user is needed' using errcode = '22023',
+      hint = 'recommend() takes the signed-in user.';
   end if;
   select * into v_settings from two_tower.settings;
   if (select count(*) from (select from two_tower.live_embeddings where slot = v_slot
-                            limit v_settings.exact_scan_limit + 1) few) > v_settings.exact_scan_limit then
+                            limit v_settings.exact_scan_limit + 1) few)
+                              > v_settings.exact_scan_limit then
     v_candidates := two_tower.gather_candidates(
-      p_user_id, two_tower.encode_user(p_user_id), v_slot, greatest(v_settings.over_fetch, 2 * v_limit));
+      p_user_id, two_tower.encode_user(p_user_id), v_slot,
+        greatest(v_settings.over_fetch, 2 * v_limit));
   end if;
   loop
-    select array_agg(r.post_id order by r.n), array_agg(r.score order by r.n), array_agg(r.source order by r.n)
+    select array_agg(r.post_id order by r.n), array_agg(r.score order by r.n), array_agg(r.source
+      order by r.n)
     into v_ids, v_scores, v_sources
     from (select x.*, row_number() over () as n
           from two_tower.rank_posts(p_user_id, v_limit, p_exclude, v_candidates) x) r;
@@ -240,11 +270,16 @@ begin
     return query
     select p.id, p.author_id, p.content, p.created_at, 0::double precision, 'recent', null::text
     from public.posts p
-    where p.deleted_at is null and p.author_id is distinct from p_user_id and p.id <> all (coalesce(p_exclude, '{}'))
-      and not exists (select from two_tower.live_embeddings v where v.slot = v_slot and v.post_id = p.id)
-      and not exists (select from two_tower.user_posts u where u.user_id = p_user_id and u.post_id = p.id)
-      and not exists (select from public.author_blocks b where b.user_id = p_user_id and b.author_id = p.author_id)
-      and not exists (select from public.author_blocks b where b.user_id = p.author_id and b.author_id = p_user_id)
+    where p.deleted_at is null and p.author_id is distinct
+      from p_user_id and p.id <> all (coalesce(p_exclude, '{}'))
+      and not exists (select from two_tower.live_embeddings v
+        where v.slot = v_slot and v.post_id = p.id)
+      and not exists (select from two_tower.user_posts u
+        where u.user_id = p_user_id and u.post_id = p.id)
+      and not exists (select from public.author_blocks b
+        where b.user_id = p_user_id and b.author_id = p.author_id)
+      and not exists (select from public.author_blocks b
+        where b.user_id = p.author_id and b.author_id = p_user_id)
     order by p.created_at desc, p.id desc limit v_limit;
     return;
   end if;

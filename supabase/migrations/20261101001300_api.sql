@@ -1,5 +1,6 @@
--- What clients call. Each function of public is a thin SECURITY INVOKER wrapper; the cores are SECURITY DEFINER, live
--- in two_tower, which is not exposed, and act for auth.uid() alone, so that calling one directly gains nothing.
+-- What clients call. Each function of public is a thin SECURITY INVOKER wrapper; the cores are
+-- SECURITY DEFINER, live in two_tower, which is not exposed, and act for auth.uid() alone, so that
+-- calling one directly gains nothing.
 
 create function two_tower.signed_in_user() returns uuid
 language plpgsql stable set search_path = '' as $$
@@ -17,7 +18,8 @@ comment on function two_tower.signed_in_user() is 'auth.uid(), or error 42501.';
 
 create function two_tower.recommend_to_caller(p_limit integer, p_exclude bigint[])
 returns table (
-  post_id bigint, author_id uuid, content text, created_at timestamptz, score double precision, source text, arm text
+  post_id bigint, author_id uuid, content text, created_at timestamptz, score double precision,
+    source text, arm text
 ) language sql stable security definer set search_path = '' as $$
   select * from two_tower.recommend_for(two_tower.signed_in_user(), p_limit, p_exclude);
 $$;
@@ -26,7 +28,8 @@ comment on function two_tower.recommend_to_caller(integer, bigint[]) is
 
 create function public.recommend(p_limit integer default 20, p_exclude bigint[] default '{}')
 returns table (
-  post_id bigint, author_id uuid, content text, created_at timestamptz, score double precision, source text, arm text
+  post_id bigint, author_id uuid, content text, created_at timestamptz, score double precision,
+    source text, arm text
 ) language sql stable set search_path = '' as $$
   select * from two_tower.recommend_to_caller(p_limit, p_exclude);
 $$;
@@ -34,7 +37,8 @@ comment on function public.recommend(integer, bigint[]) is
   'Posts for the signed-in user, best first, with score and source. p_limit: 1 to 500, default 20. p_exclude: post ids to leave out, such as those already on the page. Writes nothing: works by GET.';
 
 create function two_tower.similar_posts_for_caller(p_post_id bigint, p_limit integer)
-returns table (post_id bigint, author_id uuid, content text, created_at timestamptz, score double precision)
+returns table (post_id bigint, author_id uuid, content text, created_at timestamptz,
+  score double precision)
 language sql stable security definer set search_path = '' as $$
   select p.id, p.author_id, p.content, p.created_at, c.similarity
   from (
@@ -42,7 +46,8 @@ language sql stable security definer set search_path = '' as $$
     from two_tower.live_embeddings o
       cross join lateral two_tower.nearest_posts(o.embedding, o.slot, 200) as near (post_id)
       join two_tower.live_embeddings v on v.slot = o.slot and v.post_id = near.post_id
-    where o.slot = (select active_slot from two_tower.state) and o.post_id = p_post_id and v.post_id <> p_post_id
+    where o.slot = (select active_slot from two_tower.state) and o.post_id = p_post_id
+      and v.post_id <> p_post_id
       and not v.is_deleted
       and not exists (select from public.author_blocks b
                       where b.user_id = two_tower.signed_in_user() and b.author_id = v.author_id)
@@ -53,27 +58,32 @@ $$;
 comment on function two_tower.similar_posts_for_caller(bigint, integer) is 'Definer: reads embeddings, on which clients have no grant.';
 
 create function public.similar_posts(p_post_id bigint, p_limit integer default 20)
-returns table (post_id bigint, author_id uuid, content text, created_at timestamptz, score double precision)
+returns table (post_id bigint, author_id uuid, content text, created_at timestamptz,
+  score double precision)
 language sql stable set search_path = '' as $$
   select * from two_tower.similar_posts_for_caller(p_post_id, p_limit);
 $$;
 comment on function public.similar_posts(bigint, integer) is 'Posts whose live vectors are nearest to a post''s, best first.';
 
 create function two_tower.popular_posts_for_caller(p_limit integer)
-returns table (post_id bigint, author_id uuid, content text, created_at timestamptz, score double precision)
+returns table (post_id bigint, author_id uuid, content text, created_at timestamptz,
+  score double precision)
 language sql stable security definer set search_path = '' as $$
-  select p.id, p.author_id, p.content, p.created_at, c.popularity / two_tower.popularity_of(1, two_tower.now())
+  select p.id, p.author_id, p.content, p.created_at,
+    c.popularity / two_tower.popularity_of(1, two_tower.now())
   from two_tower.popular_candidates c
     join public.posts p on p.id = c.post_id
   where p.deleted_at is null and not exists (
-    select from public.author_blocks b where b.user_id = two_tower.signed_in_user() and b.author_id = p.author_id)
+    select from public.author_blocks b
+      where b.user_id = two_tower.signed_in_user() and b.author_id = p.author_id)
   order by c.popularity desc, p.id desc
   limit least(100, greatest(1, coalesce(p_limit, 20)));
 $$;
 comment on function two_tower.popular_posts_for_caller(integer) is 'Definer: reads popularity, on which clients have no grant.';
 
 create function public.popular_posts(p_limit integer default 20)
-returns table (post_id bigint, author_id uuid, content text, created_at timestamptz, score double precision)
+returns table (post_id bigint, author_id uuid, content text, created_at timestamptz,
+  score double precision)
 language sql stable set search_path = '' as $$
   select * from two_tower.popular_posts_for_caller(p_limit);
 $$;
@@ -85,7 +95,8 @@ language sql stable set search_path = '' as $$
   select p.id, p.author_id, p.content, p.created_at
   from public.posts p
   where p.deleted_at is null
-    and p.author_id in (select f.followed_id from public.follows f where f.follower_id = two_tower.signed_in_user())
+    and p.author_id in (select f.followed_id from public.follows f
+      where f.follower_id = two_tower.signed_in_user())
     and not exists (select from public.author_blocks b
                     where b.user_id = two_tower.signed_in_user() and b.author_id = p.author_id)
   order by p.created_at desc, p.id desc
@@ -96,7 +107,8 @@ comment on function public.recent_from_followed(integer) is 'The newest posts of
 create function two_tower.explain_to_caller(p_post_id bigint)
 returns table (
   post_id bigint, is_eligible boolean, reason text, place bigint,
-  personal double precision, popular double precision, fresh double precision, followed double precision
+  personal double precision, popular double precision, fresh double precision,
+    followed double precision
 ) language sql stable security definer set search_path = '' as $$
   with reader as (select two_tower.signed_in_user() as user_id), ranked as (
     select x.*, rank() over (order by x.personal + x.popular + x.fresh + x.followed desc) as place
@@ -111,7 +123,8 @@ returns table (
            when u.is_hidden then 'you hid it'
            when u.is_engaged then 'you engaged with it'
            when u.user_id is not null then 'you have seen it'
-           when exists (select from public.author_blocks b where b.user_id = r.user_id and b.author_id = p.author_id)
+           when exists (select from public.author_blocks b
+             where b.user_id = r.user_id and b.author_id = p.author_id)
              then 'you blocked or muted its author'
            when v.post_id is null then 'its text is not encoded yet'
            else 'it is not available to you' end,
@@ -119,7 +132,8 @@ returns table (
   from reader r
     left join public.posts p on p.id = p_post_id
     left join two_tower.user_posts u on u.user_id = r.user_id and u.post_id = p_post_id
-    left join two_tower.live_embeddings v on v.slot = (select active_slot from two_tower.state) and v.post_id = p_post_id
+    left join two_tower.live_embeddings v on v.slot = (select active_slot from two_tower.state)
+      and v.post_id = p_post_id
     left join ranked k on k.post_id = p_post_id;
 $$;
 comment on function two_tower.explain_to_caller(bigint) is
@@ -128,7 +142,8 @@ comment on function two_tower.explain_to_caller(bigint) is
 create function public.explain_recommendation(p_post_id bigint)
 returns table (
   post_id bigint, is_eligible boolean, reason text, place bigint,
-  personal double precision, popular double precision, fresh double precision, followed double precision
+  personal double precision, popular double precision, fresh double precision,
+    followed double precision
 ) language sql stable set search_path = '' as $$
   select * from two_tower.explain_to_caller(p_post_id);
 $$;
@@ -161,7 +176,8 @@ begin
   end if;
   v_since := two_tower.begin_batch();
   select array_agg(row(null, null, r.post_id, r.event_type, r.dwell_ms,
-                       coalesce(r.client_event_id, gen_random_uuid()), null)::public.engagement_events order by e.place)
+                       coalesce(r.client_event_id, gen_random_uuid()),
+                         null)::public.engagement_events order by e.place)
   into v_events
   from jsonb_array_elements(p_events) with ordinality as e (event, place)
     cross join lateral jsonb_to_record(e.event)
@@ -169,19 +185,24 @@ begin
 
   insert into public.engagement_events (post_id, event_type, dwell_ms, client_event_id)
   select e.post_id, e.event_type, e.dwell_ms, e.client_event_id
-  from unnest(v_events) with ordinality as e (id, user_id, post_id, event_type, dwell_ms, client_event_id, created_at, place)
+  from unnest(v_events) with ordinality as e (id, user_id, post_id, event_type, dwell_ms,
+    client_event_id, created_at, place)
   where not exists (select from public.engagement_events s
-                    where s.client_event_id = e.client_event_id and s.user_id = (select auth.uid()) and s.created_at > v_since)
+                    where s.client_event_id = e.client_event_id and s.user_id = (select auth.uid())
+                      and s.created_at > v_since)
     and not exists (select from unnest(v_events) with ordinality
-                      as f (id, user_id, post_id, event_type, dwell_ms, client_event_id, created_at, place)
+                      as f (id, user_id, post_id, event_type, dwell_ms, client_event_id, created_at,
+                        place)
                     where f.client_event_id = e.client_event_id and f.place < e.place)
   order by e.place;
 
   return query
   select s.client_event_id, s.id, s.created_at
-  from unnest(v_events) with ordinality as e (id, user_id, post_id, event_type, dwell_ms, client_event_id, created_at, place)
+  from unnest(v_events) with ordinality as e (id, user_id, post_id, event_type, dwell_ms,
+    client_event_id, created_at, place)
     join public.engagement_events s
-      on s.client_event_id = e.client_event_id and s.user_id = (select auth.uid()) and s.created_at > v_since
+      on s.client_event_id = e.client_event_id and s.user_id = (select auth.uid())
+        and s.created_at > v_since
   order by e.place;
 end
 $$;

@@ -1,9 +1,10 @@
--- The heartbeat. One call does what is due in bounded steps; pg_cron makes it where it exists, else the workers do.
+-- The heartbeat. One call does what is due in bounded steps; pg_cron makes it where it exists, else
+-- the workers do.
 
 insert into two_tower.cursors (name) values ('tick');
 
--- Learning locks users before posts, and posts in order of id. Two such steps in one transaction would break that
--- order, so a tick takes one step: the next, in turn, that has something to do.
+-- Learning locks users before posts, and posts in order of id. Two such steps in one transaction
+-- would break that order, so a tick takes one step: the next, in turn, that has something to do.
 create function two_tower.take_step() returns jsonb
 language plpgsql set search_path = '' as $$
 declare
@@ -12,7 +13,8 @@ declare
   v_step text;
   v_count integer;
 begin
-  update two_tower.cursors set position = position + 1 where name = 'tick' returning position into v_turn;
+  update two_tower.cursors set position = position + 1 where name = 'tick'
+    returning position into v_turn;
   for v_offset in 0..2 loop
     v_step := v_steps[1 + (v_turn + v_offset) % 3];
     v_count := case v_step
@@ -66,4 +68,3 @@ exception when others then
   raise notice 'pg_cron is not used (%): the workers call two_tower.tick()', sqlerrm;
 end
 $$;
-
