@@ -95,7 +95,7 @@ def train_candidate(
     history: list[float] = []
     for _ in range(config.epochs):
         total = 0.0
-        for batch in torch.randperm(len(user)).split(config.batch_size):
+        for batch in torch.split(torch.randperm(len(user)), config.batch_size):
             loss = _pair_loss(
                 tower, user[batch], positive[batch], negatives[batch], mask[batch], config
             )
@@ -104,7 +104,7 @@ def train_candidate(
                 fit = (tower(anchor_base[picked]) * anchor_live[picked]).sum(-1)
                 loss = loss + config.anchor_weight * (1 - fit).mean()
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
             total += loss.item() * len(batch)
         history.append(total / len(user))

@@ -138,12 +138,12 @@ def train_user(
     trace: list[float] = []
     while len(trace) < config.epochs and time.monotonic() < deadline:
         total = 0.0
-        for batch in torch.randperm(len(samples)).split(config.batch_size):
+        for batch in torch.split(torch.randperm(len(samples)), config.batch_size):
             chosen = [samples[i] for i in batch.tolist()]
             target = torch.as_tensor(np.stack([t for _, t in chosen]), dtype=torch.float32)
             loss = _next_loss(tower(*pad([h for h, _ in chosen])), target, pool_posts, config)
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
             total += loss.item() * len(chosen)
             if time.monotonic() > deadline:

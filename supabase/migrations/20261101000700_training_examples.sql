@@ -71,22 +71,25 @@ create table two_tower.deferred_pushes (
 comment on table two_tower.deferred_pushes is 'Pushes on negatives that wait to be folded into live vectors: p = norm(p - factor * user_vector).';
 comment on column two_tower.deferred_pushes.epoch is 'state.epoch when it was made: void when a rollback has raised it since.';
 
-create function two_tower.push_step(p_state extensions.vector, p_start extensions.vector,
-  p_factor real, p_direction extensions.vector)
-returns extensions.vector language sql immutable set search_path = '' as $$
-  select case when extensions.vector_norm(moved.v) > 1e-6 then extensions.l2_normalize(moved.v)
-              else coalesce(p_state, p_start) end
-  from (select coalesce(p_state, p_start) operator(extensions.-)
-               (array_fill(p_factor, array[128])::extensions.vector
-                 operator(extensions.*) p_direction)) as moved (v);
+create function two_tower.push_away(
+  p_start extensions.vector, p_factors real[], p_directions extensions.vector[]
+) returns extensions.vector language plpgsql immutable set search_path = '' as $$
+declare
+  v_moved extensions.vector;
+begin
+  for v_place in 1..cardinality(p_factors) loop
+    v_moved := p_start operator(extensions.-)
+      (array_fill(p_factors[v_place], array[128])::extensions.vector
+       operator(extensions.*) p_directions[v_place]);
+    if extensions.vector_norm(v_moved) > 1e-6 then
+      p_start := extensions.l2_normalize(v_moved);
+    end if;
+  end loop;
+  return p_start;
+end
 $$;
-comment on function two_tower.push_step(extensions.vector, extensions.vector, real, extensions.vector) is
-  'Transition of push_away: one push and its normalisation. A push that would leave no direction changes nothing.';
-create aggregate two_tower.push_away(extensions.vector, real, extensions.vector) (
-  sfunc = two_tower.push_step, stype = extensions.vector
-);
-comment on aggregate two_tower.push_away(extensions.vector, real, extensions.vector) is
-  'push_away(start, factor, direction order by id): the pushes one after the other, normalised after each.';
+comment on function two_tower.push_away(extensions.vector, real[], extensions.vector[]) is
+  'p = norm(p - factor * direction), for each in turn. A push that would leave no direction changes nothing.';
 
 create function two_tower.fold_pushes(p_limit integer default 500) returns integer
 language plpgsql set search_path = '' as $$
@@ -111,10 +114,11 @@ begin
     where v.slot = any (v_slots) and v.post_id in (select post_id from parts)
     order by v.post_id, v.slot for no key update
   ), moved as (
-    select l.slot, l.post_id, two_tower.push_away(l.embedding, p.factor, p.user_vector
-      order by p.id) as embedding
+    select l.slot, l.post_id, two_tower.push_away(
+             l.embedding, array_agg(p.factor order by p.id), array_agg(p.user_vector order by p.id)
+           ) as embedding
     from locked l join parts p on p.post_id = l.post_id
-    group by l.slot, l.post_id
+    group by l.slot, l.post_id, l.embedding
   ), written as (
     update two_tower.live_embeddings v set embedding = m.embedding
     from moved m where v.slot = m.slot and v.post_id = m.post_id

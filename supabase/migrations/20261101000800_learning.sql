@@ -1,7 +1,7 @@
 -- What happens inside the INSERT of engagements. One statement-level trigger takes all events of a
 -- statement:
 --
---   check      refuse an unknown post, a time to come, a repeated event: nothing of the statement stays
+--   check      refuse an unknown post, a time to come, a repeated event: all of the statement
 --   interpret  event types to signals: strengths, labels, dwell thresholds
 --   lock       advisory (shared, against a switch of models), users sorted, posts sorted
 --   decide     per event, in id order: learn, withdraw, defer, or record only, and why
@@ -453,8 +453,8 @@ begin
   if not found then
     v_example.post_emb := p_post.embedding;
   else
-    p_post.embedding := two_tower.push_step(null, p_post.embedding, v_example.step,
-      v_example.user_emb::extensions.vector);
+    p_post.embedding := two_tower.push_away(p_post.embedding, array[v_example.step],
+      array[v_example.user_emb::extensions.vector]);
     p_post.popularity := greatest(0,
       p_post.popularity - two_tower.popularity_of(v_strength, v_example.created_at));
   end if;
@@ -475,11 +475,11 @@ begin
   if p_settings.learning_rule = 'contrastive' then
     p_user := two_tower.renorm_user(p_user);
   else
-    p_user.embedding := two_tower.push_step(
-      null, p_user.embedding,
-      least(p_settings.literal_maximum_alpha, 1.0 / (p_user.engagement_count + 1))::real
-        * v_strength,
-      v_example.post_emb::extensions.vector);
+    p_user.embedding := two_tower.push_away(
+      p_user.embedding,
+      array[least(p_settings.literal_maximum_alpha, 1.0 / (p_user.engagement_count + 1))::real
+            * v_strength],
+      array[v_example.post_emb::extensions.vector]);
   end if;
 end
 $$;

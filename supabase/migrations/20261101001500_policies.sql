@@ -5,6 +5,7 @@
 revoke all on public.profiles, public.posts, public.follows, public.author_blocks,
   public.engagement_events
   from public, anon, authenticated, service_role;
+revoke all on sequence public.posts_id_seq from public, anon, authenticated, service_role;
 revoke all on all tables in schema two_tower from public, anon, authenticated, service_role;
 revoke all on all sequences in schema two_tower from public, anon, authenticated, service_role;
 revoke execute on all functions in schema two_tower from public, anon, authenticated, service_role;
