@@ -12,6 +12,9 @@ COMMANDS = {
     "down": ("python_jobs.local.commands", "down"),
     "migrate": ("python_jobs.local.commands", "migrate"),
     "worker": ("python_jobs.worker", "worker"),
+    "replay": ("python_jobs.replay", "replay"),
+    "demo": ("python_jobs.demo", "demo"),
+    "status": ("python_jobs.status", "status"),
 }
 
 

@@ -12,6 +12,7 @@ from python_jobs import db
 from python_jobs import migrate as migrations
 from python_jobs.local.node import find_node
 from python_jobs.local.stack import Stack
+from python_jobs.local.worker_process import stop_worker
 
 
 def _say(message: str) -> None:
@@ -41,9 +42,15 @@ def up(db_port: int | None, api_port: int | None, as_json: bool) -> None:
 
 
 @click.command()
-def down() -> None:
-    """Stop the local stack; its data stays for the next `up`."""
-    click.echo("Stopped." if Stack().down() else "Nothing to stop: two-tower up has not run here.")
+@click.option("--delete", is_flag=True, help="Delete the database and what the demo measured.")
+def down(delete: bool) -> None:
+    """Stop the local stack and its worker; the data stays for the next `up`."""
+    stack = Stack()
+    stop_worker(stack)
+    was_known = stack.down()
+    if delete:
+        stack.delete_data()
+    click.echo("Stopped." if was_known else "Nothing to stop: two-tower up has not run here.")
 
 
 @click.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -122,6 +123,13 @@ class Stack:
         self.stop_api(state)
         Cluster(Path(state.data_dir), state.database_port).stop()
         return True
+
+    def delete_data(self) -> None:
+        """Deletes the data folder and all that was measured on it; keys and tools stay."""
+        state = self.read_state()
+        if state is not None:
+            shutil.rmtree(state.data_dir, ignore_errors=True)
+        (self.state_dir / "demo.json").unlink(missing_ok=True)
 
     def stop_api(self, state: State) -> None:
         """Stops REST and Auth if they run."""

@@ -121,3 +121,19 @@ select
     ': before 0.8.4 an HNSW index can be damaged by concurrent insert and vacuum.'
 from pg_catalog.pg_extension as x where x.extname = 'vector';
 comment on view two_tower.health is 'The latest value of each metric against its target and alert range, and what to know about this installation.';
+
+create view two_tower.overview with (security_invoker = true) as
+select
+  (select count(*) from public.posts) as posts,
+  (select count(*) from two_tower.live_embeddings as v where v.slot = s.active_slot) as encoded_posts,
+  (select count(*) from two_tower.user_embeddings) as users,
+  (select count(*) from public.engagement_events) as events,
+  (select count(*) from two_tower.deferred_events) as deferred_events,
+  (select count(*) from two_tower.deferred_pushes) as deferred_pushes,
+  c.learning_rule,
+  two_tower.active_version('candidate_tower') as candidate_tower,
+  two_tower.active_version('user_tower') as user_tower,
+  s.filling_version, s.frozen_at, s.frozen_reason
+from two_tower.state as s
+cross join two_tower.settings as c;
+comment on view two_tower.overview is 'One row: how much there is, which rule and versions are at work, whether learning is frozen. Counts tables: for people, not for programs in a loop.';

@@ -11,6 +11,9 @@ const settings = JSON.parse(process.env.TWO_TOWER_API);
 // Clients parse ISO 8601: "2026-01-02 03:04:05+00" becomes "2026-01-02T03:04:05+00:00".
 const isoTimestamp = (text) => text.replace(" ", "T").replace(/([+-]\d\d)$/, "$1:00");
 
+// An argument of type json arrives here as text already, and must not be quoted once more.
+const asJson = (value) => (typeof value === "string" ? value : JSON.stringify(value));
+
 const connection = createPostgresConnection({
   url: settings.database_url,
   postgresOptions: {
@@ -18,6 +21,8 @@ const connection = createPostgresConnection({
     onnotice: () => {},
     types: {
       timestamptz: { to: 1184, from: [1184], serialize: (text) => text, parse: isoTimestamp },
+      json: { to: 114, from: [114], serialize: asJson, parse: JSON.parse },
+      jsonb: { to: 3802, from: [3802], serialize: asJson, parse: JSON.parse },
       timestamp: { to: 1114, from: [1114], serialize: (text) => text, parse: isoTimestamp },
     },
   },
