@@ -1,4 +1,4 @@
-"""What learning must do, in float64: an independent reference, and the means to hold SQL against it.
+"""What learning must do, in float64: an independent reference, and how SQL is held against it.
 
 `Reference` is written from the design, not from the SQL. It applies events one after the other to
 vectors of its own. It takes from the database only what is random there (which posts were drawn)
@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import psycopg
@@ -546,7 +546,7 @@ class Twin:
 class Stream:
     """Random engagements over few users and posts: repeats, toggles and dwells of all lengths."""
 
-    weights = {
+    weights: ClassVar = {
         "view": 20,
         "click": 10,
         "like": 22,
@@ -601,7 +601,7 @@ class Stream:
 
 
 # Every stored event with its signal, and whether it was learned: neither recorded as not learned
-# nor still waiting. The dwell thresholds are the design's, so this does not ask the code under test.
+# nor still waiting. Thresholds are the design's: this does not ask the code under test.
 LEDGER = f"""
   with meant as (
     select e.id, e.user_id, e.post_id, e.event_type, e.created_at, case
@@ -609,7 +609,7 @@ LEDGER = f"""
       when e.dwell_ms < {SHORT_DWELL_MS} then 'skip' else 'view' end as signal
     from public.engagement_events e
   ), learned as (
-    select m.*, coalesce(nullif(m.signal, 'unlike'), 'like') as named from meant m
+    select m.* from meant m
     where m.signal <> 'view'
       and not exists (select from two_tower.unlearned_events x where x.event_id = m.id)
       and not exists (select from two_tower.deferred_events x where x.event_id = m.id)
@@ -691,9 +691,13 @@ def assert_consistent(connection: psycopg.Connection[Any]) -> None:
     labelled = ", ".join(f"'{name}'" for name in (*POSITIVE_PAIRS, *NEGATIVE_PAIRS))
     none(
         "labelled events and training examples differ",
-        LEDGER + f", wanted as (select id from ledger where amount > 0 and signal in ({labelled})),"
+        LEDGER + f", wanted as (select l.id, exists (select from ledger w where w.amount < 0"
+        "   and w.id > l.id and (w.user_id, w.post_id, w.counted_as)"
+        "     = (l.user_id, l.post_id, l.counted_as)) as is_withdrawn"
+        f"  from ledger l where l.amount > 0 and l.signal in ({labelled})),"
         " found as (select event_id as id from two_tower.training_examples)"
-        " (table wanted except all table found) union all (table found except all table wanted)",
+        " (select id from wanted where not is_withdrawn except all table found)"
+        " union all (table found except all select id from wanted)",
     )
 
 
