@@ -33,10 +33,10 @@ from python_jobs.movielens import MovieLens, Rating
 from python_jobs.worker import open_connection
 
 BATCH = 100  # events a statement: pushes are folded as often, which loses nothing measurable
-TICK_EVERY = 1000
 PAGE = 10  # recommendations a user is asked for
 HALF_LIFE_S = 30 * 86400.0
 ENCODING_STALLED_S = 120.0
+TRAINING_STALLED_S = 180.0
 
 
 @dataclass
@@ -144,6 +144,8 @@ class Replay:
             self._wait_for_encoding(task)
         with self._stage("Events", len(self.bulk)) as task:
             asked, hits = self._replay_bulk(task)
+        with self._stage("Towers trained", 2) as task:
+            self._train_towers(task)
         with self._stage("Events over HTTP", len(self.tail)) as task:
             self._replay_over_http(task)
         return Report(
@@ -289,6 +291,25 @@ class Replay:
                     [self._time(r.seconds) for r in batch],
                 ],
             )
+
+    def _train_towers(self, task: TaskID) -> None:
+        """Makes both trainings due and waits for the worker to have done them."""
+        self.owner.execute(
+            "update two_tower.schedules set last_run_at = null, last_event_id = 0"
+            " where kind in ('train_candidate_tower', 'train_user_tower')"
+        )
+        done: set[str] = set()
+        last = self.owner.execute("select coalesce(max(id), 0) from two_tower.jobs").fetchone()
+        deadline = time.monotonic() + TRAINING_STALLED_S
+        while len(done) < 2 and time.monotonic() < deadline:
+            rows = self.owner.execute(
+                "select distinct kind from two_tower.jobs"
+                " where id > %s and kind like 'train%%' and state in ('done', 'dead')",
+                last,
+            ).fetchall()
+            done = {row[0] for row in rows}
+            self.progress.update(task, completed=len(done))
+            time.sleep(0.3)
 
     def _replay_over_http(self, task: TaskID) -> None:
         for user, ratings in groupby(self.tail, key=lambda rating: rating.user):

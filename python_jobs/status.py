@@ -34,6 +34,8 @@ def status(as_json: bool) -> None:
         click.echo(json.dumps(sections, default=str, indent=2))
         return
     console = Console()
+    for name, number in sections.pop("Overview")[0].items():
+        console.print(f"{name.replace('_', ' '):16} {'-' if number is None else number}")
     for title, rows in sections.items():
         console.print(as_table(title, rows) if rows else f"{title}: none")
 

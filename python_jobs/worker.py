@@ -160,6 +160,13 @@ def wait_for_work(connection: psycopg.Connection[Any], seconds: float) -> None:
         pass
 
 
+def leave_cores_to_postgres() -> None:
+    """Halves torch's threads: on the machine of the database, training must not starve inserts."""
+    import torch
+
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
+
+
 @click.command()
 @click.option("--drain", is_flag=True, help="Do what is due, then exit.")
 @click.option("--lease", default=LEASE_S, show_default=True, help="Seconds a job stays ours.")
@@ -170,6 +177,7 @@ def worker(drain: bool, lease: float) -> None:
     logging.getLogger("sentence_transformers").setLevel(logging.WARNING)
     process = Worker(database_url(), lease)
     stop: Callable[..., None] = lambda *_: process.is_stopping.set()  # noqa: E731
+    leave_cores_to_postgres()
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     done = process.run(drain)

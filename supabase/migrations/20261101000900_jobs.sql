@@ -188,6 +188,7 @@ create table two_tower.schedules (
 comment on table two_tower.schedules is 'What runs when. Change an interval, or disable a schedule, with an UPDATE. Runs that were missed are made up for once, not each.';
 comment on column two_tower.schedules.every_events is 'Runs after so many learned engagements.';
 comment on column two_tower.schedules.last_event_id is 'Engagements up to this id are counted.';
+comment on column two_tower.schedules.last_run_at is 'Set it to null to run a schedule at the next tick.';
 insert into two_tower.schedules (kind, every, every_events, runs_in, description) values
   ('train_candidate_tower', null, 1000, 'worker',
     'Trains the candidate tower on the newest training pairs.'),
@@ -201,6 +202,9 @@ insert into two_tower.schedules (kind, every, every_events, runs_in, description
   ('refresh_popular_candidates', '5 minutes', null, 'database',
     'Lists the most popular posts, for large corpora.'),
   ('record_metrics', '1 minute', null, 'database', 'Writes the metrics of the health view.');
+
+-- Nothing is known yet that a user tower could learn.
+update two_tower.schedules set last_run_at = two_tower.now() where kind = 'train_user_tower';
 
 create function two_tower.drop_old_partitions() returns integer
 language plpgsql set search_path = '' as $$
@@ -226,19 +230,23 @@ comment on function two_tower.drop_old_partitions() is 'Drops at most ten partit
 
 create function two_tower.is_due(p_schedule two_tower.schedules) returns boolean
 language sql stable set search_path = '' as $$
-  select p_schedule.is_enabled and case
-    when p_schedule.every is not null then
-      coalesce(p_schedule.last_run_at + p_schedule.every <= two_tower.now(), true)
-    else (
-      select count(*) from (
-        select from public.engagement_events e
-        where e.id > p_schedule.last_event_id
-          and e.event_type in (select event_type from two_tower.signals where strength <> 0)
-        limit p_schedule.every_events) as new_events
-    ) >= p_schedule.every_events end;
+  select p_schedule.is_enabled
+    and not exists (select from two_tower.jobs j
+                    where j.kind = p_schedule.kind and j.state in ('pending', 'running'))
+    and case
+      when p_schedule.every is not null then
+        coalesce(p_schedule.last_run_at + p_schedule.every <= two_tower.now(), true)
+      else
+        (select filling_version is null from two_tower.state)
+        and (select count(*) from (
+               select from public.engagement_events e
+               where e.id > p_schedule.last_event_id
+                 and e.event_type in (select event_type from two_tower.signals where strength <> 0)
+               limit p_schedule.every_events) as new_events) >= p_schedule.every_events
+    end;
 $$;
 comment on function two_tower.is_due(two_tower.schedules) is
-  'Whether a schedule should run now. Counts engagements where they are, so that no counter row slows down their writers.';
+  'Whether a schedule should run now: not while its last job waits or runs, and the candidate tower not while an accepted version is being put in place. Counts engagements where they are, so that no counter row slows down their writers.';
 
 create function two_tower.start_due_schedules() returns text[]
 language plpgsql set search_path = '' as $$

@@ -1,0 +1,182 @@
+"""recommend: nothing that is not eligible, nothing left out, however few are left."""
+
+from __future__ import annotations
+
+import random
+import uuid
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+from conftest import add_user
+
+RANKED = "select post_id, score, source from two_tower.recommend_for(%s, %s, %s)"
+
+
+class World:
+    """A random world: users, encoded posts, events, blocks; and the rules of who may see what."""
+
+    def __init__(self, db: psycopg.Connection[Any], seed: int, posts: int = 120) -> None:
+        self.db = db
+        chance = random.Random(seed)
+        self.users = [add_user(db, uuid.UUID(int=chance.getrandbits(128))) for _ in range(6)]
+        self.author: dict[int, str | None] = {}
+        for number in range(posts):
+            author = chance.choice([*self.users[3:], None])
+            row = db.execute(
+                "insert into public.posts (author_id, content) values (%s, %s) returning id",
+                [author, f"post {number}"],
+            ).fetchone()
+            assert row is not None
+            self.author[row[0]] = author
+        self.posts = list(self.author)
+        vectors = np.random.default_rng(seed).normal(size=(posts, 384)).astype(np.float32)
+        db.execute(
+            "select two_tower.store_base_embeddings(%s::bigint[], %s)", [self.posts, list(vectors)]
+        )
+        self.gone: dict[str, set[int]] = {user: set() for user in self.users}
+        self.blocks: set[tuple[str, str]] = set()
+        kinds = ["view", "like", "skip", "hide", "click"]
+        for user in self.users[:4]:
+            for post in chance.sample(self.posts, chance.randrange(0, posts // 2)):
+                self.act(user, post, chance.choice(kinds))
+        for _ in range(2):
+            post = chance.choice([p for p, author in self.author.items() if author])
+            self.act(self.users[0], post, chance.choice(["block_author", "mute_author"]))
+        self.deleted = set(chance.sample(self.posts, 10))
+        db.execute(
+            "update public.posts set deleted_at = now() where id = any (%s)", [list(self.deleted)]
+        )
+
+    def act(self, user: str, post: int, kind: str) -> None:
+        """One event."""
+        self.db.execute(
+            "insert into public.engagement_events (user_id, post_id, event_type)"
+            " values (%s, %s, %s)",
+            [user, post, kind],
+        )
+        self.gone[user].add(post)
+        author = self.author[post]
+        if kind in ("block_author", "mute_author") and author and author != user:
+            self.blocks.add((user, author))
+
+    def eligible(self, user: str, exclude: set[int]) -> set[int]:
+        """What the rules leave for a user."""
+        return {
+            post
+            for post, author in self.author.items()
+            if post not in self.deleted | self.gone[user] | exclude
+            and author != user
+            and (user, author) not in self.blocks
+            and (author, user) not in self.blocks
+        }
+
+
+@pytest.mark.parametrize("exact_scan_limit", [100000, 0])
+@pytest.mark.parametrize("seed", range(4))
+def test_all_that_is_eligible_comes_back_and_nothing_else(
+    db: psycopg.Connection[Any], seed: int, exact_scan_limit: int
+) -> None:
+    db.execute("update two_tower.settings set exact_scan_limit = %s", [exact_scan_limit])
+    world = World(db, seed)
+    for user in world.users:
+        exclude = set(world.posts[:7])
+        eligible = world.eligible(user, exclude)
+        rows = db.execute(RANKED, [user, 500, list(exclude)]).fetchall()
+        assert {row[0] for row in rows} == eligible
+        assert len(rows) == len(eligible)
+        few = db.execute(RANKED, [user, 5, list(exclude)]).fetchall()
+        assert len(few) == min(5, len(eligible))
+
+
+def test_the_personal_part_is_the_cosine_with_the_re_encoded_user(
+    db: psycopg.Connection[Any],
+) -> None:
+    world = World(db, seed=11)
+    db.execute("update two_tower.settings set cold_until = 0, popularity_weight = 0")
+    user = world.users[1]
+    world.act(user, world.posts[0], "like")
+    rows = db.execute(
+        "select s.post_id, s.personal, v.embedding"
+        " from two_tower.score_posts(%s, '{}', null) s"
+        " join two_tower.live_embeddings v using (post_id)",
+        [user],
+    ).fetchall()
+    row = db.execute("select two_tower.encode_user(%s)", [user]).fetchone()
+    assert row is not None
+    vector = np.asarray(row[0].to_numpy() if hasattr(row[0], "to_numpy") else row[0])
+    for _, personal, embedding in rows:
+        live = np.asarray(embedding.to_numpy() if hasattr(embedding, "to_numpy") else embedding)
+        assert abs(personal - float(vector @ live)) < 1e-5
+
+
+def test_a_user_of_whom_nothing_is_known_gets_popular_and_fresh_posts(
+    db: psycopg.Connection[Any],
+) -> None:
+    world = World(db, seed=5)
+    hit = next(p for p in world.posts if p not in world.deleted)
+    for user in world.users[1:3]:
+        world.act(user, hit, "repost")
+    newcomer = add_user(db)
+    db.execute("update two_tower.settings set exploration_share = 0")
+    rows = db.execute(RANKED, [newcomer, 5, []]).fetchall()
+    assert rows[0][0] == hit or rows[0][1] >= 1
+    assert {row[2] for row in rows} <= {"popular", "fresh"}
+
+
+def test_warmth_grows_without_a_cliff(db: psycopg.Connection[Any]) -> None:
+    world = World(db, seed=6)
+    user = add_user(db)
+    world.gone[user] = set()
+    largest = []
+    for post in [p for p in world.posts if p not in world.deleted][:20]:
+        row = db.execute(
+            "select max(abs(personal)), max(fresh) from two_tower.score_posts(%s, '{}', null)",
+            [user],
+        ).fetchone()
+        assert row is not None
+        largest.append(row[1])
+        world.act(user, post, "like")
+    steps = np.abs(np.diff(largest))
+    assert largest[0] > 0.19
+    assert largest[-1] == 0
+    assert steps.max() < 0.2 / 15 + 1e-6
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(None, 20), (0, 1), (-5, 1), (10**6, 120)])
+def test_the_limit_is_clamped(
+    db: psycopg.Connection[Any], limit: int | None, expected: int
+) -> None:
+    world = World(db, seed=7)
+    user = add_user(db)
+    eligible = len(world.posts) - len(world.deleted)
+    rows = db.execute(RANKED, [user, limit, None]).fetchall()
+    assert len(rows) == min(expected, eligible)
+
+
+def test_without_any_encoded_post_the_newest_posts_come(db: psycopg.Connection[Any]) -> None:
+    user = add_user(db)
+    db.execute(
+        "insert into public.posts (author_id, content) values (null, 'a'), (%s, 'b')", [user]
+    )
+    rows = db.execute(RANKED, [user, 5, []]).fetchall()
+    assert [row[2] for row in rows] == ["recent"]
+
+
+def test_an_empty_database_gives_an_empty_page(db: psycopg.Connection[Any]) -> None:
+    assert db.execute(RANKED, [add_user(db), 5, []]).fetchall() == []
+
+
+def test_a_new_post_is_a_candidate_of_the_index_at_once(db: psycopg.Connection[Any]) -> None:
+    world = World(db, seed=8, posts=40)
+    row = db.execute("select embedding, slot from two_tower.live_embeddings limit 1").fetchone()
+    assert row is not None
+    near = db.execute("select two_tower.nearest_posts(%s, %s, 1000)", list(row)).fetchall()
+    assert {n[0] for n in near} == set(world.posts)
+
+
+def test_recommend_writes_nothing(db: psycopg.Connection[Any]) -> None:
+    world = World(db, seed=9, posts=30)
+    db.execute("set transaction read only")
+    assert db.execute(RANKED, [world.users[0], 5, []]).fetchall()
