@@ -23,6 +23,11 @@ comment on column two_tower.state.epoch is 'Raised by a rollback: deferred pushe
 comment on column two_tower.state.learning_rate_factor is 'Lowered by resume() after a freeze.';
 insert into two_tower.state default values;
 
+create function two_tower.switch_lock() returns bigint
+language sql immutable parallel safe set search_path = '' as 'select 2842384801';
+comment on function two_tower.switch_lock() is
+  'Key of the advisory lock between learning (shared) and a switch of slots (exclusive).';
+
 create table two_tower.base_embeddings (
   post_id bigint primary key references public.posts (id) on delete cascade,
   base_embedding extensions.vector(384),
@@ -174,8 +179,10 @@ create trigger request_post_encoding after insert on public.posts
 create function two_tower.follow_post_changes() returns trigger
 language plpgsql security definer set search_path = '' as $$
 declare
-  v_slots smallint[] := '{0, 1}';
+  v_slots smallint[];
 begin
+  perform pg_advisory_xact_lock_shared(two_tower.switch_lock());
+  select array[active_slot, 1 - active_slot] into v_slots from two_tower.state;
   update two_tower.base_embeddings b
   set base_embedding = null, encoded_at = null, request = b.request + 1,
     requested_at = two_tower.now()
@@ -189,7 +196,7 @@ begin
     join two_tower.live_embeddings v on v.slot = any (v_slots) and v.post_id = n.id
     where (n.author_id, n.created_at, n.deleted_at) is distinct
       from (o.author_id, o.created_at, o.deleted_at)
-    order by v.post_id, v.slot
+    order by v.post_id, array_position(v_slots, v.slot)
     for no key update of v
   )
   update two_tower.live_embeddings v

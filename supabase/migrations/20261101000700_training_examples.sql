@@ -98,7 +98,8 @@ declare
   v_folded integer;
 begin
   perform pg_advisory_xact_lock_shared(two_tower.switch_lock());
-  select case when filling_version is null then array[active_slot] else '{0, 1}' end into v_slots
+  select case when filling_version is null then array[active_slot]
+              else array[active_slot, 1 - active_slot] end into v_slots
     from two_tower.state;
   with taken as (
     select id from two_tower.deferred_pushes order by id limit p_limit for update skip locked
@@ -112,7 +113,7 @@ begin
   ), locked as materialized (
     select v.slot, v.post_id, v.embedding from two_tower.live_embeddings v
     where v.slot = any (v_slots) and v.post_id in (select post_id from parts)
-    order by v.post_id, v.slot for no key update
+    order by v.post_id, array_position(v_slots, v.slot) for no key update
   ), moved as (
     select l.slot, l.post_id, two_tower.push_away(
              l.embedding, array_agg(p.factor order by p.id), array_agg(p.user_vector order by p.id)

@@ -12,14 +12,10 @@
 -- more than running.
 --
 -- Two sessions: users and posts are locked in one order before anything of them is read, so steps
--- are serial per user and per post and no two statements wait for each other in a circle. A
--- statement that only holds views takes neither lock: it writes rows of user_posts, in order, after
--- which it waits for nothing. A crash: all of it is one transaction.
-
-create function two_tower.switch_lock() returns bigint
-language sql immutable parallel safe set search_path = '' as 'select 2842384801';
-comment on function two_tower.switch_lock() is
-  'Key of the advisory lock between learning (shared) and a switch of slots (exclusive).';
+-- are serial per user and per post and no two statements wait for each other in a circle. The row of
+-- a post in the slot that serves stands for the post: its row in the other slot is only touched while
+-- that one is held. A statement that only holds views takes neither lock: it writes rows of
+-- user_posts, in order, after which it waits for nothing. A crash: all of it is one transaction.
 
 create type two_tower.drawn_negatives as (post_ids bigint[], embeddings extensions.vector[],
   viewed integer);
@@ -819,6 +815,7 @@ create function two_tower.store_base_embeddings(
 declare
   v_new bigint[];
   v_stored bigint[];
+  v_active smallint;
 begin
   if cardinality(p_post_ids) is distinct from cardinality(p_embeddings)
      or cardinality(p_post_ids) is distinct
@@ -828,6 +825,7 @@ begin
         hint = 'Pass the request numbers that posts_to_encode() gave, or null.';
   end if;
   perform pg_advisory_xact_lock_shared(two_tower.switch_lock());
+  v_active := (select active_slot from two_tower.state);
   with given as (
     select distinct on (g.post_id) g.post_id, g.embedding, g.request
     from unnest(p_post_ids, p_embeddings,
@@ -869,7 +867,7 @@ begin
     from two_tower.live_embeddings v join two_tower.base_embeddings b using (post_id)
     where v.post_id = any (v_stored) and v.post_id <> all (coalesce(v_new, '{}'))
       and v.is_pretrained
-    order by v.post_id, v.slot for no key update of v
+    order by v.post_id, v.slot <> v_active for no key update of v
   )
   update two_tower.live_embeddings v set embedding = a.embedding
   from again a where v.slot = a.slot and v.post_id = a.post_id;
