@@ -161,9 +161,10 @@ def wait_for_work(connection: psycopg.Connection[Any], seconds: float) -> None:
 
 
 def leave_cores_to_postgres() -> None:
-    """Halves torch's threads: on the machine of the database, training must not starve inserts."""
+    """On the machine of the database, training must not starve inserts."""
     import torch
 
+    os.nice(10)
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
 
 

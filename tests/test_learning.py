@@ -559,24 +559,23 @@ def at_once(
 ) -> tuple[Any, Future[Any]]:
     """Does the work in both sessions: the second starts while the first has not committed."""
     pid = second.info.backend_pid
-    with ThreadPoolExecutor(1) as pool:
-        with first.transaction():
-            done = work(first)
-            started = threading.Event()
+    with ThreadPoolExecutor(1) as pool, first.transaction():
+        done = work(first)
+        started = threading.Event()
 
-            def later() -> Any:
-                with second.transaction():
-                    # In repeatable read the snapshot is taken here, before the first commits.
-                    second.execute("select 1")
-                    started.set()
-                    return work(second)
+        def later() -> Any:
+            with second.transaction():
+                # In repeatable read the snapshot is taken here, before the first commits.
+                second.execute("select 1")
+                started.set()
+                return work(second)
 
-            future = pool.submit(later)
-            started.wait()
-            while not future.done():
-                waits = value(first, "select cardinality(pg_catalog.pg_blocking_pids(%s))", pid)
-                if waits:
-                    break
+        future = pool.submit(later)
+        started.wait()
+        while not future.done():
+            waits = value(first, "select cardinality(pg_catalog.pg_blocking_pids(%s))", pid)
+            if waits:
+                break
     return done, future
 
 

@@ -202,7 +202,8 @@ def test_the_candidate_tower_in_sql_equals_the_one_in_torch(db: psycopg.Connecti
     tensors = {name: t + 0.05 * RANDOM.normal(size=t.shape) for name, t in tensors.items()}
     names, indexes, values = zip(*weights.to_rows(tensors), strict=True)
     row = db.execute(
-        "select two_tower.store_weights('candidate_tower', %s::text[], %s::integer[], %s, '{}','{}')",
+        "select two_tower.store_weights("
+        "'candidate_tower', %s::text[], %s::integer[], %s, '{}', '{}')",
         [list(names), list(indexes), list(values)],
     ).fetchone()
     assert row is not None

@@ -23,6 +23,9 @@ comment on column two_tower.state.epoch is 'Raised by a rollback: deferred pushe
 comment on column two_tower.state.learning_rate_factor is 'Lowered by resume() after a freeze.';
 insert into two_tower.state default values;
 
+-- Tables of a row or a few are never analysed by themselves, and guesses about them would ruin plans.
+analyze two_tower.settings, two_tower.signals, two_tower.state;
+
 create function two_tower.switch_lock() returns bigint
 language sql immutable parallel safe set search_path = '' as 'select 2842384801';
 comment on function two_tower.switch_lock() is
@@ -139,25 +142,25 @@ create index profile_embeddings_to_encode_idx
 -- are now.
 create function two_tower.encode_user(p_user_id uuid) returns extensions.vector
 language sql stable set search_path = '' as $$
-  select extensions.l2_normalize(
-    (select extensions.sum(part.weight operator(extensions.*) part.embedding) from (
-       select array_fill(u.base_weight, array[128])::extensions.vector as weight,
-         u.base_embedding as embedding
-       where u.base_embedding is not null
-       union all
-       select array_fill((u.recent_strengths[k]
-                          * s.history_decay ^ (cardinality(u.recent_post_ids) - k))::real,
-                            array[128])::extensions.vector,
-              v.embedding
-       from generate_subscripts(u.recent_post_ids, 1) as k
-       join two_tower.live_embeddings v on v.slot = st.active_slot
-         and v.post_id = u.recent_post_ids[k]
-     ) part))
-  from two_tower.user_embeddings u cross join two_tower.settings s cross join two_tower.state st
-  where u.user_id = p_user_id and s.learning_rule = 'contrastive'
-  union all
-  select u.embedding from two_tower.user_embeddings u cross join two_tower.settings s
-  where u.user_id = p_user_id and s.learning_rule = 'literal';
+  select case when s.learning_rule = 'literal' then u.embedding else extensions.l2_normalize((
+    select extensions.sum(part.weight operator(extensions.*) part.embedding)
+    from (
+      select array_fill(u.base_weight, array[128])::extensions.vector as weight,
+             u.base_embedding as embedding
+      where u.base_embedding is not null
+      union all
+      select array_fill((r.strength * s.history_decay
+                         ^ (cardinality(u.recent_post_ids) - r.place))::real,
+                        array[128])::extensions.vector,
+             v.embedding
+      from unnest(u.recent_post_ids, u.recent_strengths)
+             with ordinality as r (post_id, strength, place)
+        join two_tower.live_embeddings v on v.slot = st.active_slot and v.post_id = r.post_id
+    ) part
+  )) end
+  from two_tower.user_embeddings u
+    cross join two_tower.settings s cross join two_tower.state st
+  where u.user_id = p_user_id;
 $$;
 comment on function two_tower.encode_user(uuid) is
   'The vector a user is served with. Contrastive: norm(base + sum of decay^age * strength * live vector). Literal: the stored one. Null for a user of whom nothing is known.';

@@ -164,7 +164,9 @@ returns table (
   personal double precision, popular double precision, fresh double precision,
     followed double precision
 ) language sql stable set search_path = '' as $$
-  with reader as materialized (
+  with own as materialized (
+    select two_tower.encode_user(p_user_id) as vector
+  ), reader as materialized (
     select e.vector, s.*, two_tower.popularity_of(1, two_tower.now()) as unit,
       two_tower.now() as now,
            case when e.vector is null or extensions.vector_norm(e.vector) = 0 then 0
@@ -174,7 +176,7 @@ returns table (
                               / s.cold_until::double precision) end as warmth
     from two_tower.settings s
       left join two_tower.user_embeddings u on u.user_id = p_user_id
-      cross join lateral (select two_tower.encode_user(p_user_id)) as e (vector)
+      cross join own e
   ), eligible as (
     select v.*, ln(1 + v.popularity / r.unit) as log_popularity
     from two_tower.eligible_posts(p_user_id, p_exclude, p_candidates) v cross join reader r
@@ -196,24 +198,25 @@ $$;
 comment on function two_tower.score_posts(uuid, bigint[], bigint[]) is
   'Scores the eligible posts (of the candidates, or all) for a user. personal: warmth * cosine of the re-encoded user with the live vector. popular: log of the decayed popularity over the largest. fresh: halves with age. followed: by a followed author. The score is their sum.';
 
-create function two_tower.rank_posts(p_user_id uuid, p_limit integer, p_exclude bigint[],
-  p_candidates bigint[])
-returns table (post_id bigint, score double precision, source text)
+create function two_tower.rank_posts(
+  p_user_id uuid, p_limit integer, p_exclude bigint[], p_candidates bigint[]
+) returns table (post_id bigint, score double precision, source text)
 language sql stable set search_path = '' as $$
-  with scored as materialized (
+  with page as materialized (
+    select floor(p_limit * s.exploration_share) as explored, s.posts_per_author,
+           hashtextextended(p_user_id::text || date_trunc('hour', two_tower.now()), 0) as seed
+    from two_tower.settings s
+  ), scored as materialized (
     select x.*, x.personal + x.popular + x.fresh + x.followed as score
     from two_tower.score_posts(p_user_id, p_exclude, p_candidates) x
-  ), spread as (
-    select x.*, row_number() over (partition by x.author_id
-      order by x.score desc, x.post_id desc) as place_of_author,
-           row_number() over (order by x.engagement_count,
-                              hashtextextended(x.post_id::text || p_user_id::text ||
-                                date_trunc('hour', two_tower.now()), 0))
-             as place_to_explore
-    from scored x
   ), explored as (
-    select x.post_id from spread x cross join two_tower.settings s
-    where x.place_to_explore <= floor(p_limit * s.exploration_share) and x.is_pretrained
+    select x.post_id from scored x cross join page p where x.is_pretrained and p.explored > 0
+    order by x.engagement_count, hashint8extended(x.post_id, p.seed)
+    limit (select explored from page)
+  ), spread as (
+    select x.*, row_number() over (partition by x.author_id order by x.score desc, x.post_id desc)
+             as place_of_author
+    from scored x
   )
   select x.post_id, x.score,
          case when e.post_id is not null then 'exploration'
@@ -221,10 +224,10 @@ language sql stable set search_path = '' as $$
               when x.followed >= greatest(x.popular, x.fresh) then 'followed'
               when x.popular >= x.fresh then 'popular' else 'fresh' end
   from spread x
-    cross join two_tower.settings s
+    cross join page p
     left join explored e on e.post_id = x.post_id
-  order by e.post_id is null, x.author_id is not null
-    and x.place_of_author > s.posts_per_author, x.score desc, x.post_id desc
+  order by e.post_id is null, x.author_id is not null and x.place_of_author > p.posts_per_author,
+           x.score desc, x.post_id desc
   limit p_limit;
 $$;
 comment on function two_tower.rank_posts(uuid, integer, bigint[], bigint[]) is
@@ -235,7 +238,7 @@ create function two_tower.recommend_for(p_user_id uuid, p_limit integer default 
 returns table (
   post_id bigint, author_id uuid, content text, created_at timestamptz, score double precision,
     source text, arm text
-) language plpgsql stable set search_path = '' as $$
+) language plpgsql stable set search_path = '' set jit = off as $$
 declare
   v_limit integer := least(500, greatest(1, coalesce(p_limit, 20)));
   v_settings two_tower.settings;
