@@ -171,7 +171,8 @@ class Reference:
         post = self.posts[event.post_id]
         withdrawn = WITHDRAWALS.get(signal)
         key = (event.user_id, event.post_id, withdrawn or signal)
-        if post.is_deleted:
+        # Nothing is learned from a deleted post, but a pair can still be taken out of training.
+        if post.is_deleted and (not withdrawn or post.vector is None):
             return "post_deleted"
         if post.vector is None or self.is_frozen:
             self.waiting.append((event_id, event))

@@ -13,6 +13,8 @@ from python_jobs.towers.candidate import BASE, CandidateData, train_candidate
 from python_jobs.towers.user import History, UserConfig, encode_users, train_user
 
 UNKNOWN = 0  # row of the author embeddings for authors that are not in the table
+TRAINED_USERS = 256  # the most recently active; more would not fit into the job's two minutes
+ENCODED_USERS = 5000
 Connection = psycopg.Connection[Any]
 
 
@@ -55,7 +57,7 @@ def train_user_tower(connection: Connection) -> dict[str, Any]:
     """Trains the user tower, asks for the verdict, and encodes active users if a version serves."""
     held_out = _value(connection, "select two_tower.held_out_from()")
     entities = Entities(connection)
-    rows = _histories(connection, held_out)
+    rows = _histories(connection, held_out, TRAINED_USERS)
     histories = [entities.history(row) for row in rows]
     if not any(h.is_positive[1:].any() for h in histories):
         return {"skipped": "no user with an engagement before a positive one"}
@@ -88,7 +90,7 @@ def train_user_tower(connection: Connection) -> dict[str, Any]:
     if accepted:
         entities.store(connection, result.tensors)
         now = _value(connection, "select two_tower.now()")
-        rows = _histories(connection, now)
+        rows = _histories(connection, now, ENCODED_USERS)
         outcome["users_encoded"] = _value(
             connection,
             "select two_tower.store_user_encodings(%s, %s::uuid[], %s)",
@@ -151,10 +153,9 @@ class Entities:
         )
 
 
-def _histories(connection: Connection, before: Any) -> list[dict[str, Any]]:
-    return connection.execute(
-        "select * from two_tower.user_histories(%s, 1000)", [before]
-    ).fetchall()
+def _histories(connection: Connection, before: Any, users: int) -> list[dict[str, Any]]:
+    query = "select * from two_tower.user_histories(%s, %s)"
+    return connection.execute(query, [before, users]).fetchall()
 
 
 def _load(connection: Connection, version: int) -> dict[str, np.ndarray]:

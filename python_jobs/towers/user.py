@@ -29,7 +29,7 @@ class UserConfig:
     learning_rate: float = 1e-3
     batch_size: int = 128
     epochs: int = 10
-    max_seconds: float = 100.0
+    max_seconds: float = 60.0
     seed: int = 0
 
 
