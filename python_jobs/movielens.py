@@ -11,10 +11,14 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from python_jobs.errors import CommandError
+
+Row = TypeVar("Row")
 
 PACKAGE = "recbole==1.2.1"
 FILES = ("ml-100k.inter", "ml-100k.item")
@@ -58,12 +62,15 @@ class MovieLens:
 def load(path: Path | None, cache: Path) -> MovieLens:
     """Reads the data set from `path`, else from `cache`, which is filled with pip at need.
 
-    path: a folder with u.data and u.item, or with ml-100k.inter and ml-100k.item.
-    Raises CommandError when it is nowhere to be had.
+    path: a folder with u.data and u.item, or with ml-100k.inter and ml-100k.item; or one of these
+    files, beside which the other one lies.
+    Raises CommandError when it is nowhere to be had, or when a line of it cannot be read.
     """
     folder = path or cache
     if path is None and not all((cache / name).exists() for name in FILES):
         download(cache)
+    if folder.is_file():
+        folder = folder.parent
     if (folder / "u.data").exists() and (folder / "u.item").exists():
         return _read_grouplens(folder)
     if all((folder / name).exists() for name in FILES):
@@ -79,7 +86,8 @@ def download(cache: Path) -> None:
     Raises CommandError, naming both ways to the data, when pip cannot get the package.
     """
     with tempfile.TemporaryDirectory() as folder:
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+        # only a wheel: a source package would run its own code to be looked into
+        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
         done = subprocess.run([*pip, "--dest", folder, PACKAGE], capture_output=True, text=True)
         wheels = list(Path(folder).glob("recbole-*.whl"))
         if done.returncode != 0 or not wheels:
@@ -90,43 +98,65 @@ def download(cache: Path) -> None:
         cache.mkdir(parents=True, exist_ok=True)
         with zipfile.ZipFile(wheels[0]) as wheel:
             for name in FILES:
-                content = wheel.read(f"recbole/dataset_example/ml-100k/{name}")
-                (cache / name).write_bytes(content)
+                partial = cache / f"{name}.partial"
+                partial.write_bytes(wheel.read(f"recbole/dataset_example/ml-100k/{name}"))
+                partial.replace(cache / name)
 
 
 def _read_recbole(folder: Path) -> MovieLens:
-    films = []
-    for line in _lines(folder / "ml-100k.item")[1:]:
-        key, title, year, genres = line.split("\t")
-        films.append(_film(key, title, year, genres.split(" ")))
-    return MovieLens(films, _ratings(_lines(folder / "ml-100k.inter")[1:]))
+    films = _parse(folder / "ml-100k.item", _recbole_film, skip=1)
+    return _in_order(films, _parse(folder / "ml-100k.inter", _rating, skip=1), folder)
 
 
 def _read_grouplens(folder: Path) -> MovieLens:
-    films = []
-    for line in _lines(folder / "u.item"):
-        fields = line.split("|")
-        match = re.fullmatch(r"(.*?)\s*(?:\((\d{4})\))?", fields[1])
-        title, year = match.groups() if match else (fields[1], None)
-        genres = [g for g, flag in zip(GENRES, fields[5:24], strict=True) if flag == "1"]
-        films.append(_film(fields[0], title, year or "", genres or ["unknown"]))
-    return MovieLens(films, _ratings(_lines(folder / "u.data")))
+    films = _parse(folder / "u.item", _grouplens_film)
+    return _in_order(films, _parse(folder / "u.data", _rating), folder)
+
+
+def _in_order(films: list[Film], ratings: list[Rating], folder: Path) -> MovieLens:
+    known = {film.key for film in films}
+    if unknown := next((r.film for r in ratings if r.film not in known), None):
+        raise CommandError(f"A rating in {folder} is of film {unknown}, which is in no list there.")
+    if not ratings:
+        raise CommandError(f"{folder} holds no ratings.")
+    # sorted() is stable: ties stay in the order of the file
+    return MovieLens(films, sorted(ratings, key=lambda rating: rating.seconds))
+
+
+def _recbole_film(line: str) -> Film:
+    key, title, year, genres = line.split("\t")
+    return _film(key, title, year, genres.split())
+
+
+def _grouplens_film(line: str) -> Film:
+    fields = line.split("|")
+    match = re.fullmatch(r"(.*?)\s*(?:\((\d{4})\))?\s*", fields[1])
+    title, year = match.groups() if match else (fields[1], None)
+    genres = [g for g, flag in zip(GENRES, fields[5:], strict=True) if flag == "1"]
+    return _film(fields[0], title, year or "", genres)
 
 
 def _film(key: str, title: str, year: str, genres: list[str]) -> Film:
     dated = f"{title} ({year})" if year.isdigit() else title
+    genres = genres or [GENRES[0]]
     return Film(key, f"{dated}. {', '.join(genres)}.", genres[0])
 
 
-def _ratings(lines: list[str]) -> list[Rating]:
-    ratings = []
-    for line in lines:
-        user, film, stars, seconds = line.split("\t")
-        ratings.append(Rating(user, film, EVENT_OF_RATING[int(float(stars))], float(seconds)))
-    return sorted(ratings, key=lambda rating: rating.seconds)
+def _rating(line: str) -> Rating:
+    user, film, stars, seconds = line.split("\t")
+    return Rating(user, film, EVENT_OF_RATING[int(float(stars))], float(seconds))
 
 
-def _lines(path: Path) -> list[str]:
-    # u.item is in Latin-1, the package's copy in UTF-8
+def _parse(path: Path, parse: Callable[[str], Row], skip: int = 0) -> list[Row]:
+    # u.item is in Latin-1, the package's copy in UTF-8. Not splitlines(): it also ends a line at
+    # characters that a title may hold.
     encoding = "latin-1" if path.name == "u.item" else "utf-8"
-    return path.read_text(encoding=encoding).splitlines()
+    rows = []
+    for number, line in enumerate(path.read_text(encoding=encoding).split("\n"), start=1):
+        if number <= skip or not line.strip():
+            continue
+        try:
+            rows.append(parse(line.rstrip("\r")))
+        except (ValueError, KeyError, IndexError) as error:
+            raise CommandError(f"{path}, line {number} is not of MovieLens 100K: {line}") from error
+    return rows

@@ -11,8 +11,8 @@ import json
 import secrets
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from itertools import groupby
@@ -22,17 +22,20 @@ from typing import Any
 import click
 import numpy as np
 import psycopg
+from rich.console import Console
 from rich.progress import Progress, TaskID
 from supabase import Client, create_client
 
 from python_jobs import movielens
 from python_jobs.db import connect, database_url
 from python_jobs.errors import CommandError
-from python_jobs.local.stack import Stack
+from python_jobs.local.stack import Stack, State
 from python_jobs.movielens import MovieLens, Rating
 from python_jobs.worker import open_connection
 
 BATCH = 100  # events a statement: pushes are folded as often, which loses nothing measurable
+CALL = 500  # events that record_engagements() takes
+POSITIVE = ("like", "reply")
 PAGE = 10  # recommendations a user is asked for
 HALF_LIFE_S = 30 * 86400.0
 ENCODING_STALLED_S = 120.0
@@ -64,7 +67,8 @@ class Access:
 class Baselines:
     """What is simpler than learning, over the same eligible posts: popularity and static content.
 
-    base: the posts' base embeddings [n, 384].
+    base: the posts' base embeddings [n, 384]. Posts of equal score count as ranked in the
+    baseline's favour; who has liked nothing yet gets the popular from both.
     """
 
     def __init__(self, base: np.ndarray) -> None:
@@ -129,13 +133,21 @@ class Replay:
         self.posts: dict[str, int] = {}
         self.seconds: dict[str, float] = {}
 
+    def close(self) -> None:
+        """Closes the connections."""
+        self.owner.close()
+        self.service.close()
+
     def run(self) -> Report:
         """All stages. Raises CommandError when the database holds posts already."""
+        migrated = self.owner.execute("select to_regclass('two_tower.overview')").fetchone()
+        if not (migrated and migrated[0]):
+            raise CommandError("Two-Tower is not in this database: two-tower migrate.")
         row = self.owner.execute("select exists (select from public.posts)").fetchone()
         if row and row[0]:
             raise CommandError(
-                "The database holds posts already, and a replay needs an empty one:"
-                " two-tower down --delete removes the local one."
+                "The database holds posts already, of an app or of a replay that was broken off,"
+                " and a replay needs it empty: two-tower down --delete removes the local one."
             )
         with self._stage("Users", len({r.user for r in self.data.ratings})) as task:
             self._create_users(task)
@@ -234,7 +246,7 @@ class Replay:
         hits = {"two-tower": 0, "popularity": 0, "static content": 0}
         batch: list[Rating] = []
         for number, rating in enumerate(self.bulk):
-            is_positive = rating.event_type in ("like", "reply")
+            is_positive = rating.event_type in POSITIVE
             if number in questions:
                 self._insert(batch)
                 batch = []
@@ -259,7 +271,7 @@ class Replay:
         positives = [
             number
             for number in range(start, len(self.bulk))
-            if self.bulk[number].event_type in ("like", "reply")
+            if self.bulk[number].event_type in POSITIVE
         ]
         picked = np.linspace(0, len(positives) - 1, min(self.questions, len(positives)))
         return {positives[int(index)] for index in picked}
@@ -293,23 +305,37 @@ class Replay:
             )
 
     def _train_towers(self, task: TaskID) -> None:
-        """Makes both trainings due and waits for the worker to have done them."""
-        self.owner.execute(
-            "update two_tower.schedules set last_run_at = null, last_event_id = 0"
-            " where kind in ('train_candidate_tower', 'train_user_tower')"
-        )
-        done: set[str] = set()
-        last = self.owner.execute("select coalesce(max(id), 0) from two_tower.jobs").fetchone()
+        """Has both towers trained on the end of the bulk: its months took minutes, and a training
+        that is due hourly was not due. What takes longer than TRAINING_STALLED_S is left to go on.
+        """
         deadline = time.monotonic() + TRAINING_STALLED_S
-        while len(done) < 2 and time.monotonic() < deadline:
-            rows = self.owner.execute(
-                "select distinct kind from two_tower.jobs"
-                " where id > %s and kind like 'train%%' and state in ('done', 'dead')",
-                last,
-            ).fetchall()
-            done = {row[0] for row in rows}
-            self.progress.update(task, completed=len(done))
-            time.sleep(0.3)
+        # a version that is being put in place would be overtaken by the next one
+        while self._value("select filling_version from two_tower.state"):
+            if time.monotonic() > deadline:
+                return
+            time.sleep(0.1)
+        jobs = [
+            self._value(
+                "select coalesce(two_tower.enqueue_job(%(kind)s), (select id from two_tower.jobs"
+                " where kind = %(kind)s and state = 'pending'))",
+                {"kind": kind},
+            )
+            for kind in ("train_candidate_tower", "train_user_tower")
+        ]
+        ended = 0
+        while ended < sum(job is not None for job in jobs) and time.monotonic() < deadline:
+            time.sleep(0.1)
+            ended = self._value(
+                "select count(*) from two_tower.jobs"
+                " where id = any (%(jobs)s) and state in ('done', 'dead')",
+                {"jobs": jobs},
+            )
+            self.progress.update(task, completed=ended)
+
+    def _value(self, query: str, arguments: dict[str, Any] | None = None) -> Any:
+        row = self.owner.execute(query, arguments).fetchone()
+        assert row is not None
+        return row[0]
 
     def _replay_over_http(self, task: TaskID) -> None:
         for user, ratings in groupby(self.tail, key=lambda rating: rating.user):
@@ -321,7 +347,9 @@ class Replay:
                 }
                 for r in ratings
             ]
-            self.clients[user].rpc("record_engagements", {"p_events": events}).execute()
+            for start in range(0, len(events), CALL):
+                call = {"p_events": events[start : start + CALL]}
+                self.clients[user].rpc("record_engagements", call).execute()
             self.progress.advance(task, len(events))
 
     def _show(self, count: int) -> list[dict[str, Any]]:
@@ -329,7 +357,7 @@ class Replay:
         shown = []
         titles = {self.posts[film.key]: film.text for film in self.data.films}
         for user in list(dict.fromkeys(r.user for r in reversed(self.tail)))[:count]:
-            liked = [r for r in self.data.ratings if r.user == user and r.event_type == "reply"]
+            liked = [r for r in self.data.ratings if r.user == user and r.event_type in POSITIVE]
             answer = self.clients[user].rpc("recommend", {"p_limit": 5}).execute()
             rows: Any = answer.data
             shown.append(
@@ -352,39 +380,112 @@ class Replay:
 def at_time(connection: psycopg.Connection[Any], moment: datetime) -> Iterator[None]:
     """Within the block, this session's two_tower.now() is `moment`."""
     connection.execute("select set_config('two_tower.now', %s, false)", [moment.isoformat()])
-    yield
-    connection.execute("select set_config('two_tower.now', '', false)")
+    try:
+        yield
+    finally:
+        connection.execute("select set_config('two_tower.now', '', false)")
 
 
-def find_access() -> Access | None:
+def find_access(state: State | None, url: str) -> Access | None:
     """The local stack's API, if the database in use is the local one."""
-    state = Stack().read_state()
-    if state and state.api_url and state.database_url == database_url():
+    if state and state.api_url and state.database_url == url:
         return Access(state.api_url, state.publishable_key)
     return None
 
 
+def replay_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that `replay` and `demo` share: the arguments of run_replay()."""
+    for option in (
+        click.option(
+            "--http-events",
+            default=500,
+            show_default=True,
+            type=click.IntRange(min=0),
+            help="How many of the last events go through the API; a quarter at most.",
+        ),
+        click.option(
+            "--questions",
+            default=3000,
+            show_default=True,
+            type=click.IntRange(min=0),
+            help="Before so many positives, recommendations are asked for.",
+        ),
+        click.option(
+            "--limit",
+            type=click.IntRange(min=10),
+            help="Replay only so many of the newest ratings.",
+        ),
+        click.option(
+            "--path",
+            type=click.Path(exists=True, path_type=Path),
+            help="Folder with MovieLens 100K [downloaded once, with pip].",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 @click.command()
-@click.option("--path", type=click.Path(exists=True, path_type=Path), help="Folder with the data.")
-@click.option("--limit", type=int, help="Replay only so many of the newest ratings.")
-@click.option("--questions", default=3000, show_default=True, help="Positives to ask before.")
+@replay_options
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def replay(path: Path | None, limit: int | None, questions: int, as_json: bool) -> None:
-    """Replay MovieLens 100K through the database and the API; needs a running worker."""
-    report = run_replay(Stack().state_dir, path, limit, questions)
+def replay(as_json: bool, **options: Any) -> None:
+    """Replay MovieLens 100K through the database and the API; needs a running worker.
+
+    Once only: a second run prints the report of the first.
+    """
+    stack = Stack()
+    url = database_url()
+    report = run_replay(stack.state_dir, url, find_access(stack.read_state(), url), **options)
     click.echo(json.dumps(asdict(report), indent=2) if as_json else hit_rates(report))
 
 
-def run_replay(state_dir: Path, path: Path | None, limit: int | None, questions: int) -> Report:
-    """Loads the data set and replays it, with progress bars. See `Replay`."""
+def run_replay(
+    state_dir: Path,
+    url: str,
+    access: Access | None,
+    *,
+    path: Path | None = None,
+    limit: int | None = None,
+    questions: int = 3000,
+    http_events: int = 500,
+) -> Report:
+    """Loads the data set and replays it with progress bars, or reads the report if that was done.
+
+    Reports are kept in state_dir, each under the identity of the database that it is about: after
+    `down --delete` there is another database. Raises as `Replay` and `movielens.load` do.
+    """
+    file = state_dir / "demo.json"
+    reports = json.loads(file.read_text()) if file.exists() else {}
+    database = identity(url)
+    if database in reports:
+        click.echo("Replayed already; this is the report of then.", err=True)
+        return Report(**reports[database])
     data = movielens.load(path, state_dir / "ml-100k")
     if limit:
         data = MovieLens(data.films, data.ratings[-limit:])
-    with Progress() as progress:
-        access = find_access()
-        http_events = min(500, len(data.ratings) // 4)
-        url = database_url()
-        return Replay(url, access, data, progress, http_events, questions).run()
+    http_events = min(http_events, len(data.ratings) // 4)
+    with (
+        Progress(console=Console(stderr=True)) as progress,
+        closing(Replay(url, access, data, progress, http_events, questions)) as replaying,
+    ):
+        report = replaying.run()
+    state_dir.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps({**reports, database: asdict(report)}, indent=2))
+    partial.replace(file)
+    return report
+
+
+def identity(url: str) -> str:
+    """What tells a database from any other one, also from a later one at the same address."""
+    with connect(url) as connection:
+        row = connection.execute(
+            "select format('%s-%s', c.system_identifier, d.oid)"
+            " from pg_catalog.pg_control_system() c, pg_catalog.pg_database d"
+            " where d.datname = current_database()"
+        ).fetchone()
+    assert row is not None
+    return str(row[0])
 
 
 def hit_rates(report: Report) -> str:

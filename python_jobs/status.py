@@ -6,11 +6,13 @@ import json
 from typing import Any
 
 import click
+from psycopg.errors import InsufficientPrivilege, InvalidSchemaName, UndefinedTable
 from psycopg.rows import dict_row
 from rich.console import Console
 from rich.table import Table
 
 from python_jobs.db import connect
+from python_jobs.errors import CommandError
 
 QUERIES = {
     "Overview": "select * from two_tower.overview",
@@ -29,7 +31,14 @@ QUERIES = {
 def status(as_json: bool) -> None:
     """Show counts, health, jobs, schedules and the newest versions of the towers."""
     with connect(row_factory=dict_row) as connection:
-        sections = {title: connection.execute(q).fetchall() for title, q in QUERIES.items()}
+        try:
+            sections = {title: connection.execute(q).fetchall() for title, q in QUERIES.items()}
+        except (UndefinedTable, InvalidSchemaName) as error:
+            raise CommandError("Two-Tower is not in this database: two-tower migrate.") from error
+        except InsufficientPrivilege as error:
+            raise CommandError(
+                f"{error.diag.message_primary}: connect as the database's owner."
+            ) from error
     if as_json:
         click.echo(json.dumps(sections, default=str, indent=2))
         return

@@ -73,3 +73,47 @@ def test_without_a_network_both_ways_are_named_in_one_line(
         movielens.load(None, tmp_path / "cache")
     assert "recbole" in caught.value.message
     assert "\n" not in caught.value.message
+
+
+def test_every_rating_has_its_event_type() -> None:
+    assert movielens.EVENT_OF_RATING == {
+        5: "reply",
+        4: "like",
+        3: "view",
+        2: "skip",
+        1: "not_interested",
+    }
+
+
+@pytest.mark.parametrize(("layout", "name"), [("grouplens", "u.data"), ("recbole", "ml-100k.item")])
+def test_a_file_stands_for_its_folder(
+    layout: str, name: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    folder = request.getfixturevalue(layout)
+    assert movielens.load(folder / name, tmp_path / "cache") == movielens.load(folder, tmp_path)
+
+
+def test_what_is_in_the_cache_is_not_downloaded_again(
+    recbole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    assert len(movielens.load(None, recbole).ratings) == len(RATINGS)
+
+
+@pytest.mark.parametrize(
+    ("ratings", "complaint"),
+    [
+        ("7\t1\t4\n", "line 1 is not of MovieLens 100K"),
+        ("7\t1\t4\t100\n7\t1\t6\t100\n", "line 2 is not of MovieLens 100K"),
+        ("7\t1\tfour\t100\n", "line 1 is not of MovieLens 100K"),
+        ("7\t99\t4\t100\n", "of film 99"),
+        ("", "holds no ratings"),
+    ],
+)
+def test_ratings_that_cannot_be_read_are_named_in_one_line(
+    ratings: str, complaint: str, grouplens: Path, tmp_path: Path
+) -> None:
+    (grouplens / "u.data").write_text(ratings)
+    with pytest.raises(CommandError, match=complaint) as caught:
+        movielens.load(grouplens, tmp_path / "cache")
+    assert "\n" not in caught.value.message
