@@ -181,19 +181,25 @@ class Reference:
             if key not in self.in_force:
                 return "nothing_to_withdraw"
             self.in_force.remove(key)
+            # Not counted, but the minute that is counted is that of the last event in force.
+            self._begin_minute(user, event.created_at)
             self._withdraw(user, post, key, recorded)
             return "withdraw"
         if key in self.in_force:
             return "repeated"
-        minute = event.created_at.replace(second=0, microsecond=0)
-        if user.minute != minute:
-            user.minute, user.minute_count = minute, 0
+        self._begin_minute(user, event.created_at)
         if user.minute_count >= self.learned_per_minute:
             return "rate_limited"
         user.minute_count += 1
         self.in_force.add(key)
         self._learn(event_id, key, user, post, STRENGTHS[signal], draw)
         return "learn"
+
+    @staticmethod
+    def _begin_minute(user: User, at: datetime) -> None:
+        minute = at.replace(second=0, microsecond=0)
+        if user.minute != minute:
+            user.minute, user.minute_count = minute, 0
 
     def _learn(
         self,

@@ -171,7 +171,7 @@ def assert_stream_equals(connection: Connection, rule: str, size: int, count: in
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize(("size", "count"), [(1, 1000), (10, 1500), (100, 2000), (1000, 3000)])
+@pytest.mark.parametrize(("size", "count"), [(1, 600), (10, 1000), (100, 1500), (1000, 3000)])
 def test_sql_equals_the_reference_over_a_random_stream(
     open_connection: Callable[..., Connection], rule: str, size: int, count: int
 ) -> None:
@@ -201,6 +201,7 @@ def test_the_rule_is_switched_at_run_time_and_no_user_starts_again(
     assert largest < TOLERANCE
 
 
+@pytest.mark.long
 def test_ten_thousand_events_of_all_kinds_in_one_statement_equal_the_reference(
     open_connection: Callable[..., Connection],
 ) -> None:
@@ -450,6 +451,8 @@ def test_a_withdrawal_takes_back_pair_counts_and_nearly_all_of_the_step(
         world.send("reply", other)
     post, user = live(connection, post_id), user_vector(connection, world.user)
     pairs = sorted(world.pairs())
+    served = "select two_tower.encode_user(%s)::real[]"
+    encoded = np.array(value(connection, served, world.user))
     if is_one_statement:
         at = world.now
         insert_events(
@@ -465,13 +468,12 @@ def test_a_withdrawal_takes_back_pair_counts_and_nearly_all_of_the_step(
     print(f"{rule}: post {post_left:.1e}, user {user_left:.1e} of norm 1 are left")
     assert post_left < 2e-3
     assert user_left < (1e-3 if rule == "contrastive" else 2e-2)
-    # A popular pair: the negatives drawn for it are gone with it.
+    # The negatives drawn for it are gone with the pair.
     assert sorted(world.pairs()) == pairs
     assert_consistent(connection)
     assert value(connection, "select engagement_count from two_tower.user_embeddings") == 15
-    encoded = np.array(value(connection, "select two_tower.encode_user(%s)::real[]", world.user))
-    if rule == "contrastive":
-        assert np.linalg.norm(encoded - user) < 1e-3
+    served_left = np.linalg.norm(np.array(value(connection, served, world.user)) - encoded)
+    assert served_left < (1e-3 if rule == "contrastive" else 2e-2)
 
 
 @pytest.mark.parametrize("rule", RULES)
