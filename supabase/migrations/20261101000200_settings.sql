@@ -17,7 +17,7 @@ create table two_tower.settings (
     constraint literal_maximum_alpha_is_a_share
       check (literal_maximum_alpha > 0 and literal_maximum_alpha < 1),
   temperature real not null default 0.2
-    constraint temperature_is_positive check (temperature between 0.01 and 10),
+    constraint temperature_is_positive check (temperature between 0.01::real and 10),
   history_decay real not null default 0.9
     constraint history_decay_is_a_share check (history_decay > 0 and history_decay <= 1),
   history_length integer not null default 30

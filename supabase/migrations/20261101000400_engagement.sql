@@ -60,7 +60,7 @@ create table two_tower.unlearned_events (
   post_id bigint not null,
   event_type text not null,
   reason text not null constraint reason_is_known check (reason in (
-    'repeated', 'rate_limited', 'post_deleted', 'nothing_to_withdraw')),
+    'repeated', 'rate_limited', 'skipped', 'post_deleted', 'nothing_to_withdraw')),
   created_at timestamptz not null,
   primary key (event_id, created_at)
 ) partition by range (created_at);
@@ -69,12 +69,14 @@ comment on table two_tower.unlearned_events is 'Events that were recorded and, b
 create table two_tower.deferred_events (
   event_id bigint primary key,
   event public.engagement_events not null,
-  post_id bigint not null,
+  user_id uuid not null references auth.users (id) on delete cascade,
+  post_id bigint not null references public.posts (id) on delete cascade,
   reason text not null constraint reason_to_wait_is_known
     check (reason in ('post_not_encoded', 'frozen'))
 );
 comment on table two_tower.deferred_events is
   'Events whose learning waits: until the post has an embedding, or until an operator ends a freeze. Deleted by the transaction that learns them.';
+create index deferred_events_user_id_idx on two_tower.deferred_events (user_id);
 create index deferred_events_post_id_idx on two_tower.deferred_events (post_id, event_id);
 
 -- Partitions by time: one mechanism for all such tables. The default partition takes what lies

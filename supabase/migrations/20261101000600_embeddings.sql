@@ -23,7 +23,8 @@ comment on column two_tower.state.epoch is 'Raised by a rollback: deferred pushe
 comment on column two_tower.state.learning_rate_factor is 'Lowered by resume() after a freeze.';
 insert into two_tower.state default values;
 
--- Tables of a row or a few are never analysed by themselves, and guesses about them would ruin plans.
+-- Tables of a row or a few are never analysed by themselves, and guesses about them would ruin
+-- plans.
 analyze two_tower.settings, two_tower.signals, two_tower.state;
 
 create function two_tower.switch_lock() returns bigint
@@ -142,15 +143,17 @@ create index profile_embeddings_to_encode_idx
 -- are now.
 create function two_tower.encode_user(p_user_id uuid) returns extensions.vector
 language sql stable set search_path = '' as $$
-  select case when s.learning_rule = 'literal' then u.embedding else extensions.l2_normalize((
+  select case when s.learning_rule = 'literal'
+    then case when extensions.vector_norm(u.embedding) > 0 then u.embedding end
+    else extensions.l2_normalize((
     select extensions.sum(part.weight operator(extensions.*) part.embedding)
     from (
       select array_fill(u.base_weight, array[128])::extensions.vector as weight,
              u.base_embedding as embedding
       where u.base_embedding is not null
       union all
-      select array_fill((r.strength * s.history_decay
-                         ^ (cardinality(u.recent_post_ids) - r.place))::real,
+      select array_fill((r.strength * greatest(1e-12, s.history_decay
+                         ^ (cardinality(u.recent_post_ids) - r.place)))::real,
                         array[128])::extensions.vector,
              v.embedding
       from unnest(u.recent_post_ids, u.recent_strengths)

@@ -15,6 +15,7 @@ create table two_tower.training_examples (
   negative_embs extensions.halfvec[] not null default '{}',
   viewed_negatives smallint not null default 0,
   created_at timestamptz not null,
+  is_withdrawn boolean not null default false,
   primary key (user_id, post_id, event_id, created_at),
   constraint negatives_have_embeddings
     check (cardinality(negative_ids) = cardinality(negative_embs)),
@@ -37,7 +38,7 @@ join two_tower.signals as s on s.event_type = x.event_type
 where exists (
   select from two_tower.user_posts as u
   where u.user_id = x.user_id and u.post_id = x.post_id and u.signals & s.bit <> 0
-)
+) and not x.is_withdrawn
 union all
 select
   x.event_id, x.user_id, n.post_id, x.user_emb, n.post_emb, false as label,
@@ -50,7 +51,7 @@ cross join lateral unnest(x.negative_ids, x.negative_embs) with ordinality as n 
 where exists (
   select from two_tower.user_posts as u
   where u.user_id = x.user_id and u.post_id = x.post_id and u.signals & s.bit <> 0
-) and not exists (
+) and not x.is_withdrawn and not exists (
   select from two_tower.user_posts as u
   where u.user_id = x.user_id and u.post_id = n.post_id and u.is_engaged
 );

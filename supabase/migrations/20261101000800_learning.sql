@@ -12,9 +12,9 @@
 -- more than running.
 --
 -- Two sessions: users and posts are locked in one order before anything of them is read, so steps
--- are serial per user and per post and no two statements wait for each other in a circle. The row of
--- a post in the slot that serves stands for the post: its row in the other slot is only touched while
--- that one is held. A statement that only holds views takes neither lock: it writes rows of
+-- are serial per user and per post and no two statements wait for each other in a circle. The row
+-- of a post in the slot that serves stands for the post: its row in the other slot is only touched
+-- while that one is held. A statement that only holds views takes neither lock: it writes rows of
 -- user_posts, in order, after which it waits for nothing. A crash: all of it is one transaction.
 
 create type two_tower.drawn_negatives as (post_ids bigint[], embeddings extensions.vector[],
@@ -54,6 +54,14 @@ begin
     raise exception 'post % does not exist',
       v_event.post_id using errcode = 'foreign_key_violation',
       hint = 'Insert the post before its engagements. Nothing of this statement was stored.';
+  end if;
+
+  select e.* into v_event from unnest(p_events) e
+  where not exists (select from auth.users a where a.id = e.user_id) limit 1;
+  if found then
+    raise exception 'user % does not exist',
+      v_event.user_id using errcode = 'foreign_key_violation',
+      hint = 'Users are rows of auth.users. Nothing of this statement was stored.';
   end if;
 end
 $$;
@@ -109,8 +117,8 @@ begin
   select distinct id from unnest(p_user_ids) as id order by id on conflict do nothing;
 exception when foreign_key_violation then
   raise exception 'user % does not exist',
-    (select id from unnest(p_user_ids) as id
-      where not exists (select from auth.users a where a.id = id) limit 1)
+    (select g.id from unnest(p_user_ids) as g (id)
+      where not exists (select from auth.users a where a.id = g.id) limit 1)
     using errcode = 'foreign_key_violation',
       hint = 'Users are rows of auth.users. Nothing of this statement was stored.';
 end
@@ -152,7 +160,7 @@ begin
       end if;
       v_lesson.verdict := case
         when v_lesson.post_index is not null and p_posts[v_lesson.post_index].is_deleted
-          then 'post_deleted'
+          and v_lesson.withdrawn is null then 'post_deleted'
         when v_lesson.post_index is null
              and (select p.deleted_at is not null from public.posts p where p.id = v_lesson.post_id)
                then 'post_deleted'
@@ -171,8 +179,10 @@ begin
         v_user.minute_count := v_user.minute_count + (v_lesson.withdrawn is null)::integer;
         p_users[v_lesson.user_index] := v_user;
       end if;
-      if v_lesson.verdict <> 'defer' or v_lesson.strength > 0 then
-        v_pair.is_engaged := v_lesson.strength > 0 or v_pair.signals & v_positive <> 0;
+      if v_lesson.withdrawn is null then
+        v_pair.is_engaged := v_pair.is_engaged or v_lesson.strength > 0;
+      elsif v_lesson.verdict <> 'defer' then
+        v_pair.is_engaged := v_pair.signals & v_positive <> 0;
       end if;
       v_pair.is_hidden := v_pair.is_hidden or v_lesson.event_type in ('hide', 'not_interested');
     end if;
@@ -222,12 +232,14 @@ begin
     from unnest(p_lessons) l join public.posts p on p.id = l.post_id
     where l.blocks_author and p.author_id <> l.user_id and not p_is_deferred
     order by l.user_id, p.author_id, l.event_id desc
-    on conflict do nothing;
+    on conflict (user_id, author_id) do update set kind = excluded.kind
+    where author_blocks.kind = 'mute_author' and excluded.kind = 'block_author';
   end if;
   if exists (select from unnest(p_lessons) l where l.verdict not in ('learn', 'withdraw', 'seen'))
     then
-    insert into two_tower.deferred_events (event_id, event, post_id, reason)
-    select l.event_id, e, l.post_id, case when l.post_index is null then 'post_not_encoded'
+    insert into two_tower.deferred_events (event_id, event, user_id, post_id, reason)
+    select l.event_id, e, l.user_id, l.post_id, case when l.post_index is null
+      then 'post_not_encoded'
       else 'frozen' end
     from unnest(p_lessons) l join unnest(p_events) e on e.id = l.event_id
     where l.verdict = 'defer';
@@ -396,7 +408,7 @@ begin
         from unnest(array_prepend(p_post, p_pushed)) with ordinality as v (v, place)
       ) x
     ) e;
-    push_factors := (select array_agg((step * q)::real order by place)
+    push_factors := (select array_agg(greatest(1e-12, step * q)::real order by place)
                      from unnest(v_shares[2:]) with ordinality as x (q, place));
     step := step * (1 - v_shares[1]);
   end if;
@@ -404,10 +416,6 @@ begin
           (array_fill(step, array[128])::extensions.vector operator(extensions.*) p_user.embedding);
   post := case when extensions.vector_norm(post) > 1e-6 then extensions.l2_normalize(post)
     else p_post end;
-  p_user.engaged_sum := (array_fill(p_decay, array[128])::extensions.vector
-    operator(extensions.*) p_user.engaged_sum)
-    operator(extensions.+) (array_fill(p_strength, array[128])::extensions.vector
-      operator(extensions.*) p_post);
   p_user := two_tower.renorm_user(p_user);
 end
 $$;
@@ -432,21 +440,17 @@ comment on function two_tower.popularity_of(real, timestamptz) is
 -- part in the user's sum.
 create function two_tower.step_back(
   p_lesson two_tower.lesson, p_settings two_tower.settings,
+  v_example two_tower.training_examples,
   inout p_user two_tower.user_embeddings, inout p_post two_tower.live_embeddings
 ) language plpgsql stable set search_path = '' as $$
 declare
-  v_example two_tower.training_examples;
   v_strength real := (select strength from two_tower.signals where event_type = p_lesson.withdrawn);
   v_place integer;
 begin
   p_post.engagement_count := p_post.engagement_count - 1;
   p_user.engagement_count := p_user.engagement_count - 1;
 
-  select * into v_example from two_tower.training_examples x
-  where x.user_id = p_lesson.user_id and x.post_id = p_lesson.post_id
-    and x.event_type = p_lesson.withdrawn
-  order by x.event_id desc limit 1;
-  if not found then
+  if v_example.event_id is null then
     v_example.post_emb := p_post.embedding;
   else
     p_post.embedding := two_tower.push_away(p_post.embedding, array[v_example.step],
@@ -460,7 +464,8 @@ begin
   if v_place is not null then
     p_user.engaged_sum := p_user.engaged_sum operator(extensions.-) (
       array_fill((v_strength
-        * p_settings.history_decay ^ (cardinality(p_user.recent_post_ids) - v_place))::real,
+        * greatest(1e-12, p_settings.history_decay
+                          ^ (cardinality(p_user.recent_post_ids) - v_place)))::real,
                  array[128])::extensions.vector
                    operator(extensions.*) v_example.post_emb::extensions.vector);
     p_user.recent_post_ids := p_user.recent_post_ids[:v_place - 1] || p_user.recent_post_ids[v_place
@@ -468,8 +473,13 @@ begin
     p_user.recent_strengths := p_user.recent_strengths[:v_place
       - 1] || p_user.recent_strengths[v_place + 1:];
   end if;
+  if p_user.recent_post_ids = '{}' then
+    p_user.engaged_sum := array_fill(0::real, array[128])::extensions.vector;
+  end if;
   if p_settings.learning_rule = 'contrastive' then
     p_user := two_tower.renorm_user(p_user);
+  elsif p_user.recent_post_ids = '{}' then
+    p_user.embedding := p_user.engaged_sum;
   else
     p_user.embedding := two_tower.push_away(
       p_user.embedding,
@@ -479,7 +489,7 @@ begin
   end if;
 end
 $$;
-comment on function two_tower.step_back(two_tower.lesson, two_tower.settings, two_tower.user_embeddings, two_tower.live_embeddings) is
+comment on function two_tower.step_back(two_tower.lesson, two_tower.settings, two_tower.training_examples, two_tower.user_embeddings, two_tower.live_embeddings) is
   'The opposite of a learned step, for unlike and unrepost. Approximate: normalised steps can not be subtracted exactly.';
 
 -- One lesson that is learned: user and post before it in, both after it out, with its row of
@@ -496,9 +506,14 @@ declare
   v_strength real := p_lesson.strength;
   v_user_before extensions.vector := p_user.embedding;
 begin
+  if v_strength < 0 then
+    v_strength := v_strength * p_settings.negative_strength_factor;
+  end if;
+  p_user.engaged_sum :=
+    (array_fill(p_settings.history_decay, array[128])::extensions.vector
+     operator(extensions.*) p_user.engaged_sum) operator(extensions.+)
+    (array_fill(v_strength, array[128])::extensions.vector operator(extensions.*) p_post.embedding);
   if p_settings.learning_rule = 'contrastive' then
-    v_strength := v_strength * case when v_strength < 0 then p_settings.negative_strength_factor
-      else 1 end;
     v_step := two_tower.step_contrastive(
       v_strength, p_settings.contrastive_learning_rate * p_state.learning_rate_factor,
       p_settings.history_decay, p_settings.temperature, p_pushed.embeddings, p_user,
@@ -509,15 +524,15 @@ begin
     end if;
   else
     v_step := two_tower.step_literal(
-      v_strength, p_settings.literal_learning_rate * p_state.learning_rate_factor,
+      p_lesson.strength, p_settings.literal_learning_rate * p_state.learning_rate_factor,
       p_settings.literal_maximum_alpha, p_user, p_post.embedding);
   end if;
   if p_lesson.label is not null then
     example := row(
-      p_lesson.event_id, p_lesson.user_id, p_lesson.post_id, p_lesson.event_type, p_lesson.label,
+      p_lesson.event_id, p_lesson.user_id, p_lesson.post_id, p_lesson.signal, p_lesson.label,
       v_user_before, p_post.embedding, v_step.step, coalesce(p_negatives.post_ids, '{}'),
       coalesce(p_negatives.embeddings::extensions.halfvec[], '{}'), coalesce(p_negatives.viewed, 0),
-        p_lesson.created_at);
+        p_lesson.created_at, false);
   end if;
 
   p_user := v_step.p_user;
@@ -570,6 +585,8 @@ declare
   v_lesson two_tower.lesson;
   v_negatives two_tower.drawn_negatives;
   v_pushed two_tower.drawn_negatives;
+  v_example two_tower.training_examples;
+  v_place integer;
   v_result record;
 begin
   select * into v_settings from two_tower.settings;
@@ -579,7 +596,20 @@ begin
 
   foreach v_lesson in array p_lessons loop
     if v_lesson.verdict = 'withdraw' then
-      v_result := two_tower.step_back(v_lesson, v_settings, p_users[v_lesson.user_index],
+      select max(k) into v_place from generate_subscripts(examples, 1) as k
+      where (examples[k]).user_id = v_lesson.user_id and (examples[k]).post_id = v_lesson.post_id
+        and (examples[k]).event_type = v_lesson.withdrawn and not (examples[k]).is_withdrawn;
+      if v_place is not null then
+        v_example := examples[v_place];
+        v_example.is_withdrawn := true;
+        examples[v_place] := v_example;
+      else
+        update two_tower.training_examples x set is_withdrawn = true
+        where x.user_id = v_lesson.user_id and x.post_id = v_lesson.post_id
+          and x.event_type = v_lesson.withdrawn and not x.is_withdrawn
+        returning x.* into v_example;
+      end if;
+      v_result := two_tower.step_back(v_lesson, v_settings, v_example, p_users[v_lesson.user_index],
         p_posts[v_lesson.post_index]);
       p_users[v_lesson.user_index] := v_result.p_user;
       p_posts[v_lesson.post_index] := v_result.p_post;
@@ -648,14 +678,14 @@ language plpgsql set search_path = '' as $$
 declare
   v_users two_tower.user_embeddings[];
 begin
-  for v_try in 1..2 loop
-    select array_agg(u order by u.user_id) into v_users from (
-      select * from two_tower.user_embeddings where user_id = any (p_user_ids)
-        order by user_id for no key update
-    ) u;
-    exit when cardinality(v_users) = cardinality(p_user_ids);
+  if (select count(*) from two_tower.user_embeddings where user_id = any (p_user_ids))
+     < cardinality(p_user_ids) then
     perform two_tower.create_missing_users(p_user_ids);
-  end loop;
+  end if;
+  select array_agg(u order by u.user_id) into v_users from (
+    select * from two_tower.user_embeddings where user_id = any (p_user_ids)
+      order by user_id for no key update
+  ) u;
   return v_users;
 end
 $$;

@@ -19,7 +19,15 @@ comment on function two_tower.freeze(text) is
 create function two_tower.resume(p_learning_rate_factor real default 1,
   p_skip_frozen_events boolean default false)
 returns void language sql set search_path = '' as $$
-  delete from two_tower.deferred_events where p_skip_frozen_events and reason = 'frozen';
+  with skipped as (
+    delete from two_tower.deferred_events d where p_skip_frozen_events and d.reason = 'frozen'
+    returning d.event
+  )
+  insert into two_tower.unlearned_events (event_id, user_id, post_id, event_type, reason,
+    created_at)
+  select (event).id, (event).user_id, (event).post_id, (event).event_type, 'skipped',
+    (event).created_at
+  from skipped;
   update two_tower.state
     set frozen_at = null, frozen_reason = null, learning_rate_factor = p_learning_rate_factor;
 $$;
@@ -125,7 +133,8 @@ comment on view two_tower.health is 'The latest value of each metric against its
 create view two_tower.overview with (security_invoker = true) as
 select
   (select count(*) from public.posts) as posts,
-  (select count(*) from two_tower.live_embeddings as v where v.slot = s.active_slot) as encoded_posts,
+  (select count(*) from two_tower.live_embeddings as v
+    where v.slot = s.active_slot) as encoded_posts,
   (select count(*) from two_tower.user_embeddings) as users,
   (select count(*) from public.engagement_events) as events,
   (select count(*) from two_tower.deferred_events) as deferred_events,
