@@ -81,6 +81,17 @@ class Worker:
         assert row is not None
         return any(value not in (0, [], "another tick is running") for value in row["did"].values())
 
+    def _tick_or_log(self, connection: psycopg.Connection[Any]) -> None:
+        """A tick that failed is made up for by the next one, and must not end the heartbeat."""
+        try:
+            self._tick(connection)
+        except psycopg.OperationalError:
+            if connection.broken:
+                raise
+            log.exception("tick failed")
+        except psycopg.Error:
+            log.exception("tick failed")
+
     def _claim(self, connection: psycopg.Connection[Any]) -> dict[str, Any] | None:
         return connection.execute(
             "select * from two_tower.claim_job(%s, %s, %s * interval '1 second')",
@@ -127,7 +138,7 @@ class Worker:
             try:
                 with open_connection(self.url) as connection:
                     while not is_over.wait(POLL_S):
-                        self._tick(connection)
+                        self._tick_or_log(connection)
                         if time.monotonic() >= beats_at:
                             beats_at += self.lease_s / 3
                             connection.execute(

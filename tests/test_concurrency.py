@@ -84,18 +84,21 @@ def test_after_sixteen_writers_every_vector_is_that_of_a_serial_order(
     """
     url = fresh_database()
     with connect(url, autocommit=True) as connection:
-        twin = Twin(connection, np.random.default_rng(3), users=8, posts=200)
+        twin = Twin(connection, np.random.default_rng(3), users=40, posts=200)
         connection.execute("create sequence public.commit_order")
         for user_id in twin.user_ids[:3]:
             twin.give_base(user_id, 0.5)
 
         def write(number: int) -> list[Statement]:
-            # Few posts, so that writers meet; the others are there to be drawn.
-            stream = Stream(np.random.default_rng(number), twin.user_ids, twin.post_ids[:30])
+            # Few posts, so that writers meet; the others are there to be drawn. Users in an order
+            # of its own for each writer: else all would wait for one user and meet at no post.
+            rng = np.random.default_rng(number)
+            users = [str(user_id) for user_id in rng.permutation(twin.user_ids)]
+            stream = Stream(rng, users, twin.post_ids[:12])
             done = []
             with connect(url, autocommit=True) as session:
-                for _ in range(20):
-                    events = stream.next(int(stream.rng.integers(1, 21)))
+                for k in range(40):
+                    events = stream.next(1 if k % 2 else int(rng.integers(1, 11)))
                     with session.transaction():
                         ids = insert_events(session, events)
                         place = value(session, "select nextval('public.commit_order')")

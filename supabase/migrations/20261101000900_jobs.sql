@@ -149,7 +149,7 @@ begin
   where id = v_job.id;
   return v_state;
 exception when unique_violation then
-  update two_tower.jobs set state = 'dead', last_error = p_error, lease_until = null,
+  update two_tower.jobs set state = 'dead', last_error = p_error, lease_until = null, worker = null,
     finished_at = two_tower.now()
   where id = v_job.id;
   return 'dead';
@@ -188,7 +188,7 @@ create table two_tower.schedules (
 comment on table two_tower.schedules is 'What runs when. Change an interval, or disable a schedule, with an UPDATE. Runs that were missed are made up for once, not each.';
 comment on column two_tower.schedules.every_events is 'Runs after so many learned engagements.';
 comment on column two_tower.schedules.last_event_id is 'Engagements up to this id are counted.';
-comment on column two_tower.schedules.last_run_at is 'Set it to null to run a schedule at the next tick.';
+comment on column two_tower.schedules.last_run_at is 'Set it to null to run a schedule by time at the next tick.';
 insert into two_tower.schedules (kind, every, every_events, runs_in, description) values
   ('train_candidate_tower', null, 1000, 'worker',
     'Trains the candidate tower on the newest training pairs.'),

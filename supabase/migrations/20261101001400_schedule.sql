@@ -41,12 +41,14 @@ begin
   if not pg_try_advisory_xact_lock(two_tower.switch_lock() + 1) then
     return '{"skipped": "another tick is running"}';
   end if;
-  if exists (select from two_tower.posts_to_encode(1)) then
-    perform two_tower.enqueue_job('encode_posts');
-  end if;
-  if exists (select from two_tower.profiles_to_encode(1)) then
-    perform two_tower.enqueue_job('encode_profiles');
-  end if;
+  perform two_tower.enqueue_job(w.kind)
+  from (
+    select 'encode_posts' as kind where exists (select from two_tower.posts_to_encode(1))
+    union all
+    select 'encode_profiles' where exists (select from two_tower.profiles_to_encode(1))
+  ) w
+  where not exists (select from two_tower.jobs j
+                    where j.kind = w.kind and j.state in ('pending', 'running'));
   v_started := two_tower.start_due_schedules();
   if v_started <> '{}' then
     return jsonb_build_object('started', v_started);
