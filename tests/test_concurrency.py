@@ -132,7 +132,7 @@ def test_after_sixteen_writers_every_vector_is_that_of_a_serial_order(
             for (_, factor), taken in zip(push.factors, stored[push_id], strict=True)
         )
         print(f"{len(by_id)} positives; factors differ by at most {worst:.1e} of 0.075")
-        assert worst < 2e-3
+        assert worst < 5e-3
         for push_id, push in zip(by_id, reference.queue, strict=True):
             ids = [post_id for post_id, _ in push.factors]
             push.factors = list(zip(ids, stored[push_id], strict=True))
@@ -262,9 +262,9 @@ def test_a_fold_that_is_rolled_back_leaves_its_pushes_to_others(
         total = value(connection, "select count(*) from two_tower.deferred_pushes")
         taken = value(other, "select two_tower.fold_pushes(5)")
         assert taken == 5
-        # What another session works on is passed over, not waited for; posts are waited for.
         other.rollback()
         assert value(connection, "select two_tower.fold_pushes(null)") == total
+        assert value(connection, "select count(*) from two_tower.deferred_pushes") == 0
         assert_consistent(connection)
 
 
