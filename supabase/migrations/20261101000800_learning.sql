@@ -196,7 +196,6 @@ $$;
 comment on function two_tower.decide(two_tower.lesson[], two_tower.user_posts[], two_tower.user_embeddings[], two_tower.live_embeddings[], bigint[], boolean) is
   'Fills in the verdicts, and what the users did with the posts. Waits for a post that is not encoded, or has earlier events waiting (p_waiting), and for the end of a freeze.';
 
-
 create function two_tower.record_views(p_lessons two_tower.lesson[]) returns void
 language plpgsql set search_path = '' as $$
 begin
@@ -220,8 +219,8 @@ begin
   insert into two_tower.user_posts as u
   select * from unnest(p_pairs) p order by p.user_id, p.post_id
   on conflict (user_id, post_id) do update set
-    signals = excluded.signals | (u.signals & (select bit from two_tower.signals
-      where event_type = 'view')),
+    signals = excluded.signals
+      | (u.signals & (select bit from two_tower.signals where event_type = 'view')),
     is_engaged = excluded.is_engaged, is_hidden = u.is_hidden or excluded.is_hidden,
     first_seen_at = least(u.first_seen_at, excluded.first_seen_at),
     last_event_at = greatest(u.last_event_at, excluded.last_event_at);
@@ -235,16 +234,16 @@ begin
     on conflict (user_id, author_id) do update set kind = excluded.kind
     where author_blocks.kind = 'mute_author' and excluded.kind = 'block_author';
   end if;
-  if exists (select from unnest(p_lessons) l where l.verdict not in ('learn', 'withdraw', 'seen'))
-    then
+  if exists (
+    select from unnest(p_lessons) l where l.verdict not in ('learn', 'withdraw', 'seen')
+  ) then
     insert into two_tower.deferred_events (event_id, event, user_id, post_id, reason)
-    select l.event_id, e, l.user_id, l.post_id, case when l.post_index is null
-      then 'post_not_encoded'
-      else 'frozen' end
+    select l.event_id, e, l.user_id, l.post_id,
+           case when l.post_index is null then 'post_not_encoded' else 'frozen' end
     from unnest(p_lessons) l join unnest(p_events) e on e.id = l.event_id
     where l.verdict = 'defer';
-    insert into two_tower.unlearned_events (event_id, user_id, post_id, event_type, reason,
-      created_at)
+    insert into two_tower.unlearned_events
+      (event_id, user_id, post_id, event_type, reason, created_at)
     select l.event_id, l.user_id, l.post_id, l.event_type, l.verdict, l.created_at
     from unnest(p_lessons) l where l.verdict not in ('learn', 'withdraw', 'seen', 'defer');
   end if;
@@ -388,7 +387,7 @@ comment on function two_tower.step_literal(real, real, real, two_tower.user_embe
   'u'' = norm((1 - a) u + a s p), a = least(limit, 1 / (n + 1)); p'' = norm(p + rate s u). u and p as before the event.';
 
 create function two_tower.step_contrastive(
-  p_strength real, p_rate real, p_decay real, p_temperature real, p_pushed extensions.vector[],
+  p_strength real, p_rate real, p_temperature real, p_pushed extensions.vector[],
   inout p_user two_tower.user_embeddings, p_post extensions.vector,
   out post extensions.vector, out step real, out push_factors real[]
 ) language plpgsql immutable set search_path = '' as $$
@@ -399,15 +398,16 @@ begin
   if p_strength > 0 and cardinality(p_pushed) > 0 then
     -- softmax over the post (first) and the pushed ones; cosines are at most 1, so subtracting 1
     -- keeps exp in range
-    select array_agg(e.e / e.total order by e.place) into v_shares
+    select array_agg(x.share order by x.place) into v_shares
     from (
-      select x.e, x.place, sum(x.e) over () as total
+      select c.place, c.weight / sum(c.weight) over () as share
       from (
-        select exp((-(v.v operator(extensions.<#>) p_user.embedding) - 1) / p_temperature) as e,
-          v.place
-        from unnest(array_prepend(p_post, p_pushed)) with ordinality as v (v, place)
-      ) x
-    ) e;
+        select d.place,
+               exp((-(d.post operator(extensions.<#>) p_user.embedding) - 1) / p_temperature)
+                 as weight
+        from unnest(array_prepend(p_post, p_pushed)) with ordinality as d (post, place)
+      ) c
+    ) x;
     push_factors := (select array_agg(greatest(1e-12, step * q)::real order by place)
                      from unnest(v_shares[2:]) with ordinality as x (q, place));
     step := step * (1 - v_shares[1]);
@@ -419,8 +419,8 @@ begin
   p_user := two_tower.renorm_user(p_user);
 end
 $$;
-comment on function two_tower.step_contrastive(real, real, real, real, extensions.vector[], two_tower.user_embeddings, extensions.vector) is
-  'q = softmax([p, pushed] u / temperature); p'' = norm(p + rate s (1 - q_p) u); r'' = decay r + s p; u'' = norm(b + r''). push_factors: rate s q of each pushed post, to be subtracted later. u and p as before the event.';
+comment on function two_tower.step_contrastive(real, real, real, extensions.vector[], two_tower.user_embeddings, extensions.vector) is
+  'q = softmax([p, pushed] u / temperature); p'' = norm(p + rate s (1 - q_p) u); u'' = norm(b + r''), where r'' = decay r + s p stands in p_user already. push_factors: rate s q of each pushed post, to be subtracted later. u and p as before the event.';
 
 create function two_tower.popularity_of(p_strength real, p_at timestamptz) returns double precision
 language plpgsql stable set search_path = '' as $$
@@ -440,38 +440,38 @@ comment on function two_tower.popularity_of(real, timestamptz) is
 -- part in the user's sum.
 create function two_tower.step_back(
   p_lesson two_tower.lesson, p_settings two_tower.settings,
-  v_example two_tower.training_examples,
+  p_example two_tower.training_examples,
   inout p_user two_tower.user_embeddings, inout p_post two_tower.live_embeddings
 ) language plpgsql stable set search_path = '' as $$
 declare
   v_strength real := (select strength from two_tower.signals where event_type = p_lesson.withdrawn);
   v_place integer;
+  v_part real;
 begin
   p_post.engagement_count := p_post.engagement_count - 1;
   p_user.engagement_count := p_user.engagement_count - 1;
 
-  if v_example.event_id is null then
-    v_example.post_emb := p_post.embedding;
+  if p_example.event_id is null then
+    p_example.post_emb := p_post.embedding;
   else
-    p_post.embedding := two_tower.push_away(p_post.embedding, array[v_example.step],
-      array[v_example.user_emb::extensions.vector]);
+    p_post.embedding := two_tower.push_away(p_post.embedding, array[p_example.step],
+      array[p_example.user_emb::extensions.vector]);
     p_post.popularity := greatest(0,
-      p_post.popularity - two_tower.popularity_of(v_strength, v_example.created_at));
+      p_post.popularity - two_tower.popularity_of(v_strength, p_example.created_at));
   end if;
 
   select max(k) into v_place from generate_subscripts(p_user.recent_post_ids, 1) as k
   where p_user.recent_post_ids[k] = p_lesson.post_id and p_user.recent_strengths[k] = v_strength;
   if v_place is not null then
-    p_user.engaged_sum := p_user.engaged_sum operator(extensions.-) (
-      array_fill((v_strength
-        * greatest(1e-12, p_settings.history_decay
-                          ^ (cardinality(p_user.recent_post_ids) - v_place)))::real,
-                 array[128])::extensions.vector
-                   operator(extensions.*) v_example.post_emb::extensions.vector);
-    p_user.recent_post_ids := p_user.recent_post_ids[:v_place - 1] || p_user.recent_post_ids[v_place
-      + 1:];
-    p_user.recent_strengths := p_user.recent_strengths[:v_place
-      - 1] || p_user.recent_strengths[v_place + 1:];
+    v_part := v_strength * greatest(
+      1e-12, p_settings.history_decay ^ (cardinality(p_user.recent_post_ids) - v_place));
+    p_user.engaged_sum := p_user.engaged_sum operator(extensions.-)
+      (array_fill(v_part, array[128])::extensions.vector
+       operator(extensions.*) p_example.post_emb::extensions.vector);
+    p_user.recent_post_ids :=
+      p_user.recent_post_ids[:v_place - 1] || p_user.recent_post_ids[v_place + 1:];
+    p_user.recent_strengths :=
+      p_user.recent_strengths[:v_place - 1] || p_user.recent_strengths[v_place + 1:];
   end if;
   if p_user.recent_post_ids = '{}' then
     p_user.engaged_sum := array_fill(0::real, array[128])::extensions.vector;
@@ -485,7 +485,7 @@ begin
       p_user.embedding,
       array[least(p_settings.literal_maximum_alpha, 1.0 / (p_user.engagement_count + 1))::real
             * v_strength],
-      array[v_example.post_emb::extensions.vector]);
+      array[p_example.post_emb::extensions.vector]);
   end if;
 end
 $$;
@@ -516,8 +516,7 @@ begin
   if p_settings.learning_rule = 'contrastive' then
     v_step := two_tower.step_contrastive(
       v_strength, p_settings.contrastive_learning_rate * p_state.learning_rate_factor,
-      p_settings.history_decay, p_settings.temperature, p_pushed.embeddings, p_user,
-        p_post.embedding);
+      p_settings.temperature, p_pushed.embeddings, p_user, p_post.embedding);
     if v_step.push_factors is not null then
       push := row(null, p_state.epoch, v_user_before, p_pushed.post_ids, v_step.push_factors,
         p_lesson.created_at);

@@ -162,35 +162,35 @@ create function two_tower.score_posts(p_user_id uuid, p_exclude bigint[], p_cand
 returns table (
   post_id bigint, author_id uuid, engagement_count integer, is_pretrained boolean,
   personal double precision, popular double precision, fresh double precision,
-    followed double precision
+  followed double precision
 ) language sql stable set search_path = '' as $$
   with own as materialized (
-    select two_tower.encode_user(p_user_id) as vector
+    select two_tower.encode_user(p_user_id) as vector, two_tower.now() as now
   ), reader as materialized (
-    select e.vector, s.*, two_tower.popularity_of(1, two_tower.now()) as unit,
-      two_tower.now() as now,
-           case when e.vector is null or extensions.vector_norm(e.vector) = 0 then 0
-                when s.cold_until = 0 then 1
-                else least(1, greatest(u.engagement_count, case when u.base_embedding is not null
-                  then 0.3 * s.cold_until end)
-                              / s.cold_until::double precision) end as warmth
-    from two_tower.settings s
+    select o.vector, o.now, two_tower.popularity_of(1, o.now) as unit,
+           s.popularity_weight, s.recency_weight, s.followed_weight,
+           extract(epoch from s.recency_half_life)::double precision as half_life,
+           case
+             when coalesce(extensions.vector_norm(o.vector), 0) = 0 then 0
+             when s.cold_until = 0 then 1
+             when u.base_embedding is null then least(1, u.engagement_count / s.cold_until::float8)
+             else least(1, greatest(0.3, u.engagement_count / s.cold_until::float8))
+           end as warmth
+    from own o
+      cross join two_tower.settings s
       left join two_tower.user_embeddings u on u.user_id = p_user_id
-      cross join own e
   ), eligible as (
-    select v.*, ln(1 + v.popularity / r.unit) as log_popularity
+    select v.*, ln(1 + v.popularity / r.unit) as log_popularity,
+           greatest(0, extract(epoch from r.now - v.created_at)::float8) / r.half_life as half_lives
     from two_tower.eligible_posts(p_user_id, p_exclude, p_candidates) v cross join reader r
   )
   select v.post_id, v.author_id, v.engagement_count, v.is_pretrained,
-         case when r.warmth > 0 then r.warmth * -(v.embedding operator(extensions.<#>) r.vector)
-           else 0 end,
-         (1 - r.warmth + r.popularity_weight) * v.log_popularity
-           / greatest(max(v.log_popularity) over (), 1e-9),
-         (1 - r.warmth) * r.recency_weight
-           * 2 ^ -least(1000, greatest(0, extract(epoch from r.now - v.created_at)::double precision
-                                          / extract(epoch from r.recency_half_life)::double
-                                            precision)),
-         case when f.follower_id is not null then r.followed_weight else 0 end
+         case when r.warmth = 0 then 0
+              else r.warmth * -(v.embedding operator(extensions.<#>) r.vector) end,
+         (1 - r.warmth + r.popularity_weight)
+           * v.log_popularity / greatest(max(v.log_popularity) over (), 1e-9),
+         (1 - r.warmth) * r.recency_weight * 2 ^ -least(1000, v.half_lives),
+         case when f.follower_id is null then 0 else r.followed_weight end
   from eligible v
     cross join reader r
     left join public.follows f on f.follower_id = p_user_id and f.followed_id = v.author_id;
