@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,18 @@ from python_jobs.towers.candidate import (
     CandidateConfig,
     CandidateData,
     CandidateTower,
+    fit_projection,
+    projection_tensors,
     train_candidate,
 )
-from python_jobs.towers.user import History, UserConfig, encode_users, train_user
+from python_jobs.towers.user import History, UserConfig, _same_period, encode_users, train_user
 from python_jobs.worker import open_connection
 
 RANDOM = np.random.default_rng(0)
+# What a training reaches must not depend on how busy the machine is: no time limit is met here, and
+# threads that wait for each other on shared cores make these small matrices several times slower.
+PATIENT = 3600.0
+torch.set_num_threads(1)
 
 
 def unit(*shape: int) -> np.ndarray:
@@ -73,7 +80,7 @@ def test_the_candidate_tower_learns_what_was_planted(loss: str) -> None:
     data = planted_pairs(600)
     held_out = slice(500, 600)
     train = CandidateData(*(part[:500] for part in vars(data).values()))
-    config = CandidateConfig(loss=loss, epochs=30)
+    config = CandidateConfig(loss=loss, epochs=30, max_seconds=PATIENT)
     shuffled = replace(
         train, user=RANDOM.permutation(train.user), anchor_live=RANDOM.permutation(train.user)
     )
@@ -90,7 +97,7 @@ def test_the_candidate_tower_learns_what_was_planted(loss: str) -> None:
 
 def test_the_same_data_and_seed_give_the_same_weights() -> None:
     data = planted_pairs(100)
-    config = CandidateConfig(epochs=2)
+    config = CandidateConfig(epochs=2, max_seconds=PATIENT)
     one, two = (train_candidate(data, untrained(), config).tensors for _ in range(2))
     assert all((one[name] == two[name]).all() for name in one)
 
@@ -157,7 +164,7 @@ def planted_histories(users: int, topics: np.ndarray) -> list[History]:
 @pytest.mark.parametrize("loss", ["sampled_softmax", "triplet"])
 def test_the_user_tower_predicts_the_topic_of_the_next_post(loss: str) -> None:
     topics = unit(10, 128)
-    config = UserConfig(loss=loss, epochs=15)
+    config = UserConfig(loss=loss, epochs=15, max_seconds=PATIENT)
     train, test = planted_histories(150, topics), planted_histories(40, topics)
     result = train_user(train, unit(200, 128), {}, 3, 2, config)
     users = encode_users([h.before(7, 30) for h in test], result.tensors, config)
@@ -171,7 +178,9 @@ def test_the_user_tower_predicts_the_topic_of_the_next_post(loss: str) -> None:
 def test_padding_and_order_in_the_batch_do_not_change_a_users_vector() -> None:
     histories = planted_histories(4, unit(3, 128))
     histories[1] = histories[1].before(3, 30)
-    tensors = train_user(histories, unit(20, 128), {}, 3, 2, UserConfig(epochs=1)).tensors
+    tensors = train_user(
+        histories, unit(20, 128), {}, 3, 2, UserConfig(epochs=1, max_seconds=PATIENT)
+    ).tensors
     together = encode_users(histories, tensors)
     alone = np.concatenate([encode_users([h], tensors) for h in histories])
     turned = encode_users(histories[::-1], tensors)[::-1]
@@ -191,6 +200,246 @@ def test_users_without_a_history_get_the_zero_vector_and_can_not_be_trained_on()
         train_user([empty], unit(5, 128), {}, 3, 2)
     tensors = train_user(planted_histories(3, unit(1, 128)), unit(5, 128), {}, 3, 2).tensors
     assert not encode_users([empty], tensors).any()
+
+
+def test_the_first_tower_is_the_projection_itself() -> None:
+    projection = fit_projection(unit(50, 384))
+    assert np.allclose(projection @ projection.T, np.eye(128), atol=1e-5)
+    tower = CandidateTower()
+    weights.load(tower, projection_tensors(projection))
+    base = unit(20, 384)
+    expected = base @ projection.T
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    found = tower(torch.as_tensor(base, dtype=torch.float32)).detach().numpy()
+    assert np.abs(found - expected).max() < 1e-5
+
+
+def test_a_fitted_projection_keeps_the_order_of_cosines() -> None:
+    base = unit(40, 384) @ (unit(384, 384) * np.linspace(1, 0.02, 384)[:, None]) + 0.5 * unit(384)
+    base = np.repeat(base, 5, axis=0) + 0.02 * RANDOM.normal(size=(200, 384))
+    base /= np.linalg.norm(base, axis=1, keepdims=True)
+    live = base @ fit_projection(base).T
+    live /= np.linalg.norm(live, axis=1, keepdims=True)
+    pairs = np.triu_indices(len(base), 1)
+    ranks = [(v @ v.T)[pairs].argsort().argsort() for v in (base, live)]
+    assert np.corrcoef(*ranks)[0, 1] > 0.9
+    assert (fit_projection(base) == fit_projection(base.copy())).all()
+
+
+@pytest.mark.parametrize(
+    "broken", [np.zeros((0, 384)), np.zeros((3, 5)), np.full((2, 384), np.nan)]
+)
+def test_a_projection_is_not_fitted_to_broken_vectors(broken: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="base"):
+        fit_projection(broken)
+
+
+def test_negatives_are_corrected_by_how_often_they_are_expected_among_all_candidates() -> None:
+    base, user = unit(4, 384), unit(6, 128)
+    positive, negative = np.array([0, 0, 1, 2, 0, 1]), np.array([[3, 2], [3, 0]] * 3)
+    mask = np.ones((6, 2), bool)
+    mask[4, 1] = False
+    data = CandidateData(
+        user, base[positive], base[negative], mask, np.zeros((0, 384)), np.zeros((0, 128)),
+        np.zeros(0),
+    )  # fmt: skip
+    tensors = untrained()
+    result = train_candidate(
+        data, tensors, CandidateConfig(epochs=1, max_seconds=PATIENT, batch_size=6)
+    )
+
+    tower = CandidateTower()
+    weights.load(tower, tensors)
+    posts = tower(torch.as_tensor(base, dtype=torch.float32)).detach().numpy().astype(float)
+    drawn = negative[mask]
+    counts = 6 * np.bincount(positive, minlength=4) / 6
+    counts = counts + mask.sum(1).mean() * np.bincount(drawn, minlength=4) / len(drawn)
+    total = 0.0
+    for row in range(6):
+        candidates = [p for p in (*negative[row][mask[row]], *positive) if p != positive[row]]
+        score = np.exp(posts @ user[row] / 0.2)
+        partition = score[positive[row]] + sum(score[p] / counts[p] for p in candidates)
+        total -= np.log(score[positive[row]] / partition) / 6
+    assert result.metrics["first_loss"] == pytest.approx(total, abs=1e-4)
+
+
+@pytest.mark.parametrize("loss", ["sampled_softmax", "squared_error"])
+def test_explicit_negatives_are_pushed_away(loss: str) -> None:
+    data = planted_pairs(200)
+    rejected = unit(100, 384)
+    user = np.repeat(unit(1, 128), 100, axis=0)
+    config = CandidateConfig(loss=loss, epochs=20, max_seconds=PATIENT, anchor_weight=0)
+
+    def cosine(trained_on: CandidateData) -> float:
+        tower = CandidateTower()
+        weights.load(tower, train_candidate(trained_on, untrained(), config).tensors)
+        posts = tower(torch.as_tensor(rejected, dtype=torch.float32)).detach().numpy()
+        return float((posts * user).sum(1).mean())
+
+    with_them = replace(data, rejected_user=user, rejected_base=rejected)
+    assert cosine(with_them) < cosine(data) - 0.1
+
+
+@pytest.mark.parametrize("width", [0, 5])
+@pytest.mark.parametrize("loss", ["sampled_softmax", "squared_error"])
+def test_the_candidate_tower_trains_without_negatives_and_anchors(loss: str, width: int) -> None:
+    data = planted_pairs(20)
+    alone = CandidateData(
+        data.user, data.positive, np.zeros((20, width, 384)), np.zeros((20, width), bool),
+        np.zeros((0, 384)), np.zeros((0, 128)), np.zeros(0),
+    )  # fmt: skip
+    result = train_candidate(
+        alone, untrained(), CandidateConfig(loss=loss, epochs=2, max_seconds=PATIENT)
+    )
+    weights.to_rows(result.tensors)
+    assert np.isfinite(result.metrics["last_loss"])
+
+
+def test_one_pair_alone_leaves_finite_weights() -> None:
+    one = CandidateData(*(part[:1] for part in vars(planted_pairs(2)).values()))
+    weights.to_rows(
+        train_candidate(one, untrained(), CandidateConfig(epochs=2, max_seconds=PATIENT)).tensors
+    )
+
+
+def test_padding_of_negatives_does_not_change_the_training() -> None:
+    data = planted_pairs(40)
+    padded = replace(
+        data,
+        negatives=np.concatenate([data.negatives, unit(40, 3, 384)], axis=1),
+        mask=np.concatenate([data.mask, np.zeros((40, 3), bool)], axis=1),
+    )
+    config = CandidateConfig(epochs=2, max_seconds=PATIENT)
+    one, two = (train_candidate(d, untrained(), config).tensors for d in (data, padded))
+    assert all(np.abs(one[name] - two[name]).max() < 1e-4 for name in one)
+
+
+@pytest.mark.parametrize("name", ["user", "negatives", "mask", "anchor_live", "rejected_base"])
+def test_data_of_another_shape_is_refused_by_name(name: str) -> None:
+    data = planted_pairs(10)
+    broken = replace(data, **{name: np.zeros((7, 3))})
+    with pytest.raises(ValueError, match=name):
+        train_candidate(broken, untrained())
+
+
+def test_a_turned_tensor_is_refused_though_it_has_as_many_values() -> None:
+    tensors = untrained()
+    tensors["output.weight"] = tensors["output.weight"].T
+    with pytest.raises(ValueError, match=r"output\.weight"):
+        weights.load(CandidateTower(), tensors)
+
+
+def test_tensors_that_are_not_finite_are_not_loaded() -> None:
+    tensors = untrained()
+    tensors["output.bias"][3] = np.nan
+    with pytest.raises(ValueError, match=r"output\.bias"):
+        weights.load(CandidateTower(), tensors)
+
+
+def test_a_row_that_is_given_twice_is_refused() -> None:
+    rows = weights.to_rows(untrained())
+    with pytest.raises(ValueError, match="twice"):
+        weights.from_rows([*rows, rows[5]])
+
+
+def test_a_file_gives_back_tensors_and_metadata(tmp_path: Path) -> None:
+    tensors = untrained()
+    weights.export_file(tmp_path / "tower.safetensors", tensors, {"version": "7"})
+    back, metadata = weights.import_file(tmp_path / "tower.safetensors")
+    assert metadata == {"version": "7"}
+    assert back.keys() == tensors.keys()
+    assert all((back[name] == tensors[name]).all() for name in tensors)
+
+
+def test_a_file_that_is_cut_off_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "tower.safetensors"
+    weights.export_file(path, untrained())
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"tower\.safetensors"):
+        weights.import_file(path)
+
+
+def test_the_user_tower_learns_less_from_shuffled_targets() -> None:
+    topics = unit(10, 128)
+    train, test = planted_histories(150, topics), planted_histories(40, topics)
+    last = RANDOM.permutation(np.stack([h.posts[-1] for h in train]))
+    shuffled = [
+        replace(h, posts=np.vstack([h.posts[:-1], target]), is_positive=np.arange(8) == 7)
+        for h, target in zip(train, last, strict=True)
+    ]
+    honest = [replace(h, is_positive=np.arange(8) == 7) for h in train]
+    targets = np.stack([h.posts[7] for h in test])
+    config = UserConfig(epochs=30, max_seconds=PATIENT)
+
+    def lead(histories: list[History]) -> float:
+        tensors = train_user(histories, unit(200, 128), {}, 3, 2, config).tensors
+        users = encode_users([h.before(7, 30) for h in test], tensors, config)
+        return float((users * targets).sum(1).mean() - (users @ targets.T).mean())
+
+    assert lead(honest) > lead(shuffled) + 0.2
+
+
+def test_the_same_histories_and_seed_give_the_same_user_tower() -> None:
+    histories, pool = planted_histories(10, unit(3, 128)), unit(20, 128)
+    config = UserConfig(epochs=2, max_seconds=PATIENT)
+    one, two = (train_user(histories, pool, {}, 3, 2, config).tensors for _ in range(2))
+    assert all((one[name] == two[name]).all() for name in one)
+
+
+def test_a_history_whose_times_run_backwards_is_refused() -> None:
+    history = planted_histories(1, unit(1, 128))[0]
+    with pytest.raises(ValueError, match="hours"):
+        train_user([replace(history, hours=history.hours[::-1])], unit(5, 128), {}, 3, 2)
+
+
+@pytest.mark.parametrize("name", ["posts", "hours", "authors"])
+def test_a_broken_history_is_refused_by_name(name: str) -> None:
+    history = planted_histories(1, unit(1, 128))[0]
+    values = getattr(history, name).copy().astype(float)
+    values[2] = np.nan if name != "authors" else 3
+    broken = replace(history, **{name: values})
+    tensors = train_user(
+        [history], unit(5, 128), {}, 3, 2, UserConfig(epochs=1, max_seconds=PATIENT)
+    ).tensors
+    with pytest.raises(ValueError, match=name):
+        train_user([broken], unit(5, 128), {}, 3, 2)
+    with pytest.raises(ValueError, match=name):
+        encode_users([broken], tensors)
+
+
+def test_an_earlier_engagement_with_the_target_is_not_in_its_history() -> None:
+    history = planted_histories(1, unit(1, 128))[0]
+    repeated = replace(history, posts=np.repeat(history.posts[:1], 8, axis=0))
+    assert len(repeated.without(repeated.posts[3]).hours) == 0
+    with pytest.raises(ValueError, match="no user"):
+        train_user([repeated], unit(5, 128), {}, 3, 2)
+
+
+def test_one_user_of_constant_posts_leaves_finite_weights() -> None:
+    history = planted_histories(1, unit(1, 128))[0]
+    constant = replace(history, posts=np.vstack([np.repeat(unit(1, 128), 7, axis=0), unit(1, 128)]))
+    result = train_user(
+        [constant], unit(1, 128), {}, 3, 2, UserConfig(epochs=2, max_seconds=PATIENT)
+    )
+    weights.to_rows(result.tensors)
+    assert np.isfinite(encode_users([constant], result.tensors)).all()
+
+
+def test_a_negative_comes_from_the_period_of_its_target() -> None:
+    created = np.arange(1000.0)
+    rows = _same_period(np.repeat([0.0, 500.0, 999.0], 50), created, 1000).numpy()
+    assert np.abs(created[rows].reshape(3, 50) - [[0.0], [500.0], [999.0]]).max() <= 64
+    few = _same_period(np.array([5.0, 7.0]), np.array([1.0, 6.0]), 2)
+    assert set(few.tolist()) <= {0, 1}
+
+
+def test_the_triplet_loss_trains_with_negatives_of_the_same_period() -> None:
+    histories, pool = planted_histories(20, unit(3, 128)), unit(200, 128)
+    config = UserConfig(loss="triplet", epochs=8, max_seconds=PATIENT)
+    result = train_user(histories, pool, {}, 3, 2, config, np.arange(200.0))
+    assert result.metrics["last_loss"] < result.metrics["first_loss"]
+    with pytest.raises(ValueError, match="pool_hours"):
+        train_user(histories, pool, {}, 3, 2, config, np.arange(5.0))
 
 
 def test_the_candidate_tower_in_sql_equals_the_one_in_torch(db: psycopg.Connection[Any]) -> None:

@@ -29,9 +29,10 @@ def sampled_softmax(
     """Cross entropy of the positive among sampled negatives, corrected for how they were sampled.
 
     positive [b] and negatives [b, n] are cosines; log_q [b, n] is the log of the probability with
-    which each negative was drawn, which is subtracted from its logit, so that frequent posts are
-    not punished for being frequent (Yi et al., RecSys 2019); mask [b, n] is false for padding and
-    for negatives that are the positive itself.
+    which each negative was drawn, or of how often it is expected among the n, which is subtracted
+    from its logit, so that frequent posts are not punished for being frequent (Yi et al., RecSys
+    2019); mask [b, n] is false for padding and for negatives that are the positive itself, whose
+    log_q is then of no account.
     """
     logits = (negatives / temperature - log_q).masked_fill(~mask, float("-inf"))
     all_logits = torch.cat([(positive / temperature)[:, None], logits], dim=1)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from python_jobs.towers import losses, weights
 
 OUTPUT = 128
+PERIOD = 64  # posts of the pool around a target in time, which count as of the same period
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,30 @@ class History:
         """The last `length` engagements before position `end`: never `end` itself."""
         part = slice(max(0, end - length), end)
         return History(*(values[part] for values in vars(self).values()))
+
+    def without(self, post: np.ndarray) -> History:
+        """The engagements with other posts than the one whose vector is `post` [128]."""
+        other = ~(self.posts == post).all(axis=1)
+        return History(*(values[other] for values in vars(self).values()))
+
+    def validate(self, authors: int, actions: int) -> None:
+        """Raises ValueError for shapes that do not fit, values that are not finite, times that
+        run backwards (the future would be read as the past), and rows outside of the tables."""
+        length = len(self.hours)
+        shapes = {"posts": (length, OUTPUT), "authors": (length,), "actions": (length,),
+                  "hours": (length,), "is_positive": (length,)}  # fmt: skip
+        for name, shape in shapes.items():
+            values = getattr(self, name)
+            if values.shape != shape:
+                raise ValueError(f"{name} of a history must be {shape}, not {values.shape}.")
+            if not np.isfinite(values).all():
+                raise ValueError(f"{name} of a history holds values that are not finite.")
+        if (np.diff(self.hours) < 0).any():
+            raise ValueError("hours of a history must not decrease: oldest first.")
+        for name, count in (("authors", authors), ("actions", actions)):
+            values = getattr(self, name)
+            if length and not (values.min() >= 0 and values.max() < count):
+                raise ValueError(f"{name} of a history must be rows of a table of {count}.")
 
 
 class UserTower(nn.Module):
@@ -95,8 +120,6 @@ def pad(histories: list[History]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tenso
         count = len(history.hours)
         if count == 0:
             raise ValueError("A history is empty.")
-        if not np.isfinite(history.posts).all():
-            raise ValueError("A history holds values that are not finite.")
         posts[row, -count:] = torch.as_tensor(history.posts, dtype=torch.float32)
         authors[row, -count:] = torch.as_tensor(history.authors)
         actions[row, -count:] = torch.as_tensor(history.actions)
@@ -114,41 +137,67 @@ def train_user(
     authors: int,
     actions: int,
     config: UserConfig | None = None,
+    pool_hours: np.ndarray | None = None,
 ) -> weights.TrainingResult:
     """Trains to tell the next positive engagement from posts of `pool` [m, 128].
 
+    pool_hours: when the posts of the pool were created [m], on the clock of the histories; the
+    triplet loss then draws its negative from the same period, else from the whole pool.
     start: tensors to go on from; those that are missing begin at random. Deterministic for a seed
-    on one machine. Raises ValueError when no user has a positive with an engagement before it.
+    on one machine. Raises ValueError when no user has a positive after an engagement with another
+    post, and for histories, pool or weights that do not fit.
     """
     config = config or UserConfig()
     torch.manual_seed(config.seed)
     tower = UserTower(authors, actions, config)
     weights.load(tower, {**weights.dump(tower), **start})
-    samples = [
-        (history.before(end, config.history_length), history.posts[end])
+    for history in histories:
+        history.validate(authors, actions)
+    if pool.ndim != 2 or pool.shape[1] != OUTPUT or not np.isfinite(pool).all():
+        raise ValueError(f"pool must be finite and [m, {OUTPUT}], not {pool.shape}.")
+    # A click before the like of one post would give the answer away.
+    candidates = (
+        (
+            history.before(end, config.history_length).without(history.posts[end]),
+            history.posts[end],
+            history.hours[end],
+        )
         for history in histories
         for end in range(1, len(history.hours))
         if history.is_positive[end]
-    ]
+    )
+    samples = [sample for sample in candidates if len(sample[0].hours)]
     if not samples or len(pool) == 0:
         raise ValueError("There is no user with an engagement before a positive one.")
+    if pool_hours is not None:
+        if pool_hours.shape != (len(pool),) or not np.isfinite(pool_hours).all():
+            raise ValueError(f"pool_hours must be finite and [{len(pool)}].")
+        order = np.argsort(pool_hours, kind="stable")
+        pool, pool_hours = pool[order], pool_hours[order]
     pool_posts = torch.as_tensor(pool, dtype=torch.float32)
     optimizer = torch.optim.AdamW(tower.parameters(), lr=config.learning_rate)
     deadline = time.monotonic() + config.max_seconds
     trace: list[float] = []
-    while len(trace) < config.epochs and time.monotonic() < deadline:
-        total = 0.0
+    while len(trace) < config.epochs and (not trace or time.monotonic() < deadline):
+        total, seen = 0.0, 0
         for batch in torch.split(torch.randperm(len(samples)), config.batch_size):
             chosen = [samples[i] for i in batch.tolist()]
-            target = torch.as_tensor(np.stack([t for _, t in chosen]), dtype=torch.float32)
-            loss = _next_loss(tower(*pad([h for h, _ in chosen])), target, pool_posts, config)
+            target = torch.as_tensor(np.stack([t for _, t, _ in chosen]), dtype=torch.float32)
+            users = tower(*pad([h for h, _, _ in chosen]))
+            if config.loss == "triplet":
+                when = np.array([hour for _, _, hour in chosen])
+                other = pool_posts[_same_period(when, pool_hours, len(pool))]
+                own, wrong = (users * target).sum(-1), (users * other).sum(-1)
+                loss = losses.triplet(own, wrong, config.margin)
+            else:
+                loss = _next_loss(users, target, pool_posts, config)
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()
-            total += loss.item() * len(chosen)
+            total, seen = total + loss.item() * len(chosen), seen + len(chosen)
             if time.monotonic() > deadline:
                 break
-        trace.append(total / len(samples))
+        trace.append(total / seen)
     metrics = {
         "users": len(histories), "samples": len(samples), "epochs": len(trace),
         "first_loss": trace[0], "last_loss": trace[-1],
@@ -156,11 +205,18 @@ def train_user(
     return weights.TrainingResult(weights.dump(tower), metrics, asdict(config))
 
 
+def _same_period(hours: np.ndarray, pool_hours: np.ndarray | None, count: int) -> Tensor:
+    """For each target, a random row [b] of the pool, sorted by time, from around its time."""
+    if pool_hours is None:
+        return torch.randint(count, (len(hours),))
+    width = min(PERIOD, count)
+    middle = torch.as_tensor(np.searchsorted(pool_hours, hours))
+    first = (middle - width // 2).clamp(0, count - width)
+    return first + torch.randint(width, (len(hours),))
+
+
 def _next_loss(user: Tensor, target: Tensor, pool: Tensor, config: UserConfig) -> Tensor:
     own = (user * target).sum(-1)  # [b]
-    if config.loss == "triplet":
-        other = pool[torch.randint(len(pool), (len(user),))]
-        return losses.triplet(own, (user * other).sum(-1), config.margin)
     if config.loss != "sampled_softmax":
         raise ValueError(f"There is no loss called {config.loss}.")
     # The pool is a uniform sample, so its posts need no correction; those of the batch do.
@@ -181,10 +237,18 @@ def _next_loss(user: Tensor, target: Tensor, pool: Tensor, config: UserConfig) -
 def encode_users(
     histories: list[History], tensors: dict[str, np.ndarray], config: UserConfig | None = None
 ) -> np.ndarray:
-    """The users' vectors [n, 128], of norm 1; zero for a user without engagements."""
+    """The users' vectors [n, 128], of norm 1; zero for a user without engagements.
+
+    config: the one that the tensors were trained with. Raises ValueError for what does not fit.
+    """
     config = config or UserConfig()
-    authors = len(tensors["author.weight"])
-    tower = UserTower(authors, len(tensors["action.weight"]), config)
+    for name in ("author.weight", "action.weight"):
+        if name not in tensors:
+            raise ValueError(f"{name} is missing.")
+    authors, actions = len(tensors["author.weight"]), len(tensors["action.weight"])
+    for history in histories:
+        history.validate(authors, actions)
+    tower = UserTower(authors, actions, config)
     weights.load(tower, tensors)
     tower.eval()
     vectors = np.zeros((len(histories), OUTPUT), dtype=np.float32)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 from torch import Tensor, nn
 
 Rows = list[tuple[str, int, np.ndarray]]
@@ -41,11 +44,13 @@ def to_rows(tensors: dict[str, np.ndarray]) -> Rows:
 def from_rows(rows: Iterable[tuple[str, int, Any]]) -> dict[str, np.ndarray]:
     """The tensors, all as matrices, of rows in any order.
 
-    Raises ValueError, naming the tensor, when a row is missing or of another width.
+    Raises ValueError, naming the tensor, when a row is missing, given twice, or of another width.
     """
     collected: dict[str, dict[int, np.ndarray]] = {}
     for name, index, row in rows:
-        collected.setdefault(name, {})[index] = np.asarray(row, dtype=np.float32)
+        if index in collected.setdefault(name, {}):
+            raise ValueError(f"{name} has its row {index} twice.")
+        collected[name][index] = np.asarray(row, dtype=np.float32)
     tensors = {}
     for name, parts in collected.items():
         if sorted(parts) != list(range(len(parts))) or len({p.size for p in parts.values()}) != 1:
@@ -58,13 +63,36 @@ def load(module: nn.Module, tensors: dict[str, np.ndarray]) -> None:
     """Sets a module's parameters from `from_rows`. Raises ValueError, naming what does not fit."""
     for name, parameter in module.named_parameters():
         stored = tensors.get(name)
-        if stored is None or stored.size != parameter.numel():
-            raise ValueError(
-                f"{name} is missing or has another shape than {tuple(parameter.shape)}."
-            )
+        shape = tuple(parameter.shape)
+        # A bias comes back from its row as a matrix of one row.
+        if stored is None or stored.shape not in (shape, (1, *shape)):
+            raise ValueError(f"{name} is missing or has another shape than {shape}.")
+        if not np.isfinite(stored).all():
+            raise ValueError(f"{name} holds values that are not finite.")
         parameter.data.copy_(Tensor(stored.reshape(tuple(parameter.shape))))
 
 
 def dump(module: nn.Module) -> dict[str, np.ndarray]:
     """A module's parameters as float32 arrays, by name."""
     return {name: p.detach().cpu().numpy().copy() for name, p in module.named_parameters()}
+
+
+def export_file(
+    path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None
+) -> None:
+    """Writes tensors to a safetensors file, with text about them (version, tower, metrics ...)."""
+    to_rows(tensors)  # refuses what could not be imported again
+    ready = {name: np.ascontiguousarray(t, dtype=np.float32) for name, t in tensors.items()}
+    save_file(ready, path, metadata or {})
+
+
+def import_file(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Tensors and metadata of a file of `export_file`. Raises ValueError when it is none."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file: {error}") from error
+    to_rows(tensors)
+    return tensors, metadata
