@@ -7,6 +7,7 @@ database; what needs its own database clones the template in about 50 ms.
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import tempfile
 import time
@@ -27,11 +28,13 @@ from python_jobs.db import connect
 from python_jobs.local.api_server import ApiKeys, ApiServer
 from python_jobs.local.bootstrap import bootstrap
 from python_jobs.local.node import NodeTools, find_node
-from python_jobs.local.postgres import SUPERUSER, Cluster, free_port
+from python_jobs.local.postgres import SUPERUSER, Cluster, find_binaries, free_port
 from python_jobs.migrate import migrate
 
 PROJECT = Path(__file__).resolve().parent.parent
 TEMPLATE = "template_two_tower"
+# Another Postgres for the whole run: a name of INSTALLATIONS, such as pixeltable-16.
+BINARIES_VARIABLE = "TWO_TOWER_TEST_POSTGRES"
 
 
 @contextmanager
@@ -55,6 +58,7 @@ def cluster(server_folder: Path) -> Iterator[Cluster]:
     cluster = Cluster(
         server_folder / "postgres",
         free_port(),
+        binaries=find_binaries(os.environ.get(BINARIES_VARIABLE)),
         settings={"fsync": "off", "full_page_writes": "off", "max_connections": "200"},
     )
     cluster.start()

@@ -235,3 +235,12 @@ def test_an_unreachable_database_is_explained_in_one_line_without_the_password(
 def test_a_malformed_url_is_named_as_such() -> None:
     with pytest.raises(CommandError, match="is no connection URL"):
         connect(f"not a url {secrets.token_hex(2)}")
+
+
+def test_the_seed_gives_a_first_feed(db: psycopg.Connection[Any]) -> None:
+    db.execute((PROJECT / "supabase" / "seed.sql").read_text())
+    row = db.execute(
+        "select (select count(*) from public.posts), (select count(*) from public.profiles),"
+        " (select count(*) from two_tower.deferred_events where reason = 'post_not_encoded')"
+    ).fetchone()
+    assert row == (6, 3, 2)
