@@ -188,9 +188,9 @@ def test_sql_equals_the_reference_over_10000_events(
 
 
 def test_the_rule_is_switched_at_run_time_and_no_user_starts_again(
-    open_connection: Callable[..., Connection],
+    db: Connection,
 ) -> None:
-    twin = Twin(open_connection(), rng(5), posts=60, users=10)
+    twin = Twin(db, rng(5), posts=60, users=10)
     stream = Stream(twin.rng, twin.user_ids, twin.post_ids)
     largest = 0.0
     for rule in ("contrastive", "literal", "contrastive", "literal"):
@@ -213,9 +213,9 @@ def test_ten_thousand_events_of_all_kinds_in_one_statement_equal_the_reference(
 
 
 def test_a_user_is_served_with_the_posts_as_they_are_now(
-    open_connection: Callable[..., Connection],
+    db: Connection,
 ) -> None:
-    twin = Twin(open_connection(), rng(7), users=2, posts=60)
+    twin = Twin(db, rng(7), users=2, posts=60)
     reader, other = twin.user_ids
     twin.give_base(reader, 1.0)
     for k in range(40):
@@ -677,9 +677,9 @@ def test_the_influence_of_one_user_in_a_minute_is_bounded(world: World) -> None:
 
 
 def test_events_of_a_post_that_is_not_encoded_are_learned_in_order_when_it_is(
-    open_connection: Callable[..., Connection],
+    db: Connection,
 ) -> None:
-    twin = Twin(open_connection(), rng(8), users=4, posts=30, unencoded_posts=2)
+    twin = Twin(db, rng(8), users=4, posts=30, unencoded_posts=2)
     late, later = twin.unencoded
     for user_id in twin.user_ids:
         for event_type in ("view", "like", "reply", "unlike", "like", "skip"):
@@ -707,9 +707,9 @@ def test_a_waiting_like_already_keeps_the_post_from_being_seen_as_not_engaged_wi
 
 
 def test_more_events_than_one_step_takes_are_learned_in_order_by_the_next_ones(
-    open_connection: Callable[..., Connection],
+    db: Connection,
 ) -> None:
-    twin = Twin(open_connection(), rng(9), users=150, posts=20, unencoded_posts=1)
+    twin = Twin(db, rng(9), users=150, posts=20, unencoded_posts=1)
     (late,) = twin.unencoded
     types = ("like", "reply", "click", "repost")
     twin.insert([Event(user_id, late, kind) for kind in types for user_id in twin.user_ids])
@@ -733,9 +733,9 @@ def test_more_events_than_one_step_takes_are_learned_in_order_by_the_next_ones(
 
 
 def test_a_deleted_users_waiting_events_hold_up_nobody_elses(
-    open_connection: Callable[..., Connection],
+    db: Connection,
 ) -> None:
-    connection = open_connection()
+    connection = db
     world = World(connection)
     late = add_posts(connection, 1, [world.author])
     for user_id in world.user_ids:
@@ -749,9 +749,9 @@ def test_a_deleted_users_waiting_events_hold_up_nobody_elses(
 
 
 def test_events_of_a_frozen_time_are_learned_in_order_after_it(
-    open_connection: Callable[..., Connection],
+    db: Connection,
 ) -> None:
-    twin = Twin(open_connection(), rng(10), users=5, posts=30, unencoded_posts=1)
+    twin = Twin(db, rng(10), users=5, posts=30, unencoded_posts=1)
     stream = Stream(twin.rng, twin.user_ids, [*twin.post_ids, *twin.unencoded])
     twin.insert(stream.next(100))
     twin.fold()
@@ -1034,9 +1034,9 @@ def chi_square_bound(degrees: int) -> float:
     ids=["few posts are all read", "ids are drawn", "ids with gaps are drawn"],
 )
 def test_the_posts_that_a_positive_pushes_away_are_drawn_uniformly(
-    open_connection: Callable[..., Connection], posts: int, gap: int
+    db: Connection, posts: int, gap: int
 ) -> None:
-    connection = open_connection()
+    connection = db
     world = World(connection, users=600, posts=posts)
     if gap > 1:
         connection.execute("delete from public.posts where id %% %s <> 1", [gap])
@@ -1095,9 +1095,9 @@ def test_a_fold_takes_no_more_than_it_may_and_the_oldest_first(world: World) -> 
     ],
 )
 def test_no_setting_in_its_range_makes_an_event_or_a_reader_fail(
-    open_connection: Callable[..., Connection], change: str
+    db: Connection, change: str
 ) -> None:
-    connection = open_connection()
+    connection = db
     world = World(connection, posts=60)
     connection.execute(f"update two_tower.settings set learned_events_per_minute = 1000, {change}")
     stream = Stream(rng(11), world.user_ids, world.post_ids)
