@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import random
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import psycopg
 import pytest
 from conftest import add_user
+
+from python_jobs.db import connect
 
 RANKED = "select post_id, score, source from two_tower.recommend_for(%s, %s, %s)"
 
@@ -168,12 +171,16 @@ def test_an_empty_database_gives_an_empty_page(db: psycopg.Connection[Any]) -> N
     assert db.execute(RANKED, [add_user(db), 5, []]).fetchall() == []
 
 
-def test_a_new_post_is_a_candidate_of_the_index_at_once(db: psycopg.Connection[Any]) -> None:
-    world = World(db, seed=8, posts=40)
-    row = db.execute("select embedding, slot from two_tower.live_embeddings limit 1").fetchone()
-    assert row is not None
-    near = db.execute("select two_tower.nearest_posts(%s, %s, 1000)", list(row)).fetchall()
-    assert {n[0] for n in near} == set(world.posts)
+def test_a_new_post_is_a_candidate_of_the_index_at_once(
+    fresh_database: Callable[[], str],
+) -> None:
+    # a database of its own: what other tests rolled back still lies in the shared one's index
+    with connect(fresh_database()) as db:
+        world = World(db, seed=8, posts=40)
+        row = db.execute("select embedding, slot from two_tower.live_embeddings limit 1").fetchone()
+        assert row is not None
+        near = db.execute("select two_tower.nearest_posts(%s, %s, 1000)", list(row)).fetchall()
+        assert {n[0] for n in near} == set(world.posts)
 
 
 def test_recommend_writes_nothing(db: psycopg.Connection[Any]) -> None:

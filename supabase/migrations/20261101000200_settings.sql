@@ -60,7 +60,7 @@ create table two_tower.settings (
   gate_minimum_events integer not null default 100
     constraint gate_minimum_events_is_positive check (gate_minimum_events > 0),
   gate_tolerance real not null default 0.0
-    constraint gate_tolerance_is_small check (gate_tolerance between 0 and 0.1),
+    constraint gate_tolerance_is_small check (gate_tolerance between 0 and 0.1::real),
   weight_versions_kept integer not null default 20
     constraint weight_versions_kept_is_positive check (weight_versions_kept >= 3),
   profile_weight real not null default 0.5
@@ -89,7 +89,8 @@ create table two_tower.settings (
   over_fetch integer not null default 200
     constraint over_fetch_is_bounded check (over_fetch between 40 and 1000),
   serving_drift_tolerance real not null default 0.01
-    constraint serving_drift_tolerance_is_small check (serving_drift_tolerance between 0 and 0.2)
+    constraint serving_drift_tolerance_is_small
+      check (serving_drift_tolerance between 0 and 0.2::real)
 );
 comment on table two_tower.settings is 'Every constant, in one row. Change it with an UPDATE: the next statement uses it.';
 comment on column two_tower.settings.learning_rule is 'contrastive (default) or literal (the specification to the letter, kept to compare with).';
