@@ -187,3 +187,21 @@ def test_a_change_of_a_setting_is_kept_with_who_made_it(db: psycopg.Connection[A
 def test_a_setting_out_of_range_is_refused(db: psycopg.Connection[Any], assignment: str) -> None:
     with pytest.raises(psycopg.errors.CheckViolation):
         db.execute(f"update two_tower.settings set {assignment}")  # type: ignore[call-overload]
+
+
+def test_the_service_role_stores_what_a_user_tower_learned(db: psycopg.Connection[Any]) -> None:
+    author = add_user(db)
+    db.execute("insert into public.posts (author_id, content) values (%s, 'a')", [author])
+    vector = "array[array_fill(0.5::real, array[64])::extensions.vector]"
+    with as_user(db, None, "service_role"):
+        db.execute(
+            "select two_tower.store_entity_embeddings("
+            f"array[%s::uuid], {vector}, array['like'], {vector})",  # type: ignore[arg-type]
+            [author],
+        )
+    row = db.execute(
+        "select (select count(*) from two_tower.author_embeddings where author_id = %s),"
+        " (select count(*) from two_tower.action_embeddings where event_type = 'like')",
+        [author],
+    ).fetchone()
+    assert row == (1, 1)

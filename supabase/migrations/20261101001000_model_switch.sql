@@ -376,7 +376,7 @@ create function two_tower.store_entity_embeddings(
   insert into two_tower.author_embeddings as a (author_id, embedding)
   select n.author_id, n.embedding
     from unnest(p_author_ids, p_author_embeddings) as n (author_id, embedding)
-  where exists (select from auth.users x where x.id = n.author_id) order by n.author_id
+  where exists (select from public.posts p where p.author_id = n.author_id) order by n.author_id
   on conflict (author_id) do update
     set embedding = excluded.embedding, updated_at = excluded.updated_at;
   insert into two_tower.action_embeddings (event_type, embedding)
