@@ -118,7 +118,7 @@ class Stack:
     def down(self) -> bool:
         """Stops REST, Auth and Postgres; the data stays. Returns False when nothing was known."""
         state = self.read_state()
-        if state is None:
+        if state is None or not Path(state.data_dir).exists():
             return False
         self.stop_api(state)
         Cluster(Path(state.data_dir), state.database_port).stop()
