@@ -493,8 +493,8 @@ comment on function two_tower.step_back(two_tower.lesson, two_tower.settings, tw
   'The opposite of a learned step, for unlike and unrepost. Approximate: normalised steps can not be subtracted exactly.';
 
 -- One lesson that is learned: user and post before it in, both after it out, with its row of
--- training data and its row of pushes (null where it has none). p_drawn are the negatives' vectors
--- as they stand now.
+-- training data and its row of pushes (null where it has none). The vectors of p_negatives and
+-- p_pushed are as they stand now.
 create function two_tower.learn_lesson(
   p_lesson two_tower.lesson, p_settings two_tower.settings, p_state two_tower.state,
   p_negatives two_tower.drawn_negatives, p_pushed two_tower.drawn_negatives,
