@@ -74,10 +74,17 @@ class Event:
 
 @dataclass(frozen=True)
 class Draw:
-    """The posts drawn for one positive; `step` replaces lr * s * (1 - q), where it is known."""
+    """What was not decided by rule: the posts drawn for an event, and whether its own step waits.
 
-    post_ids: Sequence[int]
+    step: replaces lr * s * (1 - q), where it is known.
+    waits: another session held the row of the post, so that the step on it was queued.
+    post_vector: the post as that session left it for reading, where it waits.
+    """
+
+    post_ids: Sequence[int] = ()
     step: float | None = None
+    waits: bool = False
+    post_vector: Vector | None = None
 
 
 @dataclass
@@ -88,6 +95,9 @@ class Post:
     engagement_count: int = 0
     is_pretrained: bool = True
     is_deleted: bool = False
+    moved_hour: datetime | None = None
+    moved: float = 0.0
+    pushed: float = 0.0
 
 
 @dataclass
@@ -114,11 +124,22 @@ class Snapshot:
 
 
 @dataclass
+class Step:
+    """A step on the post of an event; engagements: 1 when learned, -1 when withdrawn."""
+
+    post_id: int
+    size: float
+    engagements: int
+    at: datetime
+
+
+@dataclass
 class Push:
-    """Pushes of one positive on the posts drawn for it, not yet folded in."""
+    """Steps of one event not yet folded in: pushes on the posts drawn, and its own if it waits."""
 
     user_vector: Vector
     factors: list[tuple[int, float]]
+    own: Step | None = None
 
 
 class Reference:
@@ -132,6 +153,8 @@ class Reference:
     history_length = 30
     negative_factor = 0.3
     learned_per_minute = 60
+    movement_per_hour = 2.0
+    untouched_push_limit = 0.5
 
     def __init__(self, rule: str = "contrastive") -> None:
         self.rule = rule
@@ -147,10 +170,10 @@ class Reference:
     def apply(
         self,
         events: Iterable[tuple[int, Event]],
-        draw: Callable[[], Draw],
+        draw: Callable[[int], Draw],
         recorded: Callable[[int], Snapshot | None] = lambda event_id: None,
     ) -> None:
-        """Applies events in the order given; `draw` is called once for each learned positive.
+        """Applies events in the order given; `draw` is asked for each event learned or withdrawn.
 
         recorded: the stored snapshot of an event, for a withdrawal; None to use the exact one.
         """
@@ -161,7 +184,7 @@ class Reference:
         self,
         event_id: int,
         event: Event,
-        draw: Callable[[], Draw],
+        draw: Callable[[int], Draw],
         recorded: Callable[[int], Snapshot | None],
     ) -> str:
         signal = meaning(event.event_type, event.dwell_ms)
@@ -183,7 +206,7 @@ class Reference:
             self.in_force.remove(key)
             # Not counted, but the minute that is counted is that of the last event in force.
             self._begin_minute(user, event.created_at)
-            self._withdraw(user, post, key, recorded)
+            self._withdraw(user, key, event.created_at, draw(event_id), recorded)
             return "withdraw"
         if key in self.in_force:
             return "repeated"
@@ -192,7 +215,7 @@ class Reference:
             return "rate_limited"
         user.minute_count += 1
         self.in_force.add(key)
-        self._learn(event_id, key, user, post, STRENGTHS[signal], draw)
+        self._learn(event_id, key, user, event.created_at, STRENGTHS[signal], draw(event_id))
         return "learn"
 
     @staticmethod
@@ -206,16 +229,16 @@ class Reference:
         event_id: int,
         key: tuple[str, int, str],
         user: User,
-        post: Post,
+        at: datetime,
         strength: float,
-        draw: Callable[[], Draw],
+        drawn: Draw,
     ) -> None:
-        assert post.vector is not None
-        u, p = user.vector, post.vector
+        u, p = user.vector, self._seen(key[1], drawn)
         weight = strength if strength > 0 else strength * self.negative_factor
         # The sum and the list are what was engaged with, under either rule: so the rule can be
         # switched at any time and no user starts again from nothing.
         user.engaged_sum = self.decay * user.engaged_sum + weight * p
+        factors: list[tuple[int, float]] = []
         if self.rule == "literal":
             alpha = min(self.alpha_limit, 1 / (user.engagement_count + 1))
             user.vector = norm((1 - alpha) * u + alpha * strength * p)
@@ -224,44 +247,68 @@ class Reference:
             user.vector = norm(user.base + user.engaged_sum)
             step = self.contrastive_rate * weight
             if strength > 0:
-                step = self._push(u, post, step, draw())
-        post.vector = norm(p + step * u)
+                step, factors = self._push(u, p, step, drawn)
         self.taught[key] = Snapshot(event_id, u, p, step)
+        self._step(u, factors, Step(key[1], step, 1, at), drawn)
         user.recent = [*user.recent, (key[1], weight)][-self.history_length :]
         user.engagement_count += 1
-        post.engagement_count += 1
-        post.is_pretrained = False
 
-    def _push(self, u: Vector, post: Post, step: float, drawn: Draw) -> float:
-        """Queues the pushes on the drawn posts; returns the step left for the post itself.
+    def _seen(self, post_id: int, drawn: Draw) -> Vector:
+        """The post as the event found it."""
+        vector = self.posts[post_id].vector if drawn.post_vector is None else drawn.post_vector
+        assert vector is not None
+        return vector
+
+    def _push(
+        self, u: Vector, p: Vector, step: float, drawn: Draw
+    ) -> tuple[float, list[tuple[int, float]]]:
+        """The step left for the post itself, and the pushes on the drawn posts.
 
         Without any drawn post there is nothing to compare with, and the step is the full one.
         """
         if not drawn.post_ids:
-            return step
+            return step, []
         others = [self.posts[post_id].vector for post_id in drawn.post_ids]
-        logits = np.array([v @ u for v in [post.vector, *others]]) / self.temperature
+        logits = np.array([v @ u for v in [p, *others]]) / self.temperature
         q = np.exp(logits - logits.max())
         q /= q.sum()
         factors = [(i, step * share) for i, share in zip(drawn.post_ids, q[1:], strict=True)]
-        self.queue.append(Push(u, factors))
-        return step * (1 - q[0]) if drawn.step is None else drawn.step
+        return (step * (1 - q[0]) if drawn.step is None else drawn.step), factors
+
+    def _step(self, u: Vector, factors: list[tuple[int, float]], own: Step, drawn: Draw) -> None:
+        """Takes the own step at once, unless it waits, and queues what waits."""
+        if not drawn.waits:
+            self._move(own, u)
+        if factors or drawn.waits:
+            self.queue.append(Push(u, factors, own if drawn.waits else None))
+
+    def _move(self, own: Step, direction: Vector) -> None:
+        """The step of an event on its post, bounded per hour."""
+        post = self.posts[own.post_id]
+        hour = own.at.replace(minute=0, second=0, microsecond=0)
+        if post.moved_hour != hour:
+            post.moved_hour, post.moved = hour, 0.0
+        size = min(abs(own.size), max(0.0, self.movement_per_hour - post.moved))
+        post.moved += size
+        post.engagement_count += own.engagements
+        post.is_pretrained = False
+        assert post.vector is not None
+        post.vector = norm(post.vector + np.copysign(size, own.size) * direction)
 
     def _withdraw(
         self,
         user: User,
-        post: Post,
         key: tuple[str, int, str],
+        at: datetime,
+        drawn: Draw,
         recorded: Callable[[int], Snapshot | None],
     ) -> None:
         """Takes the recorded step off the post and the post's part off the user's sum."""
-        assert post.vector is not None
         exact = self.taught[key]
         taken = recorded(exact.event_id) or exact
         strength = STRENGTHS[key[2]]
         user.engagement_count -= 1
-        post.engagement_count -= 1
-        post.vector = norm(post.vector - taken.step * taken.user_vector)
+        self._step(taken.user_vector, [], Step(key[1], -taken.step, -1, at), drawn)
         places = [k for k, entry in enumerate(user.recent) if entry == (key[1], strength)]
         if places:
             age = len(user.recent) - 1 - places[-1]
@@ -283,8 +330,14 @@ class Reference:
         for push in self.queue[:count]:
             for post_id, factor in push.factors:
                 post = self.posts[post_id]
-                if post.vector is not None:
-                    post.vector = norm(post.vector - factor * push.user_vector)
+                if post.vector is None:
+                    continue
+                if post.is_pretrained:
+                    factor = min(factor, max(0.0, self.untouched_push_limit - post.pushed))
+                    post.pushed += factor
+                post.vector = norm(post.vector - factor * push.user_vector)
+            if push.own:
+                self._move(push.own, push.user_vector)
         del self.queue[:count]
         return count
 
@@ -474,19 +527,20 @@ class Twin:
         assert row[0] == self.reference.fold(limit)
 
     def _replay(self, events: list[tuple[int, Event]]) -> None:
-        draws = self.connection.execute(
-            "select id, post_ids from two_tower.deferred_pushes where id > %s order by id",
+        rows = self.connection.execute(
+            "select id, event_id, post_ids from two_tower.deferred_pushes"
+            " where id > %s order by id",
             [self._last_push],
         ).fetchall()
-        if draws:
-            self._last_push = draws[-1][0]
-        remaining = iter(draws)
+        if rows:
+            self._last_push = rows[-1][0]
+        drawn = {event_id: Draw(post_ids) for _, event_id, post_ids in rows}
         self.reference.apply(
             events,
-            lambda: Draw(next(remaining)[1]),
+            lambda event_id: drawn.pop(event_id, Draw()),
             lambda event_id: read_snapshot(self.connection, event_id),
         )
-        assert next(remaining, None) is None, "more pushes were queued than positives learned"
+        assert not drawn, "pushes were queued for events that were not learned"
 
     def _live_vectors(self) -> dict[int, Vector]:
         rows = self.connection.execute(
@@ -688,21 +742,29 @@ def assert_consistent(connection: psycopg.Connection[Any]) -> None:
     )
     none(
         "a post's count is wrong",
-        LEDGER + " select p.post_id, p.engagement_count, c.wanted, p.is_pretrained"
+        LEDGER + " select p.post_id, p.engagement_count, q.waiting, c.wanted, p.is_pretrained"
         " from two_tower.post_embeddings p cross join lateral ("
-        "  select coalesce(sum(l.amount), 0) as wanted, count(*) = 0 as is_new"
-        "  from ledger l where l.post_id = p.post_id) c"
-        " where p.embedding is not null"
-        "  and (p.engagement_count <> c.wanted or p.is_pretrained <> c.is_new)",
+        "  select coalesce(sum(l.amount), 0) as wanted, count(*) as steps"
+        "  from ledger l where l.post_id = p.post_id) c cross join lateral ("
+        "  select coalesce(sum(d.engagements), 0) as waiting, count(*) as steps"
+        "  from two_tower.deferred_pushes d where d.post_id = p.post_id) q"
+        " where p.embedding is not null and (p.engagement_count + q.waiting <> c.wanted"
+        "   or p.is_pretrained <> (c.steps = q.steps))",
     )
     labelled = ", ".join(f"'{name}'" for name in (*POSITIVE_PAIRS, *NEGATIVE_PAIRS))
+    none(
+        "learned events and the ledger differ",
+        LEDGER + ", found as (select event_id as id from two_tower.training_examples)"
+        " (select id from ledger where amount > 0 except all table found) union all"
+        " (table found except all select id from ledger where amount > 0)",
+    )
     none(
         "labelled events and training examples differ",
         LEDGER + f", wanted as (select l.id, exists (select from ledger w where w.amount < 0"
         "   and w.id > l.id and (w.user_id, w.post_id, w.counted_as)"
         "     = (l.user_id, l.post_id, l.counted_as)) as is_withdrawn"
         f"  from ledger l where l.amount > 0 and l.signal in ({labelled})),"
-        " found as (select event_id as id from two_tower.training_examples)"
+        " found as (select event_id as id from two_tower.training_examples where label is not null)"
         " (select id from wanted where not is_withdrawn except all table found)"
         " union all (table found except all select id from wanted)",
     )

@@ -265,8 +265,12 @@ def test_a_step_that_would_leave_no_direction_leaves_the_post_where_it_is(world:
     post_id, vector = world.post_ids[0], live(world.connection, world.post_ids[0])
     # lr 0.5 * strength 3 * (1 - q) can not cancel a post by chance; an operator's numbers can.
     world.connection.execute(
-        "insert into two_tower.deferred_pushes (epoch, user_vector, post_ids, factors, created_at)"
-        " select 0, embedding, array[post_id], array[1::real], now()"
+        "update two_tower.live_embeddings set is_pretrained = false where post_id = %s", [post_id]
+    )
+    world.connection.execute(
+        "insert into two_tower.deferred_pushes"
+        " (event_id, epoch, user_vector, post_ids, factors, created_at)"
+        " select 0, 0, embedding, array[post_id], array[1::real], now()"
         " from two_tower.post_embeddings where post_id = %s",
         [post_id],
     )
@@ -806,7 +810,7 @@ def test_after_a_freeze_learning_goes_on_at_a_factor_of_its_rate(world: World) -
         "select post_ids from two_tower.deferred_pushes order by id desc limit 1"
     ).fetchall()
     reference.apply(
-        [(event_id, Event(world.user, world.post_ids[0], "like"))], lambda: Draw(drawn[0])
+        [(event_id, Event(world.user, world.post_ids[0], "like"))], lambda _: Draw(drawn[0])
     )
     moved = reference.posts[world.post_ids[0]].vector
     assert moved is not None

@@ -53,6 +53,8 @@ insert into two_tower.error_codes (sqlstate, name, meaning) values
   ('22023', 'invalid_parameter_value', 'An argument is missing, malformed or out of range.'),
   ('23503', 'foreign_key_violation',
     'An event names a post or a user that does not exist. Nothing of the statement was stored.'),
+  ('23514', 'check_violation',
+    'An event has an unknown type, or a dwell no duration. Nothing of the statement was stored.'),
   ('23505', 'unique_violation',
     'An event with this client_event_id is stored already: a retry, to be treated as success.'),
   ('42501', 'insufficient_privilege', 'The caller is not signed in, or not allowed to do this.'),

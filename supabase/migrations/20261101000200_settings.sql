@@ -19,7 +19,7 @@ create table two_tower.settings (
   temperature real not null default 0.2
     constraint temperature_is_positive check (temperature between 0.01::real and 10),
   history_decay real not null default 0.9
-    constraint history_decay_is_a_share check (history_decay > 0 and history_decay <= 1),
+    constraint history_decay_is_a_share check (history_decay between 0.1::real and 1),
   history_length integer not null default 30
     constraint history_length_is_bounded check (history_length between 1 and 200),
   negative_strength_factor real not null default 0.3
@@ -42,6 +42,12 @@ create table two_tower.settings (
     check (0 < short_dwell_ms and short_dwell_ms <= long_dwell_ms),
   learned_events_per_minute integer not null default 60
     constraint learned_events_per_minute_is_positive check (learned_events_per_minute > 0),
+
+  post_movement_per_hour real not null default 2
+    constraint post_movement_per_hour_is_positive check (post_movement_per_hour > 0),
+  untouched_post_push_limit real not null default 0.5
+    constraint untouched_post_push_limit_is_bounded
+      check (untouched_post_push_limit between 0 and 10),
 
   client_event_retry_window interval not null default '7 days'
     constraint client_event_retry_window_is_bounded
@@ -108,6 +114,8 @@ comment on column two_tower.settings.recent_posts_pool is 'The newest post ids f
 comment on column two_tower.settings.long_dwell_ms is 'A dwell above this is a positive signal (milliseconds).';
 comment on column two_tower.settings.short_dwell_ms is 'A dwell below this counts as a skip (milliseconds).';
 comment on column two_tower.settings.learned_events_per_minute is 'At most so many events of one user and minute are learned; more are recorded only.';
+comment on column two_tower.settings.post_movement_per_hour is 'Events move one post by at most so much in an hour: the sum of their steps, each the learning rate times strength or less. More opens an alert.';
+comment on column two_tower.settings.untouched_post_push_limit is 'Pushes move a post that nobody engaged with by at most so much in all, so that it is not pushed out of sight.';
 comment on column two_tower.settings.client_event_retry_window is 'A repeated client_event_id is recognised for so long.';
 comment on column two_tower.settings.oldest_event_age is 'Older events are refused (only operators can insert history at all).';
 comment on column two_tower.settings.future_event_tolerance is 'Events further in the future are refused.';

@@ -10,18 +10,16 @@ create table public.engagement_events (
   id bigint not null default nextval('two_tower.engagement_event_ids'),
   user_id uuid not null default auth.uid(),
   post_id bigint not null,
-  event_type text not null
-    constraint event_type_is_known check (event_type in (
-      'view', 'click', 'like', 'reply', 'repost', 'dwell', 'skip', 'hide', 'not_interested',
-      'block_author', 'mute_author', 'unlike', 'unrepost')),
-  dwell_ms integer constraint dwell_is_not_negative check (dwell_ms >= 0),
+  event_type text not null,
+  dwell_ms integer,
   client_event_id uuid,
   created_at timestamptz not null default two_tower.now(),
-  primary key (id, created_at),
-  constraint dwell_has_a_duration check (event_type <> 'dwell' or dwell_ms is not null)
+  primary key (id, created_at)
 ) partition by range (created_at);
 comment on table public.engagement_events is
   'Append-only: what users did. Inserting a row updates the embeddings, training data and counters in the same transaction.';
+comment on column public.engagement_events.event_type is 'view, click, like, reply, repost, dwell, skip, hide, not_interested, block_author, mute_author, unlike, unrepost: see two_tower.signals. Checked by the trigger, which reads it anyway: a check constraint is parsed anew by each statement.';
+comment on column public.engagement_events.dwell_ms is 'Milliseconds on screen, 0 or more; needed for dwell.';
 comment on column public.engagement_events.client_event_id is
   'Chosen by the client, once per event: makes a retry recognisable (settings.client_event_retry_window).';
 comment on column public.engagement_events.created_at is 'Set by the server; only operators may give one.';
@@ -85,10 +83,11 @@ create table two_tower.partitioned_tables (
   table_name regclass primary key,
   step interval not null,
   ahead integer not null default 3 constraint some_partitions_are_made_ahead check (ahead > 0),
-  kept_for_setting text not null
+  kept_for_setting text not null,
+  storage_options text not null default ''
 );
 comment on table two_tower.partitioned_tables is
-  'Tables partitioned by created_at: step of a partition, how many are made ahead, and the setting that says how long they are kept.';
+  'Tables partitioned by created_at: step of a partition, how many are made ahead, the setting that says how long they are kept, and storage options of each partition.';
 
 create table two_tower.partitions (
   partition_name text primary key,
@@ -101,6 +100,13 @@ create table two_tower.partitions (
 );
 comment on table two_tower.partitions is 'The partitions that exist, with their ranges.';
 
+create function two_tower.storage_clause(p_table regclass) returns text
+language sql stable set search_path = '' as $$
+  select coalesce('with (' || nullif(t.storage_options, '') || ')', '')
+  from two_tower.partitioned_tables t where t.table_name = p_table;
+$$;
+comment on function two_tower.storage_clause(regclass) is 'The storage options of a table''s partitions, as a clause of create table.';
+
 -- Attaching takes a weaker lock on the parent than creating a partition in place: writers go on.
 create function two_tower.create_partition(p_table regclass, p_starts_at timestamptz,
   p_ends_at timestamptz)
@@ -109,7 +115,8 @@ declare
   v_relation text := (select relname from pg_catalog.pg_class where oid = p_table);
   v_name text := format('%s_%s', v_relation, to_char(p_starts_at, 'YYYYMMDD'));
 begin
-  execute format('create table two_tower.%I (like %s including all)', v_name, p_table);
+  execute format('create table two_tower.%I (like %s including all) %s', v_name, p_table,
+    two_tower.storage_clause(p_table));
   execute format('with moved as (delete from two_tower.%I where created_at >= %L and created_at < %L returning *)
                   insert into two_tower.%I select * from moved',
                  v_relation || '_history', p_starts_at, p_ends_at, v_name);
@@ -149,18 +156,18 @@ comment on function two_tower.create_partitions_ahead() is
   'Makes the partitions that will be needed and returns how many. Uses the real time, not the replaceable clock: partitions are storage.';
 
 create function two_tower.partition_by_time(p_table regclass, p_step interval,
-  p_kept_for_setting text)
+  p_kept_for_setting text, p_storage_options text default '')
 returns void language plpgsql set search_path = '' as $$
 begin
-  insert into two_tower.partitioned_tables (table_name, step, kept_for_setting)
-  values (p_table, p_step, p_kept_for_setting);
-  execute format('create table two_tower.%I partition of %s default',
+  insert into two_tower.partitioned_tables (table_name, step, kept_for_setting, storage_options)
+  values (p_table, p_step, p_kept_for_setting, p_storage_options);
+  execute format('create table two_tower.%I partition of %s default %s',
                  (select relname from pg_catalog.pg_class
-                   where oid = p_table) || '_history', p_table);
+                   where oid = p_table) || '_history', p_table, two_tower.storage_clause(p_table));
   perform two_tower.create_partitions_ahead();
 end
 $$;
-comment on function two_tower.partition_by_time(regclass, interval, text) is
+comment on function two_tower.partition_by_time(regclass, interval, text, text) is
   'Puts a partitioned table under this management: a default partition, the present one, and some ahead.';
 
 select two_tower.partition_by_time('public.engagement_events', '1 month', 'events_kept_for');

@@ -56,6 +56,9 @@ create table two_tower.live_embeddings (
   is_pretrained boolean not null default true,
   engagement_count integer not null default 0,
   popularity double precision not null default 0,
+  moved_hour timestamptz,
+  moved real not null default 0,
+  pushed real not null default 0,
   model_version bigint not null references two_tower.model_weights (version),
   primary key (slot, post_id)
 ) with (fillfactor = 55);
@@ -63,6 +66,8 @@ comment on table two_tower.live_embeddings is
   'Live vectors of posts, in two slots (state.active_slot serves), with what ranking needs of a post, so that scoring reads one narrow row. No index on the vector: an update must stay HOT.';
 comment on column two_tower.live_embeddings.is_pretrained is 'True until somebody engaged with the post: only then may a new tower replace its vector.';
 comment on column two_tower.live_embeddings.popularity is 'Forward-decayed sum of positive strengths: each adds 2^((time - 2025-01-01) / half-life), so order never needs a refresh.';
+comment on column two_tower.live_embeddings.moved is 'How far events about it moved the post in moved_hour: sum of their steps (settings.post_movement_per_hour).';
+comment on column two_tower.live_embeddings.pushed is 'How far pushes moved the post while nobody had engaged with it (settings.untouched_post_push_limit).';
 comment on column two_tower.live_embeddings.model_version is 'The candidate tower that projected it.';
 
 create function two_tower.slots_to_write() returns table (slot smallint, version bigint)
@@ -84,6 +89,9 @@ cross join two_tower.state as s
 left join two_tower.live_embeddings as v on v.post_id = b.post_id and v.slot = s.active_slot;
 comment on view two_tower.post_embeddings is 'Every post with its frozen base embedding and its live embedding in the slot that serves. embedding is null until the text is encoded.';
 
+create type two_tower.base_source as enum ('profile', 'user_tower');
+comment on type two_tower.base_source is 'Where a user''s base vector comes from.';
+
 create table two_tower.user_embeddings (
   user_id uuid primary key references auth.users (id) on delete cascade,
   embedding extensions.vector(128) not null default array_fill(0::real,
@@ -94,16 +102,14 @@ create table two_tower.user_embeddings (
     array[128])::extensions.vector,
   base_embedding extensions.vector(128),
   base_weight real not null default 0,
-  base_source text constraint base_source_is_known check (base_source in ('profile', 'user_tower')),
+  base_source two_tower.base_source,
   recent_post_ids bigint[] not null default '{}',
   recent_strengths real[] not null default '{}',
   engagement_count integer not null default 0,
   minute timestamptz,
   minute_count integer not null default 0,
-  updated_at timestamptz,
-  constraint recent_posts_and_strengths_match
-    check (cardinality(recent_post_ids) = cardinality(recent_strengths))
-) with (fillfactor = 55);
+  updated_at timestamptz
+) with (fillfactor = 55, toast_tuple_target = 8160);
 comment on table two_tower.user_embeddings is 'One row per user who engaged or has a profile.';
 comment on column two_tower.user_embeddings.embedding is 'Live vector, norm 1; zero for a user of whom nothing is known.';
 comment on column two_tower.user_embeddings.engaged_sum is 'Rule contrastive: r = decay * r + strength * post, not normalised; embedding = norm(base_weight * base_embedding + r).';
