@@ -17,8 +17,8 @@
 -- a SECURITY DEFINER core in two_tower.
 --
 -- The files stand in the order in which data flows: schemas, settings, content, engagement, models,
--- embeddings, training data, learning, jobs, switching of models, retrieval, monitoring, the public
--- API, schedule, policies.
+-- embeddings, training data, learning, blocks of authors, erasure of users, jobs, switching of
+-- models, retrieval, monitoring, the public API, schedule, policies.
 
 create schema if not exists extensions;
 create extension if not exists vector with schema extensions;

@@ -43,8 +43,8 @@ create table two_tower.settings (
   learned_events_per_minute integer not null default 60
     constraint learned_events_per_minute_is_positive check (learned_events_per_minute > 0),
 
-  post_movement_per_hour real not null default 2
-    constraint post_movement_per_hour_is_positive check (post_movement_per_hour > 0),
+  movement_per_hour real not null default 2
+    constraint movement_per_hour_is_positive check (movement_per_hour > 0),
   untouched_post_push_limit real not null default 0.5
     constraint untouched_post_push_limit_is_bounded
       check (untouched_post_push_limit between 0 and 10),
@@ -114,7 +114,7 @@ comment on column two_tower.settings.recent_posts_pool is 'The newest post ids f
 comment on column two_tower.settings.long_dwell_ms is 'A dwell above this is a positive signal (milliseconds).';
 comment on column two_tower.settings.short_dwell_ms is 'A dwell below this counts as a skip (milliseconds).';
 comment on column two_tower.settings.learned_events_per_minute is 'At most so many events of one user and minute are learned; more are recorded only.';
-comment on column two_tower.settings.post_movement_per_hour is 'Events move one post by at most so much in an hour: the sum of their steps, each the learning rate times strength or less. More opens an alert.';
+comment on column two_tower.settings.movement_per_hour is 'Events move one post, and blocks one author, by at most so much in an hour: the sum of their steps, each the learning rate times strength or less. More opens an alert.';
 comment on column two_tower.settings.untouched_post_push_limit is 'Pushes move a post that nobody engaged with by at most so much in all, so that it is not pushed out of sight.';
 comment on column two_tower.settings.client_event_retry_window is 'A repeated client_event_id is recognised for so long.';
 comment on column two_tower.settings.oldest_event_age is 'Older events are refused (only operators can insert history at all).';

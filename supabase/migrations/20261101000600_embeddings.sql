@@ -66,7 +66,7 @@ comment on table two_tower.live_embeddings is
   'Live vectors of posts, in two slots (state.active_slot serves), with what ranking needs of a post, so that scoring reads one narrow row. No index on the vector: an update must stay HOT.';
 comment on column two_tower.live_embeddings.is_pretrained is 'True until somebody engaged with the post: only then may a new tower replace its vector.';
 comment on column two_tower.live_embeddings.popularity is 'Forward-decayed sum of positive strengths: each adds 2^((time - 2025-01-01) / half-life), so order never needs a refresh.';
-comment on column two_tower.live_embeddings.moved is 'How far events about it moved the post in moved_hour: sum of their steps (settings.post_movement_per_hour).';
+comment on column two_tower.live_embeddings.moved is 'How far events about it moved the post in moved_hour: sum of their steps (settings.movement_per_hour).';
 comment on column two_tower.live_embeddings.pushed is 'How far pushes moved the post while nobody had engaged with it (settings.untouched_post_push_limit).';
 comment on column two_tower.live_embeddings.model_version is 'The candidate tower that projected it.';
 
@@ -122,9 +122,12 @@ create table two_tower.author_embeddings (
   author_id uuid primary key references auth.users (id) on delete cascade,
   embedding extensions.vector(64) not null,
   engagement_count integer not null default 0,
+  moved_hour timestamptz,
+  moved real not null default 0,
   updated_at timestamptz not null default two_tower.now()
 );
-comment on table two_tower.author_embeddings is 'Author embeddings, learned with the user tower from a random start.';
+comment on table two_tower.author_embeddings is 'Author embeddings, learned with the user tower from a random start, and stepped by blocks.';
+comment on column two_tower.author_embeddings.moved is 'How far blocks moved it within moved_hour (settings.movement_per_hour).';
 
 create table two_tower.action_embeddings (
   event_type text primary key references two_tower.signals (event_type),

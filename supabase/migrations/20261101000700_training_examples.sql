@@ -121,11 +121,11 @@ begin
         p_post.moved_hour := v_hour;
         p_post.moved := 0;
       end if;
-      v_left := greatest(0, p_settings.post_movement_per_hour - p_post.moved);
+      v_left := greatest(0, p_settings.movement_per_hour - p_post.moved);
       if abs(v_step.step) > v_left then
         if v_left > 0 then
           perform two_tower.open_alert('post_moved_in_concert', p_post.post_id::text, format(
-            'Events moved post %s by the most that one hour allows (settings.post_movement_per_hour); what more they teach of it this hour is not learned.',
+            'Events moved post %s by the most that one hour allows (settings.movement_per_hour); what more they teach of it this hour is not learned.',
             p_post.post_id), jsonb_build_object('hour', v_hour));
         end if;
         v_step.step := sign(v_step.step) * v_left;

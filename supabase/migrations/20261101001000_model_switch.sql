@@ -379,6 +379,7 @@ create function two_tower.store_entity_embeddings(
   where exists (select from public.posts p where p.author_id = n.author_id) order by n.author_id
   on conflict (author_id) do update
     set embedding = excluded.embedding, updated_at = excluded.updated_at;
+  delete from two_tower.author_steps s where s.author_id = any (p_author_ids);
   insert into two_tower.action_embeddings (event_type, embedding)
   select n.event_type, n.embedding
     from unnest(p_event_types, p_action_embeddings) as n (event_type, embedding)

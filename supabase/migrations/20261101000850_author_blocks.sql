@@ -1,0 +1,114 @@
+-- What blocking or muting an author teaches, and how lifting the block takes it back. An author's
+-- posts stop at once because every reader of posts asks author_blocks. The author's embedding steps
+-- away from what the user likes: the mean of the embeddings of the authors whose posts the user
+-- engaged with. The step is kept, so that lifting the block takes back exactly that.
+--
+-- Two sessions: rows of author_embeddings are locked in order of author_id, and last of all. Mass
+-- blocks move an author by a bounded amount an hour, as events do a post.
+
+create table two_tower.author_steps (
+  user_id uuid not null references auth.users (id) on delete cascade,
+  author_id uuid not null references auth.users (id) on delete cascade,
+  step extensions.vector(64) not null,
+  primary key (user_id, author_id)
+);
+comment on table two_tower.author_steps is 'What each block in force added to the author''s embedding. Forgotten when the user tower learns the author anew.';
+create index author_steps_author_id_idx on two_tower.author_steps (author_id);
+
+create function two_tower.liked_authors_vector(p_user_id uuid) returns extensions.vector
+language sql stable set search_path = '' as $$
+  select extensions.l2_normalize(extensions.sum(
+    array_fill((r.strength * greatest(1e-12, s.history_decay
+      ^ (cardinality(u.recent_post_ids) - r.place)))::real, array[64])::extensions.vector
+    operator(extensions.*) a.embedding))
+  from two_tower.user_embeddings u
+    cross join two_tower.settings s
+    cross join two_tower.state st
+    cross join lateral unnest(u.recent_post_ids, u.recent_strengths)
+      with ordinality as r (post_id, strength, place)
+    join two_tower.live_embeddings v on v.slot = st.active_slot and v.post_id = r.post_id
+    join two_tower.author_embeddings a on a.author_id = v.author_id
+  where u.user_id = p_user_id and r.strength > 0;
+$$;
+comment on function two_tower.liked_authors_vector(uuid) is 'norm(sum of decay^age * strength * author) over the authors of the posts that the user engaged with last; null when none has an embedding.';
+
+create function two_tower.step_author(p_user_id uuid, p_author_id uuid, p_kind text) returns void
+language plpgsql set search_path = '' as $$
+declare
+  v_settings two_tower.settings;
+  v_author two_tower.author_embeddings;
+  v_direction extensions.vector := two_tower.liked_authors_vector(p_user_id);
+  v_hour timestamptz := date_trunc('hour', two_tower.now(), 'UTC');
+  v_size real;
+  v_step extensions.vector;
+begin
+  select * into v_author from two_tower.author_embeddings a where a.author_id = p_author_id
+  for no key update;
+  if not found or v_direction is null then
+    return;
+  end if;
+  select * into v_settings from two_tower.settings;
+  v_size := (select -g.strength from two_tower.signals g where g.event_type = p_kind)
+    * v_settings.negative_strength_factor * v_settings.contrastive_learning_rate
+    * (select learning_rate_factor from two_tower.state);
+  if v_author.moved_hour is distinct from v_hour then
+    v_author.moved := 0;
+  end if;
+  if v_size > v_settings.movement_per_hour - v_author.moved then
+    if v_author.moved < v_settings.movement_per_hour then
+      perform two_tower.open_alert('author_blocked_in_concert', p_author_id::text, format(
+        'Blocks moved author %s by the most that one hour allows (settings.movement_per_hour); what more they teach this hour is not learned.',
+        p_author_id), jsonb_build_object('hour', v_hour));
+    end if;
+    v_size := greatest(0, v_settings.movement_per_hour - v_author.moved);
+  end if;
+  v_step := array_fill(-v_size, array[64])::extensions.vector operator(extensions.*) v_direction;
+  update two_tower.author_embeddings a set
+    embedding = a.embedding operator(extensions.+) v_step, moved_hour = v_hour,
+    moved = v_author.moved + v_size, updated_at = two_tower.now()
+  where a.author_id = p_author_id;
+  insert into two_tower.author_steps (user_id, author_id, step)
+  values (p_user_id, p_author_id, v_step) on conflict do nothing;
+end
+$$;
+comment on function two_tower.step_author(uuid, uuid, text) is
+  'a'' = a - rate * strength * negative_strength_factor * what the user likes, within the bound of the hour. Nothing for an author, or a user, of whom nothing was learned.';
+
+create function two_tower.learn_from_blocks() returns trigger
+language plpgsql security definer set search_path = '' as $$
+begin
+  if not (select frozen_at is not null from two_tower.state) then
+    perform two_tower.step_author(b.user_id, b.author_id, b.kind)
+    from (select * from new_blocks order by author_id, user_id) b;
+  end if;
+  return null;
+end
+$$;
+comment on function two_tower.learn_from_blocks() is 'Definer: who blocks an author has no grant on embeddings. Nothing is learned while learning is frozen.';
+create trigger learn_from_blocks after insert on public.author_blocks
+  referencing new table as new_blocks
+  for each statement execute function two_tower.learn_from_blocks();
+
+create function two_tower.unlearn_blocks() returns trigger
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_lifted public.author_blocks;
+  v_step extensions.vector;
+begin
+  for v_lifted in select * from old_blocks b order by b.author_id, b.user_id loop
+    delete from two_tower.author_steps s
+    where s.user_id = v_lifted.user_id and s.author_id = v_lifted.author_id
+    returning s.step into v_step;
+    if found then
+      update two_tower.author_embeddings a
+      set embedding = a.embedding operator(extensions.-) v_step, updated_at = two_tower.now()
+      where a.author_id = v_lifted.author_id;
+    end if;
+  end loop;
+  return null;
+end
+$$;
+comment on function two_tower.unlearn_blocks() is 'Definer: who lifts a block has no grant on embeddings.';
+create trigger unlearn_blocks after delete on public.author_blocks
+  referencing old table as old_blocks
+  for each statement execute function two_tower.unlearn_blocks();

@@ -1,0 +1,73 @@
+-- When a user is deleted, all that is personal goes. What is small goes at once, by foreign keys;
+-- what may be long (events, pairs, training data) goes in bounded steps of tick(), so that no
+-- deletion of a user holds locks for minutes. Posts keep their vectors: what they learned is not
+-- about one person.
+
+create table two_tower.users_to_erase (
+  user_id uuid primary key,
+  requested_at timestamptz not null default two_tower.now()
+);
+comment on table two_tower.users_to_erase is 'Deleted users of whom rows are left. Empty when all is gone.';
+
+create index unlearned_events_user_id_idx on two_tower.unlearned_events (user_id);
+
+create function two_tower.request_erasure() returns trigger
+language plpgsql security definer set search_path = '' as $$
+begin
+  insert into two_tower.users_to_erase (user_id)
+  select o.id from old_users o order by o.id on conflict do nothing;
+  return null;
+end
+$$;
+comment on function two_tower.request_erasure() is 'Definer: Auth deletes users, and has no grant here.';
+create trigger request_erasure after delete on auth.users
+  referencing old table as old_users
+  for each statement execute function two_tower.request_erasure();
+
+create function two_tower.erase_users(p_limit integer default 1000) returns integer
+language plpgsql set search_path = '' as $$
+declare
+  v_user_id uuid;
+  v_left integer := p_limit;
+  v_count integer;
+begin
+  -- Statements that were running when the user was deleted end within a minute.
+  select e.user_id into v_user_id from two_tower.users_to_erase e
+  where e.requested_at < two_tower.now() - interval '1 minute'
+  order by e.requested_at, e.user_id limit 1 for update skip locked;
+  if not found then
+    return 0;
+  end if;
+  delete from public.engagement_events e using (
+    select x.id, x.created_at from public.engagement_events x
+    where x.user_id = v_user_id limit v_left) gone
+  where e.id = gone.id and e.created_at = gone.created_at;
+  get diagnostics v_count = row_count;
+  v_left := v_left - v_count;
+  delete from two_tower.training_examples e using (
+    select x.post_id, x.event_id, x.created_at from two_tower.training_examples x
+    where x.user_id = v_user_id limit v_left) gone
+  where e.user_id = v_user_id and e.post_id = gone.post_id and e.event_id = gone.event_id
+    and e.created_at = gone.created_at;
+  get diagnostics v_count = row_count;
+  v_left := v_left - v_count;
+  delete from two_tower.unlearned_events e using (
+    select x.event_id, x.created_at from two_tower.unlearned_events x
+    where x.user_id = v_user_id limit v_left) gone
+  where e.event_id = gone.event_id and e.created_at = gone.created_at;
+  get diagnostics v_count = row_count;
+  v_left := v_left - v_count;
+  delete from two_tower.user_posts u using (
+    select x.post_id from two_tower.user_posts x where x.user_id = v_user_id limit v_left) gone
+  where u.user_id = v_user_id and u.post_id = gone.post_id;
+  get diagnostics v_count = row_count;
+  v_left := v_left - v_count;
+  if v_left > 0 then
+    delete from two_tower.users_to_erase e where e.user_id = v_user_id;
+    v_left := v_left - 1;
+  end if;
+  return p_limit - v_left;
+end
+$$;
+comment on function two_tower.erase_users(integer) is
+  'Deletes at most so many rows of one deleted user and returns how many; 0 when none is left. Sessions may run it at once: each takes another user.';
