@@ -367,6 +367,30 @@ $$;
 comment on function two_tower.record_decisions(two_tower.lesson[], two_tower.user_posts[], boolean, boolean) is
   'Stores what the users did, whom they block, and what is not learned now or ever. The users are locked, so all bits but that of a view are as decide() read them.';
 
+create function two_tower.pick_posts(p_user_id uuid, p_slot smallint, p_ids bigint[],
+  p_excluded bigint[], p_count integer)
+returns two_tower.drawn_posts language plpgsql volatile set search_path = '' as $$
+declare
+  v_picked two_tower.drawn_posts;
+begin
+  select array_agg(d.post_id), array_agg(d.embedding) into v_picked.post_ids, v_picked.embeddings
+  from (
+    select v.post_id, v.embedding
+    from two_tower.live_embeddings v
+    where v.slot = p_slot and v.post_id = any (p_ids) and not v.is_deleted
+      and v.author_id is distinct from p_user_id
+      and v.post_id <> all (p_excluded || array(
+        select u.post_id from two_tower.user_posts u
+        where u.user_id = p_user_id and u.post_id = any (p_ids)
+          and (u.is_engaged or u.is_hidden)))
+    order by random() limit p_count
+  ) d;
+  return v_picked;
+end
+$$;
+comment on function two_tower.pick_posts(uuid, smallint, bigint[], bigint[], integer) is
+  'Of the given ids at most so many live posts, at random, that the user neither engaged with, nor hid, nor wrote.';
+
 -- Uniform draws: random ids of the range that turn out to be posts. Ids that are missing, deleted,
 -- or engaged with are passed over, which keeps the rest uniform. When three rounds are not enough
 -- (few posts, or many gaps), all are read.
@@ -391,18 +415,7 @@ begin
         v_ids[v_try] := p_lowest + floor(random() * v_span)::bigint;
       end loop;
     end if;
-    select array_agg(d.post_id), array_agg(d.embedding) into v_drawn.post_ids, v_drawn.embeddings
-    from (
-      select v.post_id, v.embedding
-      from two_tower.live_embeddings v
-      where v.slot = p_slot and v.post_id = any (v_ids) and not v.is_deleted
-        and v.author_id is distinct from p_user_id
-        and v.post_id <> all (p_excluded || array(
-          select u.post_id from two_tower.user_posts u
-          where u.user_id = p_user_id and u.post_id = any (v_ids)
-            and (u.is_engaged or u.is_hidden)))
-      order by random() limit p_count
-    ) d;
+    v_drawn := two_tower.pick_posts(p_user_id, p_slot, v_ids, p_excluded, p_count);
     exit when cardinality(v_drawn.post_ids) = p_count;
     v_tries := 6 * v_tries;
   end loop;
@@ -412,44 +425,42 @@ $$;
 comment on function two_tower.draw_posts(uuid, smallint, integer, bigint, bigint, bigint[]) is
   'Draws up to so many different live posts of an id range, uniformly from those that the user neither engaged with, nor hid, nor wrote. Fewer only if there are fewer.';
 
+-- The posts viewed last come in random order, and only as many of them are read as are needed: of
+-- their rows, each on a page of its own, a long feed has hundreds.
 create function two_tower.draw_negatives(
   p_lesson two_tower.lesson, p_settings two_tower.settings, p_slot smallint, p_lowest bigint,
   p_highest bigint, p_excluded bigint[]
 ) returns two_tower.drawn_posts language plpgsql volatile set search_path = '' as $$
 declare
-  v_drawn two_tower.drawn_posts;
+  v_count integer := p_settings.negatives_per_positive;
+  v_drawn two_tower.drawn_posts := row('{}', '{}', 0);
   v_more two_tower.drawn_posts;
-  v_seen bigint[];
+  v_viewed bigint[];
   v_lowest bigint;
 begin
-  v_seen := array(
+  v_viewed := array(
     select e.post_id from public.engagement_events e
     where e.user_id = p_lesson.user_id and e.event_type = 'view' and e.id < p_lesson.event_id
       and e.created_at between p_lesson.created_at - p_settings.viewed_negative_window
         and p_lesson.created_at
-    order by e.created_at desc limit 200);
-  v_drawn.post_ids := '{}';
-  v_drawn.embeddings := '{}';
-  if v_seen <> '{}' then
-    select coalesce(array_agg(d.post_id), '{}'), coalesce(array_agg(d.embedding), '{}')
-    into v_drawn.post_ids, v_drawn.embeddings
-    from (
-      select v.post_id, v.embedding from two_tower.live_embeddings v
-      where v.slot = p_slot and v.post_id = any (v_seen) and not v.is_deleted
-        and v.author_id is distinct from p_lesson.user_id
-        and v.post_id <> all (p_excluded || array(
-          select u.post_id from two_tower.user_posts u
-          where u.user_id = p_lesson.user_id and u.post_id = any (v_seen)
-            and (u.is_engaged or u.is_hidden)))
-      order by random() limit p_settings.negatives_per_positive
-    ) d;
+    order by e.created_at desc limit 40);
+  if v_viewed <> '{}' then
+    v_viewed := array(select x.id from (select distinct unnest(v_viewed) as id) x
+      order by random());
   end if;
+  while v_viewed <> '{}' and cardinality(v_drawn.post_ids) < v_count loop
+    v_more := two_tower.pick_posts(p_lesson.user_id, p_slot, v_viewed[:v_count + 4],
+      p_excluded, v_count - cardinality(v_drawn.post_ids));
+    v_drawn.post_ids := v_drawn.post_ids || v_more.post_ids;
+    v_drawn.embeddings := v_drawn.embeddings || v_more.embeddings;
+    v_viewed := v_viewed[v_count + 5:];
+  end loop;
   v_drawn.viewed := cardinality(v_drawn.post_ids);
   foreach v_lowest in array array[
     greatest(p_lowest, p_highest - p_settings.recent_posts_pool + 1), p_lowest] loop
-    exit when cardinality(v_drawn.post_ids) = p_settings.negatives_per_positive;
+    exit when cardinality(v_drawn.post_ids) = v_count;
     v_more := two_tower.draw_posts(p_lesson.user_id, p_slot,
-      p_settings.negatives_per_positive - cardinality(v_drawn.post_ids), v_lowest, p_highest,
+      v_count - cardinality(v_drawn.post_ids), v_lowest, p_highest,
       p_excluded || v_drawn.post_ids);
     v_drawn.post_ids := v_drawn.post_ids || v_more.post_ids;
     v_drawn.embeddings := v_drawn.embeddings || v_more.embeddings;
@@ -458,7 +469,7 @@ begin
 end
 $$;
 comment on function two_tower.draw_negatives(two_tower.lesson, two_tower.settings, smallint, bigint, bigint, bigint[]) is
-  'Negatives of a positive pair: posts viewed in the time before and not engaged with, then random recent posts, then any.';
+  'Negatives of a positive pair: of the last 40 posts viewed in the time before, those not engaged with, in random order; then random recent posts; then any.';
 
 create function two_tower.refresh_drawn(
   p_drawn two_tower.drawn_posts, p_post_ids bigint[], p_posts two_tower.live_embeddings[]
