@@ -15,6 +15,7 @@ COMMANDS = {
     "replay": ("python_jobs.replay", "replay"),
     "demo": ("python_jobs.demo", "demo"),
     "status": ("python_jobs.status", "status"),
+    "bench": ("python_jobs.bench.command", "bench"),
 }
 
 

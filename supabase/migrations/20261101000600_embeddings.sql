@@ -61,7 +61,7 @@ create table two_tower.live_embeddings (
   pushed real not null default 0,
   model_version bigint not null references two_tower.model_weights (version),
   primary key (slot, post_id)
-) with (fillfactor = 55);
+) with (fillfactor = 45);
 comment on table two_tower.live_embeddings is
   'Live vectors of posts, in two slots (state.active_slot serves), with what ranking needs of a post, so that scoring reads one narrow row. No index on the vector: an update must stay HOT.';
 comment on column two_tower.live_embeddings.is_pretrained is 'True until somebody engaged with the post: only then may a new tower replace its vector.';

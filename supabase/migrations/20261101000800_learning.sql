@@ -443,17 +443,17 @@ begin
     where e.user_id = p_lesson.user_id and e.event_type = 'view' and e.id < p_lesson.event_id
       and e.created_at between p_lesson.created_at - p_settings.viewed_negative_window
         and p_lesson.created_at
-    order by e.created_at desc limit 40);
+    order by e.created_at desc limit 2 * v_count);
   if v_viewed <> '{}' then
     v_viewed := array(select x.id from (select distinct unnest(v_viewed) as id) x
       order by random());
   end if;
   while v_viewed <> '{}' and cardinality(v_drawn.post_ids) < v_count loop
-    v_more := two_tower.pick_posts(p_lesson.user_id, p_slot, v_viewed[:v_count + 4],
+    v_more := two_tower.pick_posts(p_lesson.user_id, p_slot, v_viewed[:v_count + 2],
       p_excluded, v_count - cardinality(v_drawn.post_ids));
     v_drawn.post_ids := v_drawn.post_ids || v_more.post_ids;
     v_drawn.embeddings := v_drawn.embeddings || v_more.embeddings;
-    v_viewed := v_viewed[v_count + 5:];
+    v_viewed := v_viewed[v_count + 3:];
   end loop;
   v_drawn.viewed := cardinality(v_drawn.post_ids);
   foreach v_lowest in array array[
@@ -469,7 +469,7 @@ begin
 end
 $$;
 comment on function two_tower.draw_negatives(two_tower.lesson, two_tower.settings, smallint, bigint, bigint, bigint[]) is
-  'Negatives of a positive pair: of the last 40 posts viewed in the time before, those not engaged with, in random order; then random recent posts; then any.';
+  'Negatives of a positive pair: of the last posts viewed in the time before (twice as many as are needed), those not engaged with, in random order; then random recent posts; then any.';
 
 create function two_tower.refresh_drawn(
   p_drawn two_tower.drawn_posts, p_post_ids bigint[], p_posts two_tower.live_embeddings[]

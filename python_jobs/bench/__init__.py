@@ -1,0 +1,1 @@
+"""Measurements of the budgets, each as a ratio against the same thing without our work."""

@@ -1,0 +1,158 @@
+"""`two-tower bench`: the budgets as tables, or as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.status import Status
+from rich.table import Table
+
+from python_jobs.bench import growth, inserts
+from python_jobs.bench.world import world
+
+
+@click.group()
+def bench() -> None:
+    """Measure the budgets on a durable Postgres of its own, gone afterwards."""
+
+
+@bench.command("inserts")
+@click.option("--quick", is_flag=True, help="Two short rounds: a minute, for a first look.")
+@click.option("--users", default=5000, show_default=True, type=click.IntRange(100))
+@click.option("--posts", default=20000, show_default=True, type=click.IntRange(1000))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--check", is_flag=True, help="Exit with 1 when a budget is exceeded.")
+def bench_inserts(quick: bool, users: int, posts: int, as_json: bool, check: bool) -> None:
+    """What an event costs against a plain insert of the same row."""
+    rounds, seconds = (2, 1) if quick else (5, 3)
+    with progress("filling a database") as status, world(users, posts) as target:
+        report = inserts.measure(target, rounds, {"seconds": seconds}, status.update)
+    if as_json:
+        click.echo(json.dumps(report, indent=2))
+    else:
+        show_inserts(report)
+    if check and not all(line["is_kept"] for line in report["budgets"]):
+        sys.exit(1)
+
+
+@bench.command("growth")
+@click.option("--events", default=1_000_000, show_default=True, type=click.IntRange(1000))
+@click.option("--users", default=5000, show_default=True, type=click.IntRange(100))
+@click.option("--posts", default=20000, show_default=True, type=click.IntRange(1000))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def bench_growth(events: int, users: int, posts: int, as_json: bool) -> None:
+    """What grows when a million events arrive at full speed, a tenth of them likes."""
+    with progress("filling a database") as status, world(users, posts) as target:
+        report = growth.measure(target, events, 10, status.update)
+    if as_json:
+        click.echo(json.dumps(report, indent=2))
+    else:
+        show_growth(report)
+
+
+def progress(message: str) -> Status:
+    """A line on stderr that says what is being done."""
+    return Console(stderr=True).status(message)
+
+
+def show_inserts(report: dict[str, Any]) -> None:
+    """Tables for people."""
+    console = wide_console()
+    rows = [
+        [
+            case["case"],
+            *(f"{case[f'p{p}_ms']:.2f}" for p in (50, 95, 99)),
+            f"{case['p50_to_plain']:.2f}" if case["p50_to_plain"] else "",
+            f"{case['events_per_s']:,.0f}",
+            f"{case['wal_bytes_per_event']:,.0f}",
+        ]
+        for case in report["cases"]
+    ]
+    head = ["insert", "p50 ms", "p95 ms", "p99 ms", "p50 / plain", "events/s", "WAL B/event"]
+    console.print(table("Inserts, medians over rounds in turn", head, rows))
+    console.print(
+        table(
+            "Where a like spends its time",
+            ["function", "us", "share"],
+            [
+                [name, f"{us:.0f}", f"{us / sum(report['parts_of_a_like_us'].values()):.0%}"]
+                for name, us in report["parts_of_a_like_us"].items()
+                if us >= 1
+            ],
+        )
+    )
+    shares = [[name, f"{share:.2%}"] for name, share in report["updates_in_place"].items()]
+    console.print(table("Updates within their page (HOT)", ["table", "share"], shares))
+    console.print(
+        table(
+            "Budgets",
+            ["budget", "figure", "bound", ""],
+            [
+                [b["budget"], f"{b['figure']:,.2f}", b["bound"], "kept" if b["is_kept"] else "OVER"]
+                for b in report["budgets"]
+            ],
+        )
+    )
+    show_facts(console, {**report["versions"], **report["verdicts"]})
+
+
+def show_growth(report: dict[str, Any]) -> None:
+    """Tables for people."""
+    console = wide_console()
+    rows = [
+        [
+            line["table"],
+            *(f"{line['bytes'][k] / 2**20:,.1f}" for k in (1, len(line["bytes"]) // 2, -1)),
+            f"{line['index_share']:.0%}",
+            f"{line['bytes_per_event']:,.0f}",
+            f"{line['dead']:,}",
+            f"{line['autovacuums']}",
+            line["bounded_by"],
+        ]
+        for line in report["tables"]
+    ]
+    head = ["table", "MB first", "middle", "end", "indexes", "B/event", "dead", "vacuums"]
+    console.print(table(f"Growth over {report['events']:,} events", [*head, "bounded by"], rows))
+    first, last = report["latency_ms"]["first"], report["latency_ms"]["last"]
+    console.print(
+        table(
+            "A statement of 20 events, 4 clients",
+            ["", "p50 ms", "p95 ms", "p99 ms"],
+            [
+                ["first tenth", *(f"{v:.2f}" for v in first.values())],
+                ["last tenth", *(f"{v:.2f}" for v in last.values())],
+                [
+                    "ratio",
+                    *(f"{b / a:.2f}" for a, b in zip(first.values(), last.values(), strict=True)),
+                ],
+            ],
+        )
+    )
+    names = ("events_per_s", "wal_bytes_per_event", "ticks", "longest_tick_s", "left_in_queue")
+    show_facts(console, {**{k: f"{report[k]:,.1f}" for k in names}, **report["versions"]})
+
+
+def table(title: str, head: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
+    """A table whose first column is text and the others numbers."""
+    made = Table(title=title, title_justify="left")
+    for number, name in enumerate(head):
+        made.add_column(name, justify="right" if number else "left")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def wide_console() -> Console:
+    """Tables are not cut where the output is no terminal."""
+    console = Console()
+    return console if console.is_terminal else Console(width=140)
+
+
+def show_facts(console: Console, facts: dict[str, Any]) -> None:
+    """What was measured on, in one line."""
+    console.print(", ".join(f"{name} {value}" for name, value in facts.items()))

@@ -1,0 +1,144 @@
+"""A database to measure: a durable server of its own, with users who have a history, and posts."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from python_jobs.db import connect
+from python_jobs.local.bootstrap import bootstrap
+from python_jobs.local.postgres import SUPERUSER, Binaries, Cluster, find_binaries, free_port
+from python_jobs.migrate import migrate
+from python_jobs.project import project_dir
+
+# Ids that a pgbench script can make of a number.
+USER_ID = "('00000000-0000-4000-8000-' || lpad(to_hex({}), 12, '0'))::uuid"
+
+_FILL = """
+  insert into auth.users (id, email)
+  select {user_id}, 'user' || g || '@example.com' from generate_series(1, {users}) g;
+
+  insert into public.posts (author_id, content, created_at)
+  select {author_id}, 'post ' || g, now() - interval '1 day' from generate_series(1, {posts}) g;
+
+  -- Random directions: synthetic, and as spread as vectors can be.
+  insert into two_tower.live_embeddings
+    (slot, post_id, embedding, author_id, created_at, model_version)
+  select 0, p.id, extensions.l2_normalize((
+           select array_agg(random() - 0.5)::extensions.vector(128)
+           from generate_series(1, 128) where p.id > 0)),
+         p.author_id, p.created_at, two_tower.active_version('candidate_tower')
+  from public.posts p;
+
+  -- Users with a full history: their rows are as wide as rows get.
+  insert into two_tower.user_embeddings
+    (user_id, embedding, engaged_sum, recent_post_ids, recent_strengths, engagement_count)
+  select u.id, v.embedding, v.embedding,
+         array(select 1 + floor(random() * {posts})::bigint from generate_series(1, 30)
+               where u.id is not null),
+         array_fill(1::real, array[30]), 30
+  from auth.users u
+    cross join lateral (select 1 + floor(random() * {posts})::bigint as post_id
+                        where u.id is not null) r
+    join two_tower.live_embeddings v on v.slot = 0 and v.post_id = r.post_id;
+
+  -- What an event costs where nothing is learned from it.
+  create table public.plain_events (
+    id bigint primary key default nextval('two_tower.engagement_event_ids'),
+    user_id uuid not null, post_id bigint not null, event_type text not null, dwell_ms integer,
+    client_event_id uuid, created_at timestamptz not null default now());
+  grant all on public.plain_events to postgres;
+"""
+
+
+@dataclass
+class World:
+    """A running server with one migrated and filled database."""
+
+    cluster: Cluster
+    binaries: Binaries
+    users: int
+    posts: int
+
+    @property
+    def url(self) -> str:
+        """As role postgres, the owner of the schema."""
+        return self.cluster.url()
+
+    def connect(self, *, superuser: bool = False) -> psycopg.Connection[Any]:
+        """A connection in autocommit."""
+        url = self.cluster.url(user=SUPERUSER) if superuser else self.url
+        return connect(url, autocommit=True)
+
+    def fold(self) -> None:
+        """Folds in all that is queued, as tick() does step by step."""
+        with self.connect() as connection:
+            while connection.execute("select two_tower.fold_pushes(2000)").fetchone() != (0,):
+                pass
+
+    def versions(self) -> dict[str, str]:
+        """What was measured, and on what."""
+        with self.connect() as connection:
+            row = connection.execute(
+                "select current_setting('server_version'),"
+                " (select extversion from pg_extension where extname = 'vector'),"
+                " current_setting('fsync'), current_setting('synchronous_commit'),"
+                " current_setting('shared_buffers')"
+            ).fetchone()
+        assert row is not None
+        names = ("postgres", "pgvector", "fsync", "synchronous_commit", "shared_buffers")
+        return {
+            "two-tower": version("two-tower"),
+            **dict(zip(names, row, strict=True)),
+            "cores": str(os.cpu_count()),
+            "users": str(self.users),
+            "posts": str(self.posts),
+        }
+
+
+@contextmanager
+def world(users: int, posts: int) -> Iterator[World]:
+    """A server that keeps what it acknowledges, gone at the end of the block."""
+    binaries = find_binaries()
+    with tempfile.TemporaryDirectory(prefix="two-tower-bench-", dir="/var/tmp") as name:
+        Path(name).chmod(0o755)
+        settings = {
+            "max_connections": "60",
+            "shared_buffers": "512MB",
+            "max_wal_size": "8GB",
+            "checkpoint_timeout": "30min",
+        }
+        cluster = Cluster(Path(name) / "postgres", free_port(), settings=settings)
+        cluster.start()
+        try:
+            bootstrap(cluster.url(user=SUPERUSER), cluster.password)
+            migrate(cluster.url(), project_dir())
+            filled = World(cluster, binaries, users, posts)
+            _fill(filled)
+            yield filled
+        finally:
+            cluster.stop("immediate")
+
+
+def _fill(target: World) -> None:
+    with target.connect(superuser=True) as connection:
+        # Rows as if they had long been there: no trigger, no job.
+        connection.execute("set session_replication_role = replica")
+        statements = _FILL.format(
+            user_id=USER_ID.format("g"),
+            author_id=USER_ID.format("1 + g % 100"),
+            users=target.users,
+            posts=target.posts,
+        )
+        connection.execute(statements.encode())
+        connection.execute("set session_replication_role = origin")
+        connection.execute("vacuum (analyze)")
+        connection.execute("checkpoint")

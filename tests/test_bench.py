@@ -1,0 +1,89 @@
+"""The measurements run, count what they say they count, and say on what they were made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+from click.testing import CliRunner
+
+from python_jobs.bench import growth, inserts
+from python_jobs.bench.command import show_growth, show_inserts
+from python_jobs.bench.pgbench import pgbench
+from python_jobs.bench.world import World, world
+from python_jobs.cli import main
+from python_jobs.errors import CommandError
+
+
+@pytest.fixture(scope="module")
+def small() -> Iterator[World]:
+    with world(users=200, posts=1000) as made:
+        yield made
+
+
+def test_inserts_are_counted_and_compared(small: World, capsys: pytest.CaptureFixture[str]) -> None:
+    said: list[str] = []
+    report = inserts.measure(small, 2, {"transactions": 4}, said.append)
+    assert len(said) == 2 * len(inserts.CASES)
+    cases = {case["case"]: case for case in report["cases"]}
+    assert len(cases) == len(inserts.CASES)
+    for case in cases.values():
+        assert 0 < case["p50_ms"] <= case["p95_ms"] <= case["p99_ms"]
+        assert case["wal_bytes_per_event"] > 0
+    assert cases["plain, 1 client"]["p50_to_plain"] == 1
+    # A like writes its example, which a view and a plain row do not.
+    assert (
+        cases["like, 1 client"]["wal_bytes_per_event"]
+        > cases["view, 1 client"]["wal_bytes_per_event"]
+        > cases["plain, 1 client"]["wal_bytes_per_event"]
+    )
+    with small.connect() as connection:
+        likes = connection.execute(
+            "select count(*) from public.engagement_events where event_type = 'like'"
+        ).fetchone()
+        left = connection.execute("select count(*) from two_tower.deferred_pushes").fetchone()
+    assert likes == (sum(report["verdicts"].values()) + 550,)  # 550 by parts_of()
+    assert report["verdicts"]["learned"] > 0
+    assert {"pick_posts", "learn", "interpret"} <= set(report["parts_of_a_like_us"])
+    assert len(report["budgets"]) == 6
+    assert report["versions"]["fsync"] == report["versions"]["synchronous_commit"] == "on"
+    # parts_of() runs last, and what it queued is not folded in.
+    assert left is not None
+    assert left[0] <= 550
+    json.dumps(report)
+    show_inserts(report)
+    assert "like, one client, p50 against plain" in capsys.readouterr().out
+
+
+def test_growth_sends_what_it_says_and_empties_its_queue(
+    small: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with small.connect() as connection:
+        before = connection.execute("select count(*) from public.engagement_events").fetchone()
+        report = growth.measure(small, 4800, 4, lambda _: None)
+        after = connection.execute("select count(*) from public.engagement_events").fetchone()
+    assert before is not None
+    assert after is not None
+    warm_up = growth.CLIENTS * 20 * growth.ROWS
+    assert after[0] - before[0] == report["events"] + warm_up
+    assert report["events"] == 4800
+    assert report["ticks"] > 0
+    tables = {line["table"]: line for line in report["tables"]}
+    assert tables["engagement_events"]["bounded_by"] == "settings.events_kept_for"
+    assert len(tables["engagement_events"]["bytes"]) == 5
+    json.dumps(report)
+    show_growth(report)
+    assert "Growth over 4,800 events" in capsys.readouterr().out
+
+
+def test_a_script_that_fails_is_told_by_its_error(small: World) -> None:
+    with pytest.raises(CommandError, match="does not exist"):
+        pgbench(small, "select * from public.nowhere;", transactions=1)
+
+
+@pytest.mark.parametrize("command", ["inserts", "growth"])
+def test_a_world_too_small_is_refused(command: str) -> None:
+    answer = CliRunner().invoke(main, ["bench", command, "--posts", "3"])
+    assert answer.exit_code == 2
+    assert "1000" in answer.output
