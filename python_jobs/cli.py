@@ -15,6 +15,11 @@ COMMANDS = {
     "replay": ("python_jobs.replay", "replay"),
     "demo": ("python_jobs.demo", "demo"),
     "status": ("python_jobs.status", "status"),
+    "report": ("python_jobs.safety", "report"),
+    "checkpoint": ("python_jobs.safety", "checkpoint"),
+    "freeze": ("python_jobs.safety", "freeze"),
+    "resume": ("python_jobs.safety", "resume"),
+    "rollback": ("python_jobs.safety", "rollback"),
     "bench": ("python_jobs.bench.command", "bench"),
 }
 

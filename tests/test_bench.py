@@ -18,7 +18,7 @@ from python_jobs.errors import CommandError
 
 @pytest.fixture(scope="module")
 def small() -> Iterator[World]:
-    with world(users=200, posts=1000) as made:
+    with world(users=3000, posts=1000) as made:
         yield made
 
 

@@ -23,7 +23,7 @@ def bench() -> None:
 
 @bench.command("inserts")
 @click.option("--quick", is_flag=True, help="Two short rounds: a minute, for a first look.")
-@click.option("--users", default=5000, show_default=True, type=click.IntRange(100))
+@click.option("--users", default=20_000, show_default=True, type=click.IntRange(100))
 @click.option("--posts", default=20000, show_default=True, type=click.IntRange(1000))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--check", is_flag=True, help="Exit with 1 when a budget is exceeded.")
@@ -42,7 +42,7 @@ def bench_inserts(quick: bool, users: int, posts: int, as_json: bool, check: boo
 
 @bench.command("growth")
 @click.option("--events", default=1_000_000, show_default=True, type=click.IntRange(1000))
-@click.option("--users", default=5000, show_default=True, type=click.IntRange(100))
+@click.option("--users", default=20_000, show_default=True, type=click.IntRange(100))
 @click.option("--posts", default=20000, show_default=True, type=click.IntRange(1000))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def bench_growth(events: int, users: int, posts: int, as_json: bool) -> None:

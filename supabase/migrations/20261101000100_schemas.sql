@@ -18,7 +18,7 @@
 --
 -- The files stand in the order in which data flows: schemas, settings, content, engagement, models,
 -- embeddings, training data, learning, blocks of authors, erasure of users, jobs, switching of
--- models, retrieval, monitoring, the public API, schedule, policies.
+-- models, experiments, retrieval, monitoring, safety, the public API, schedule, policies.
 
 create schema if not exists extensions;
 create extension if not exists vector with schema extensions;
@@ -58,6 +58,8 @@ insert into two_tower.error_codes (sqlstate, name, meaning) values
   ('23505', 'unique_violation',
     'An event with this client_event_id is stored already: a retry, to be treated as success.'),
   ('42501', 'insufficient_privilege', 'The caller is not signed in, or not allowed to do this.'),
+  ('55000', 'object_not_in_prerequisite_state',
+    'Not now: a rollback is in progress, or an experiment is running, or is not.'),
   ('TT001', 'event_time_out_of_range',
     'created_at lies in the future or further back than settings.oldest_event_age.'),
   ('TT002', 'batch_too_large', 'record_engagements takes at most 500 events a call.'),

@@ -67,6 +67,9 @@ create table two_tower.settings (
     constraint gate_minimum_events_is_positive check (gate_minimum_events > 0),
   gate_tolerance real not null default 0.0
     constraint gate_tolerance_is_small check (gate_tolerance between 0 and 0.1::real),
+  freeze_on_drift boolean not null default true,
+  checkpoints_kept integer not null default 7
+    constraint two_checkpoints_or_more_are_kept check (checkpoints_kept between 2 and 100),
   weight_versions_kept integer not null default 20
     constraint weight_versions_kept_is_positive check (weight_versions_kept >= 3),
   profile_weight real not null default 0.5
@@ -123,6 +126,8 @@ comment on column two_tower.settings.events_kept_for is 'Partitions of engagemen
 comment on column two_tower.settings.training_examples_kept_for is 'Partitions of training_examples older than this are dropped.';
 comment on column two_tower.settings.gate_minimum_events is 'A new version is judged on at least so many held-out positives; with fewer it is rejected.';
 comment on column two_tower.settings.gate_tolerance is 'How far the lower bound of the paired difference may lie below zero.';
+comment on column two_tower.settings.freeze_on_drift is 'Learning freezes by itself when drift is above its alert threshold (metric_targets).';
+comment on column two_tower.settings.checkpoints_kept is 'So many newest checkpoints are kept, and the newest good one besides.';
 comment on column two_tower.settings.weight_versions_kept is 'Tensors of so many newest versions of a tower are kept; metrics of all are.';
 comment on column two_tower.settings.profile_weight is 'Weight of the profile''s vector in a user''s sum.';
 comment on column two_tower.settings.user_tower_weight is 'Weight of the user tower''s vector in a user''s sum, once a version has passed the gate.';

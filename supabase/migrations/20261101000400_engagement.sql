@@ -130,7 +130,7 @@ comment on function two_tower.create_partition(regclass, timestamptz, timestampt
   'Makes one partition in two_tower, where no client has a grant, with what the default partition holds of its range.';
 
 create function two_tower.create_partitions_ahead() returns integer
-language plpgsql set search_path = '' set timezone = 'UTC' as $$
+language plpgsql security definer set search_path = '' set timezone = 'UTC' as $$
 declare
   v_table record;
   v_end timestamptz;
@@ -153,7 +153,7 @@ begin
 end
 $$;
 comment on function two_tower.create_partitions_ahead() is
-  'Makes the partitions that will be needed and returns how many. Uses the real time, not the replaceable clock: partitions are storage.';
+  'Definer: workers own no table. Makes the partitions that will be needed and returns how many. Uses the real time, not the replaceable clock: partitions are storage.';
 
 create function two_tower.partition_by_time(p_table regclass, p_step interval,
   p_kept_for_setting text, p_storage_options text default '')

@@ -8,6 +8,8 @@ create table two_tower.state (
     check (active_slot in (0, 1)),
   filling_version bigint references two_tower.model_weights (version),
   filled_up_to bigint not null default 0,
+  filling_checkpoint bigint,
+  restored_up_to uuid,
   epoch integer not null default 0,
   frozen_at timestamptz,
   frozen_reason text,
@@ -19,6 +21,8 @@ create table two_tower.state (
 comment on table two_tower.state is 'The pointer: which slot of live vectors serves, what is being filled, whether learning is frozen.';
 comment on column two_tower.state.filling_version is 'The candidate tower whose vectors are being written to the other slot; null when none.';
 comment on column two_tower.state.filled_up_to is 'The other slot is filled for posts up to this id.';
+comment on column two_tower.state.filling_checkpoint is 'The checkpoint that is being rolled back to; null when none.';
+comment on column two_tower.state.restored_up_to is 'In a rollback, users up to this id have their state of the checkpoint again.';
 comment on column two_tower.state.epoch is 'Raised by a rollback: deferred pushes of an older epoch are void.';
 comment on column two_tower.state.learning_rate_factor is 'Lowered by resume() after a freeze.';
 insert into two_tower.state default values;

@@ -57,6 +57,7 @@ begin
   where e.event_id = gone.event_id and e.created_at = gone.created_at;
   get diagnostics v_count = row_count;
   v_left := v_left - v_count;
+  delete from two_tower.checkpoint_users c where c.user_id = v_user_id;
   delete from two_tower.user_posts u using (
     select x.post_id from two_tower.user_posts x where x.user_id = v_user_id limit v_left) gone
   where u.user_id = v_user_id and u.post_id = gone.post_id;

@@ -201,13 +201,16 @@ insert into two_tower.schedules (kind, every, every_events, runs_in, description
   ('prune_jobs', '1 day', null, 'database', 'Deletes jobs that ended long ago.'),
   ('refresh_popular_candidates', '5 minutes', null, 'database',
     'Lists the most popular posts, for large corpora.'),
+  ('checkpoint', '1 day', null, 'database', 'Snapshot to roll back to. Also after each promotion.'),
+  ('run_audit', '7 days', null, 'database', 'Audits the quality of the embeddings.'),
+  ('prune_weights', '1 day', null, 'database', 'Forgets tensors of versions long past.'),
   ('record_metrics', '1 minute', null, 'database', 'Writes the metrics of the health view.');
 
 -- Nothing is known yet that a user tower could learn.
 update two_tower.schedules set last_run_at = two_tower.now() where kind = 'train_user_tower';
 
 create function two_tower.drop_old_partitions() returns integer
-language plpgsql set search_path = '' as $$
+language plpgsql security definer set search_path = '' as $$
 declare
   v_part record;
   v_dropped integer := 0;
@@ -226,7 +229,7 @@ begin
   return v_dropped;
 end
 $$;
-comment on function two_tower.drop_old_partitions() is 'Drops at most ten partitions that are older than settings keep them, and returns how many.';
+comment on function two_tower.drop_old_partitions() is 'Definer: workers own no table. Drops at most ten partitions that are older than settings keep them, and returns how many.';
 
 create function two_tower.is_due(p_schedule two_tower.schedules) returns boolean
 language sql stable set search_path = '' as $$

@@ -253,11 +253,19 @@ begin
     select v.* from two_tower.live_embeddings v
     where v.slot = v_state.active_slot and v.post_id > v_state.filled_up_to
     order by v.post_id limit p_limit for no key update
+  ), kept as (
+    select s.post_id, s.embedding, s.engagement_count, s.popularity
+    from source s where v_state.filling_checkpoint is null and not s.is_pretrained
+    union all
+    select c.post_id, c.embedding, c.engagement_count, c.popularity
+    from two_tower.checkpoint_posts c join source s using (post_id)
+    where c.checkpoint_id = v_state.filling_checkpoint
   ), projected as (
-    select s.post_id, case when s.is_pretrained and b.base_embedding is not null
-                           then two_tower.candidate_tower(b.base_embedding,
-                             v_state.filling_version) end as embedding
+    select s.post_id, k.post_id is null as is_pretrained, k.engagement_count, k.popularity,
+           coalesce(k.embedding, two_tower.candidate_tower(b.base_embedding,
+             v_state.filling_version)) as embedding
     from source s join two_tower.base_embeddings b using (post_id)
+      left join kept k using (post_id)
   ), written as (
     insert into two_tower.live_embeddings as f (
       slot, post_id, embedding, author_id, created_at, is_deleted, is_pretrained, engagement_count,
@@ -265,9 +273,8 @@ begin
       model_version)
     select 1 - s.slot, s.post_id,
            case when extensions.vector_norm(p.embedding) > 0 then p.embedding else s.embedding end,
-           s.author_id, s.created_at, s.is_deleted, s.is_pretrained, s.engagement_count,
-             s.popularity,
-           v_state.filling_version
+           s.author_id, s.created_at, s.is_deleted, p.is_pretrained,
+           coalesce(p.engagement_count, 0), coalesce(p.popularity, 0), v_state.filling_version
     from source s join projected p using (post_id) order by s.post_id
     on conflict (slot, post_id) do update set
       embedding = excluded.embedding, author_id = excluded.author_id,
@@ -283,7 +290,7 @@ begin
 end
 $$;
 comment on function two_tower.fill_slot(integer) is
-  'Fills the other slot for the next so many posts: those nobody engaged with are projected by the new tower, the others keep their live vector, which stays in the same space. Returns how many; 0 when all are filled. A crash here loses one step, which is done again.';
+  'Fills the other slot for the next so many posts: those nobody engaged with are projected by the new tower, the others keep their live vector, which stays in the same space; in a rollback, those of the checkpoint have its vectors, and all others are projected. Returns how many; 0 when all are filled. A crash here loses one step, which is done again.';
 
 create function two_tower.flip_slots() returns boolean
 language plpgsql set search_path = '' set lock_timeout = '2s' as $$
@@ -292,14 +299,20 @@ declare
 begin
   perform pg_advisory_xact_lock(two_tower.switch_lock());
   select * into v_state from two_tower.state for update;
-  if v_state.filling_version is null or exists (
+  if v_state.filling_version is null or v_state.restored_up_to < two_tower.last_uuid() or exists (
     select from two_tower.live_embeddings
       where slot = v_state.active_slot and post_id > v_state.filled_up_to
   ) then
     return false;
   end if;
   perform two_tower.activate_version(v_state.filling_version);
-  update two_tower.state set active_slot = 1 - active_slot, filling_version = null;
+  if v_state.filling_checkpoint is not null then
+    perform two_tower.restore_user_tower(v_state.filling_checkpoint);
+  else
+    update two_tower.schedules set last_run_at = null where kind = 'checkpoint';
+  end if;
+  update two_tower.state set active_slot = 1 - active_slot, filling_version = null,
+    filling_checkpoint = null, restored_up_to = null;
   return true;
 exception when lock_not_available then
   return false;

@@ -177,7 +177,7 @@ returns table (
              else least(1, greatest(0.3, u.engagement_count / s.cold_until::float8))
            end as warmth
     from own o
-      cross join two_tower.settings s
+      cross join two_tower.settings_for(p_user_id) s
       left join two_tower.user_embeddings u on u.user_id = p_user_id
   ), eligible as (
     select v.*, ln(1 + v.popularity / r.unit) as log_popularity,
@@ -205,7 +205,7 @@ language sql stable set search_path = '' as $$
   with page as materialized (
     select floor(p_limit * s.exploration_share) as explored, s.posts_per_author,
            hashtextextended(p_user_id::text || date_trunc('hour', two_tower.now()), 0) as seed
-    from two_tower.settings s
+    from two_tower.settings_for(p_user_id) s
   ), scored as materialized (
     select x.*, x.personal + x.popular + x.fresh + x.followed as score
     from two_tower.score_posts(p_user_id, p_exclude, p_candidates) x
@@ -243,6 +243,7 @@ declare
   v_limit integer := least(500, greatest(1, coalesce(p_limit, 20)));
   v_settings two_tower.settings;
   v_slot smallint := (select active_slot from two_tower.state);
+  v_arm text;
   v_candidates bigint[];
   v_ids bigint[];
   v_scores double precision[];
@@ -252,7 +253,8 @@ begin
     raise exception 'a user is needed' using errcode = '22023',
       hint = 'recommend() takes the signed-in user.';
   end if;
-  select * into v_settings from two_tower.settings;
+  v_settings := two_tower.settings_for(p_user_id);
+  v_arm := two_tower.served_arm(p_user_id);
   if (select count(*) from (select from two_tower.live_embeddings where slot = v_slot
                             limit v_settings.exact_scan_limit + 1) few)
                               > v_settings.exact_scan_limit then
@@ -271,7 +273,7 @@ begin
   end loop;
   if v_ids is null then
     return query
-    select p.id, p.author_id, p.content, p.created_at, 0::double precision, 'recent', null::text
+    select p.id, p.author_id, p.content, p.created_at, 0::double precision, 'recent', v_arm
     from public.posts p
     where p.deleted_at is null and p.author_id is distinct
       from p_user_id and p.id <> all (coalesce(p_exclude, '{}'))
@@ -287,7 +289,7 @@ begin
     return;
   end if;
   return query
-  select p.id, p.author_id, p.content, p.created_at, r.score, r.source, null::text
+  select p.id, p.author_id, p.content, p.created_at, r.score, r.source, v_arm
   from unnest(v_ids, v_scores, v_sources) with ordinality as r (id, score, source, place)
     join public.posts p on p.id = r.id
   order by r.source = 'exploration', r.place;

@@ -18,7 +18,17 @@ comment on function two_tower.freeze(text) is
 
 create function two_tower.resume(p_learning_rate_factor real default 1,
   p_skip_frozen_events boolean default false)
-returns void language sql set search_path = '' as $$
+returns void language plpgsql set search_path = '' as $$
+begin
+  if p_learning_rate_factor is null or not (
+    p_learning_rate_factor > 0 and p_learning_rate_factor <= 1
+  ) then
+    raise exception 'the factor must be above 0 and at most 1' using errcode = '22023',
+      hint = 'resume(0.5) goes on at half the learning rate.';
+  elsif (select filling_checkpoint is not null from two_tower.state) then
+    raise exception 'a rollback is in progress' using errcode = '55000',
+      hint = 'Ticks finish it; then resume. two-tower rollback waits for the end.';
+  end if;
   with skipped as (
     delete from two_tower.deferred_events d where p_skip_frozen_events and d.reason = 'frozen'
     returning d.event
@@ -30,6 +40,7 @@ returns void language sql set search_path = '' as $$
   from skipped;
   update two_tower.state
     set frozen_at = null, frozen_reason = null, learning_rate_factor = p_learning_rate_factor;
+end
 $$;
 comment on function two_tower.resume(real, boolean) is
   'Learning goes on, at a factor of its rate. The events of the freeze are learned by the next ticks, in order, or skipped: they stay recorded.';
@@ -57,7 +68,8 @@ returns void language sql set search_path = '' as $$
   insert into two_tower.alerts as a (kind, subject, message, details)
   values (p_kind, p_subject, p_message, p_details)
   on conflict (kind, subject) where closed_at is null do update set
-    message = excluded.message, details = excluded.details, occurrences = a.occurrences + 1,
+    message = excluded.message, details = a.details || excluded.details,
+    occurrences = a.occurrences + 1,
     last_seen_at = excluded.last_seen_at;
 $$;
 comment on function two_tower.open_alert(text, text, text, jsonb) is 'Opens an alert, or counts one more occurrence of the one that is open.';
@@ -77,23 +89,63 @@ create table two_tower.metric_targets (
   target_high double precision,
   alert_low double precision,
   alert_high double precision,
+  is_quality boolean not null default false,
   description text not null
 );
 comment on table two_tower.metric_targets is 'Target range and alert range of each metric: outside the first is a warning, outside the second an alert.';
+comment on column two_tower.metric_targets.is_quality is 'Of the embeddings themselves: an audit that finds one in its alert range is not good.';
 insert into two_tower.metric_targets (name, unit, target_low, target_high, alert_low, alert_high,
-  description) values
-  ('training_pairs_per_hour', 'pairs', 100, null, 10, null, 'Training pairs of the last hour.'),
-  ('negatives_per_positive', 'ratio', 5, 10, 3, 20,
+  is_quality, description) values
+  ('training_pairs_per_hour', 'pairs', 100, null, 10, null, false,
+    'Training pairs of the last hour.'),
+  ('negatives_per_positive', 'ratio', 5, 10, 3, 20, false,
     'Negatives for each positive pair of the last hour.'),
-  ('post_coverage', 'share', 0.99, null, 0.9, null,
+  ('post_coverage', 'share', 0.99, null, 0.9, null, true,
     'Posts of the last day that have an embedding.'),
-  ('user_coverage', 'share', 0.9, null, 0.7, null,
+  ('user_coverage', 'share', 0.9, null, 0.7, null, true,
     'Users with learned events whose vector is not zero.'),
-  ('deferred_pushes', 'rows', null, 5000, null, 100000,
+  ('deferred_pushes', 'rows', null, 5000, null, 100000, false,
     'Pushes on negatives that wait to be folded in.'),
-  ('deferred_events', 'rows', null, 1000, null, 100000,
+  ('deferred_events', 'rows', null, 1000, null, 100000, false,
     'Events that wait for an embedding or for the end of a freeze.'),
-  ('dead_jobs', 'jobs', null, 0, null, 5, 'Jobs that failed for good in the last day.');
+  ('dead_jobs', 'jobs', null, 0, null, 5, false, 'Jobs that failed for good in a day.'),
+  ('embedding_drift', 'cosine distance per day', null, 0.1, null, 0.3, true,
+    'How far posts that were engaged with moved since the newest checkpoint, within one version.'),
+  ('mean_cosine', 'cosine', null, 0.3, null, 0.6, true,
+    'Between the 200 most engaged posts: near 1, the space has collapsed. Measured by audits.'),
+  ('norm_error', 'length', null, 0.0001, null, 0.001, true,
+    'Largest distance of a live vector''s length from 1. Measured by audits.');
+
+create function two_tower.state_of(p_target two_tower.metric_targets, p_value double precision)
+returns text language sql immutable set search_path = '' as $$
+  select case
+    when p_value is null then 'unknown'
+    when p_value < p_target.alert_low or p_value > p_target.alert_high then 'alert'
+    when p_value < p_target.target_low or p_value > p_target.target_high then 'warning'
+    else 'ok' end;
+$$;
+comment on function two_tower.state_of(two_tower.metric_targets, double precision) is 'ok, warning, alert or, for null, unknown.';
+
+create function two_tower.measure_drift() returns double precision
+language plpgsql stable set search_path = '' as $$
+begin
+  return (
+    select avg(1 + (v.embedding operator(extensions.<#>) c.embedding))
+      / greatest(1, max(extract(epoch from two_tower.now() - c.made_at)) / 86400)
+    from (
+      select n.made_at, p.post_id, p.embedding, p.engagement_count
+      from (select * from two_tower.checkpoints order by id desc limit 1) n
+        join two_tower.checkpoint_posts p on p.checkpoint_id = n.id
+      where n.candidate_tower = two_tower.active_version('candidate_tower')
+    ) c
+      join two_tower.live_embeddings v on v.post_id = c.post_id
+        and v.slot = (select active_slot from two_tower.state)
+    where v.engagement_count <> c.engagement_count
+  );
+end
+$$;
+comment on function two_tower.measure_drift() is
+  'Mean cosine distance per day of the posts that were engaged with since the newest checkpoint; a checkpoint of today counts as a day old. Null after a change of the candidate tower: a promotion is not drift.';
 
 create function two_tower.measure_metrics() returns table (name text, value double precision)
 language sql stable set search_path = '' as $$
@@ -116,30 +168,51 @@ language sql stable set search_path = '' as $$
   union all select 'deferred_events', count(*)
     from (select from two_tower.deferred_events limit 200000) q
   union all select 'dead_jobs', count(*) from two_tower.jobs
-    where state = 'dead' and finished_at > two_tower.now() - interval '1 day';
+    where state = 'dead' and finished_at > two_tower.now() - interval '1 day'
+  union all select 'embedding_drift', two_tower.measure_drift();
 $$;
 comment on function two_tower.measure_metrics() is 'The metrics as they are now. Null where there is nothing to measure.';
 
+create function two_tower.raise_alerts() returns void
+language plpgsql set search_path = '' as $$
+declare
+  v_metric record;
+begin
+  for v_metric in
+    select h.name, h.value, h.state, h.description from two_tower.health h
+    where h.state in ('ok', 'warning', 'alert') order by h.name
+  loop
+    if v_metric.state = 'alert' then
+      perform two_tower.open_alert('metric_out_of_range', v_metric.name,
+        format('%s is %s. %s', v_metric.name, v_metric.value, v_metric.description),
+        jsonb_build_object('value', v_metric.value));
+    else
+      update two_tower.alerts set closed_at = two_tower.now()
+      where kind = 'metric_out_of_range' and subject = v_metric.name and closed_at is null;
+    end if;
+  end loop;
+end
+$$;
+comment on function two_tower.raise_alerts() is 'Opens an alert for each metric in its alert range, and closes those of metrics that have left it.';
+
 create function two_tower.record_metrics() returns void
-language sql set search_path = '' as $$
+language plpgsql set search_path = '' as $$
+begin
   insert into two_tower.metrics (name, value) select m.name, m.value
     from two_tower.measure_metrics() m
-  on conflict do nothing;
+  on conflict (name, measured_at) do update set value = excluded.value;
   delete from two_tower.metrics where (name, measured_at) in (
     select name, measured_at from two_tower.metrics
     where measured_at < two_tower.now() - interval '30 days' limit 1000);
+  perform two_tower.raise_alerts();
+end
 $$;
-comment on function two_tower.record_metrics() is 'Stores the metrics, and forgets some of those older than 30 days.';
+comment on function two_tower.record_metrics() is 'Stores the metrics, raises alerts, and forgets some metrics older than 30 days.';
 
 create view two_tower.health with (security_invoker = true) as
 select
   t.name, m.value, t.unit, t.target_low, t.target_high, t.alert_low, t.alert_high,
-  case
-    when m.value is null then 'unknown'
-    when m.value < t.alert_low or m.value > t.alert_high then 'alert'
-    when m.value < t.target_low or m.value > t.target_high then 'warning'
-    else 'ok'
-  end as state,
+  two_tower.state_of(t, m.value) as state,
   m.measured_at, t.description
 from two_tower.metric_targets as t
 left join lateral (

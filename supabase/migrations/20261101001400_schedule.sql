@@ -8,18 +8,22 @@ insert into two_tower.cursors (name) values ('tick');
 create function two_tower.take_step() returns jsonb
 language plpgsql set search_path = '' as $$
 declare
-  v_steps text[] := '{fold_pushes, learn_deferred, fill_slot, erase_users}';
+  v_steps text[] := '{fold_pushes, learn_deferred, fill_slot, restore_users, erase_users}';
   v_turn bigint;
   v_step text;
   v_count integer;
 begin
+  if two_tower.freeze_on_drift() then
+    return '{"froze": 1}';
+  end if;
   update two_tower.cursors set position = position + 1 where name = 'tick'
     returning position into v_turn;
-  for v_offset in 0..3 loop
-    v_step := v_steps[1 + (v_turn + v_offset) % 4];
+  for v_offset in 0..4 loop
+    v_step := v_steps[1 + (v_turn + v_offset) % 5];
     v_count := case v_step
       when 'fold_pushes' then two_tower.fold_pushes(1000)
       when 'learn_deferred' then two_tower.learn_deferred(500)
+      when 'restore_users' then two_tower.restore_users(2000)
       when 'erase_users' then two_tower.erase_users(1000)
       else two_tower.fill_slot(2000) end;
     if v_count > 0 then

@@ -1,0 +1,145 @@
+-- Experiments: arms that differ in settings of serving, for shares of the users. Who is in which
+-- arm is a hash of user and experiment, so nobody is stored and nobody changes sides. One
+-- experiment runs at a time, so that each result has one cause.
+
+create table two_tower.experiments (
+  name text primary key,
+  description text not null default '',
+  started_at timestamptz,
+  ended_at timestamptz,
+  constraint what_ended_was_started check (ended_at is null or started_at is not null)
+);
+comment on table two_tower.experiments is 'What is, was or will be compared. Started by start_experiment(), ended by end_experiment().';
+create unique index one_running_experiment on two_tower.experiments ((true))
+  where started_at is not null and ended_at is null;
+
+create table two_tower.experiment_arms (
+  experiment text not null references two_tower.experiments (name) on delete cascade,
+  arm text not null,
+  share double precision not null constraint share_is_a_share check (share between 0 and 1),
+  overrides jsonb not null default '{}',
+  primary key (experiment, arm)
+);
+comment on table two_tower.experiment_arms is 'The arms of an experiment. Users outside of all shares are served as ever, in no arm.';
+comment on column two_tower.experiment_arms.overrides is 'Settings of serving for this arm, such as {"exploration_share": 0.1}; {} for a control.';
+
+-- The table's own checks say whether an override is valid: they are tried, and rolled back.
+create function two_tower.check_overrides(p_overrides jsonb) returns void
+language plpgsql set search_path = '' as $$
+declare
+  v_served text[] := '{cold_until, popularity_weight, followed_weight, recency_weight,
+    recency_half_life, exploration_share, posts_per_author, exact_scan_limit, over_fetch}';
+  v_unknown text;
+  v_row two_tower.settings;
+begin
+  select k into v_unknown from jsonb_object_keys(p_overrides) k where k <> all (v_served) limit 1;
+  if found then
+    raise exception '% is no setting of serving', v_unknown using errcode = '22023',
+      hint = 'An arm may override: ' || array_to_string(v_served, ', ');
+  end if;
+  begin
+    select (jsonb_populate_record(s, p_overrides)).* into v_row from two_tower.settings s;
+    delete from two_tower.settings;
+    insert into two_tower.settings values (v_row.*);
+    raise exception using errcode = 'TT000';
+  exception
+    when sqlstate 'TT000' then return;
+    when check_violation or not_null_violation or data_exception then
+      raise exception 'an override is out of range: %', sqlerrm using errcode = '22023',
+        hint = 'The comments on two_tower.settings say what each setting means.';
+  end;
+end
+$$;
+comment on function two_tower.check_overrides(jsonb) is 'Raises 22023 for an override that is unknown, not of serving, or that settings would refuse.';
+
+create function two_tower.start_experiment(p_name text) returns void
+language plpgsql set search_path = '' as $$
+declare
+  v_running text;
+begin
+  if (select coalesce(sum(share), 0) not between 1e-9 and 1 + 1e-9
+      from two_tower.experiment_arms where experiment = p_name) then
+    raise exception 'experiment % has no arms, or shares of more than 1', p_name
+      using errcode = '22023', hint = 'Insert its rows of two_tower.experiment_arms first.';
+  end if;
+  perform two_tower.check_overrides(a.overrides) from two_tower.experiment_arms a
+  where a.experiment = p_name;
+  select name into v_running from two_tower.experiments
+  where started_at is not null and ended_at is null;
+  if found then
+    raise exception 'experiment % is running', v_running using errcode = '55000',
+      hint = 'End it first: select two_tower.end_experiment(...)';
+  end if;
+  update two_tower.experiments set started_at = two_tower.now()
+  where name = p_name and started_at is null;
+  if not found then
+    raise exception 'experiment % was run already', p_name using errcode = '55000',
+      hint = 'Insert a new one: results belong to one start.';
+  end if;
+end
+$$;
+comment on function two_tower.start_experiment(text) is 'Serves the arms from now on. Raises 22023 for bad arms, 55000 when one is running or this one was run.';
+
+create function two_tower.end_experiment(p_name text) returns void
+language plpgsql set search_path = '' as $$
+begin
+  update two_tower.experiments set ended_at = two_tower.now()
+  where name = p_name and started_at is not null and ended_at is null;
+  if not found then
+    raise exception 'experiment % is not running', p_name using errcode = '55000',
+      hint = 'select * from two_tower.experiments';
+  end if;
+end
+$$;
+comment on function two_tower.end_experiment(text) is 'Serves all users as ever again. Its results stay.';
+
+create function two_tower.arm_of(p_experiment text, p_user_id uuid) returns text
+language sql stable set search_path = '' as $$
+  select a.arm
+  from (
+    select arm, sum(share) over (order by arm) as upper
+    from two_tower.experiment_arms where experiment = p_experiment
+  ) a
+  where (hashtextextended(p_experiment || p_user_id::text, 0) & 1048575) / 1048576.0 < a.upper
+  order by a.arm limit 1;
+$$;
+comment on function two_tower.arm_of(text, uuid) is 'The arm of a user in an experiment, or null.';
+
+create function two_tower.served_arm(p_user_id uuid) returns text
+language sql stable set search_path = '' as $$
+  select two_tower.arm_of(e.name, p_user_id) from two_tower.experiments e
+  where e.started_at is not null and e.ended_at is null;
+$$;
+comment on function two_tower.served_arm(uuid) is 'The arm that a user is in now; null when no experiment runs, or outside of its shares.';
+
+create function two_tower.settings_for(p_user_id uuid) returns two_tower.settings
+language sql stable set search_path = '' as $$
+  select case when x.overrides is null then s else jsonb_populate_record(s, x.overrides) end
+  from two_tower.settings s
+    left join (
+      select a.overrides
+      from two_tower.experiments e join two_tower.experiment_arms a on a.experiment = e.name
+      where e.started_at is not null and e.ended_at is null
+        and a.arm = two_tower.arm_of(e.name, p_user_id)
+    ) x on true;
+$$;
+comment on function two_tower.settings_for(uuid) is 'The settings that a user is served with: those of the arm where an experiment runs.';
+
+create view two_tower.experiment_results with (security_invoker = true) as
+with active as (
+  select x.name, e.user_id, two_tower.arm_of(x.name, e.user_id) as arm,
+    count(*) filter (where e.event_type = 'view') as views,
+    count(*) filter (where s.strength > 0) as positives
+  from two_tower.experiments as x
+  inner join public.engagement_events as e
+    on e.created_at >= x.started_at and e.created_at < coalesce(x.ended_at, 'infinity')
+  inner join two_tower.signals as s on s.event_type = e.event_type
+  group by x.name, e.user_id
+)
+select name as experiment, coalesce(arm, '(outside)') as arm, count(*) as users,
+  sum(views) as views, sum(positives) as positives,
+  avg(positives::double precision / greatest(1, views)) as positives_per_view,
+  stddev_samp(positives::double precision / greatest(1, views)) / sqrt(count(*)) as standard_error
+from active
+group by name, arm;
+comment on view two_tower.experiment_results is 'Per arm: users with events since the start, what they saw and engaged with, the mean over users of positives per view, and its standard error.';
