@@ -43,14 +43,17 @@ def test_inserts_are_counted_and_compared(small: World, capsys: pytest.CaptureFi
             "select count(*) from public.engagement_events where event_type = 'like'"
         ).fetchone()
         left = connection.execute("select count(*) from two_tower.deferred_pushes").fetchone()
-    assert likes == (sum(report["verdicts"].values()) + 550,)  # 550 by parts_of()
+    assert likes == (
+        sum(report["verdicts"].values()) + 51 + 501 + 301,  # by parts_of() and wal_of()
+    )
     assert report["verdicts"]["learned"] > 0
+    assert {"training_examples", "user_embeddings"} <= set(report["wal_of_a_like_bytes"])
     assert {"pick_posts", "learn", "interpret"} <= set(report["parts_of_a_like_us"])
     assert len(report["budgets"]) == 6
     assert report["versions"]["fsync"] == report["versions"]["synchronous_commit"] == "on"
-    # parts_of() runs last, and what it queued is not folded in.
+    # What the rounds queued is folded in; parts_of() and wal_of() run after them.
     assert left is not None
-    assert left[0] <= 550
+    assert left[0] <= 853
     json.dumps(report)
     show_inserts(report)
     assert "like, one client, p50 against plain" in capsys.readouterr().out
@@ -65,16 +68,16 @@ def test_growth_sends_what_it_says_and_empties_its_queue(
         after = connection.execute("select count(*) from public.engagement_events").fetchone()
     assert before is not None
     assert after is not None
-    warm_up = growth.CLIENTS * 20 * growth.ROWS
+    warm_up = growth.CLIENTS * 21 * growth.ROWS
     assert after[0] - before[0] == report["events"] + warm_up
-    assert report["events"] == 4800
+    assert report["events"] == 4800 + 4 * growth.CLIENTS * growth.ROWS
     assert report["ticks"] > 0
     tables = {line["table"]: line for line in report["tables"]}
     assert tables["engagement_events"]["bounded_by"] == "settings.events_kept_for"
     assert len(tables["engagement_events"]["bytes"]) == 5
     json.dumps(report)
     show_growth(report)
-    assert "Growth over 4,800 events" in capsys.readouterr().out
+    assert "Growth over 5,120 events" in capsys.readouterr().out
 
 
 def test_a_script_that_fails_is_told_by_its_error(small: World) -> None:

@@ -75,17 +75,13 @@ def show_inserts(report: dict[str, Any]) -> None:
     ]
     head = ["insert", "p50 ms", "p95 ms", "p99 ms", "p50 / plain", "events/s", "WAL B/event"]
     console.print(table("Inserts, medians over rounds in turn", head, rows))
-    console.print(
-        table(
-            "Where a like spends its time",
-            ["function", "us", "share"],
-            [
-                [name, f"{us:.0f}", f"{us / sum(report['parts_of_a_like_us'].values()):.0%}"]
-                for name, us in report["parts_of_a_like_us"].items()
-                if us >= 1
-            ],
-        )
-    )
+    for title, unit, parts in (
+        ("Where a like spends its time", "us", report["parts_of_a_like_us"]),
+        ("What a like writes to the WAL", "bytes", report["wal_of_a_like_bytes"]),
+    ):
+        total = sum(parts.values())
+        rows = [[k, f"{v:,.0f}", f"{v / total:.0%}"] for k, v in parts.items() if v >= total / 100]
+        console.print(table(title, ["part", unit, "share"], rows))
     shares = [[name, f"{share:.2%}"] for name, share in report["updates_in_place"].items()]
     console.print(table("Updates within their page (HOT)", ["table", "share"], shares))
     console.print(

