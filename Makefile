@@ -5,7 +5,7 @@ STAMP := $(VENV)/installed
 PYTHON = $(shell for p in python3.13 python3.12 python3.11 python3.14 python3; do \
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: demo test test-long bench bench-large lint clean
+.PHONY: demo test test-long bench bench-large eval lint clean
 
 demo: $(STAMP)
 	@$(VENV)/bin/two-tower demo
@@ -15,6 +15,11 @@ test: lint
 
 test-long: lint
 	@$(VENV)/bin/python -m pytest -m "long or not long"
+
+eval: $(STAMP)
+	@$(VENV)/bin/python -c 'import implicit' 2>/dev/null || $(VENV)/bin/python -m pip install --quiet \
+	  --disable-pip-version-check --constraint constraints.txt --editable '.[eval]'
+	@$(VENV)/bin/two-tower evaluate
 
 bench: $(STAMP)
 	@$(VENV)/bin/two-tower bench inserts

@@ -795,6 +795,24 @@ def test_events_of_a_frozen_time_can_be_skipped_and_then_say_why(world: World) -
     assert late not in [pair[0] for pair in world.pairs()]
 
 
+def test_an_event_that_was_taken_is_learned_whatever_the_clock_says_later(world: World) -> None:
+    value(world.connection, "select two_tower.freeze('a test')")
+    world.send("like")
+    value(world.connection, "select two_tower.resume()")
+    earlier = START - timedelta(days=400)
+    world.connection.execute("select set_config('two_tower.now', %s, false)", [earlier.isoformat()])
+    assert value(world.connection, "select two_tower.learn_deferred()") == 1
+    later = START + timedelta(days=400)
+    world.connection.execute("update two_tower.settings set oldest_event_age = '1 day'")
+    value(world.connection, "select two_tower.freeze('a test')")
+    world.connection.execute("select set_config('two_tower.now', %s, false)", [START.isoformat()])
+    world.send("like", world.post_ids[1])
+    value(world.connection, "select two_tower.resume()")
+    world.connection.execute("select set_config('two_tower.now', %s, false)", [later.isoformat()])
+    assert value(world.connection, "select two_tower.learn_deferred()") == 1
+    assert_consistent(world.connection)
+
+
 def test_after_a_freeze_learning_goes_on_at_a_factor_of_its_rate(world: World) -> None:
     world.send("like", world.post_ids[1])
     value(world.connection, "select two_tower.freeze('a test')")

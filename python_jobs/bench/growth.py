@@ -36,6 +36,8 @@ BOUNDED_BY = {
     "user_posts": "users x posts that they saw",
     "deferred_pushes": "emptied by tick()",
     "deferred_events": "emptied by tick()",
+    "checkpoint_users": "settings.checkpoints_kept x users",
+    "checkpoint_posts": "settings.checkpoints_kept x posts",
     "metrics": "30 days",
     "jobs": "30 days",
 }

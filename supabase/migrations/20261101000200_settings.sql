@@ -81,7 +81,7 @@ create table two_tower.settings (
     constraint cold_until_is_bounded check (cold_until between 0 and 1000),
   popularity_half_life interval not null default '30 days'
     constraint popularity_half_life_is_a_week_or_more check (popularity_half_life >= '7 days'),
-  popularity_weight real not null default 0.1
+  popularity_weight real not null default 0.05
     constraint popularity_weight_is_bounded check (popularity_weight between 0 and 10),
   followed_weight real not null default 0.2
     constraint followed_weight_is_bounded check (followed_weight between 0 and 10),

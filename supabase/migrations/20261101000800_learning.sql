@@ -35,7 +35,7 @@ create type two_tower.drawn_posts as (post_ids bigint[], embeddings extensions.v
 comment on type two_tower.drawn_posts is 'Drawn posts with their vectors; the first "viewed" of them were seen by the user.';
 
 create function two_tower.interpret(p_events public.engagement_events[],
-  p_settings two_tower.settings) returns two_tower.lesson[]
+  p_settings two_tower.settings, p_is_deferred boolean) returns two_tower.lesson[]
 language plpgsql stable set search_path = '' as $$
 declare
   v_now timestamptz := two_tower.now();
@@ -53,9 +53,10 @@ begin
       order by x.place);
   end if;
   foreach v_event in array p_events loop
-    if not isfinite(v_event.created_at)
+    -- What was taken once is not refused later, whatever the clock or the settings say by then.
+    if not p_is_deferred and (not isfinite(v_event.created_at)
        or v_event.created_at > v_now + p_settings.future_event_tolerance
-       or v_event.created_at < v_now - p_settings.oldest_event_age then
+       or v_event.created_at < v_now - p_settings.oldest_event_age) then
       raise exception 'event time % is out of range', v_event.created_at using errcode = 'TT001',
         hint = 'created_at is set by the server; a replay of history sets two_tower.now, or settings.oldest_event_age.';
     end if;
@@ -84,7 +85,7 @@ begin
   return v_lessons;
 end
 $$;
-comment on function two_tower.interpret(public.engagement_events[], two_tower.settings) is
+comment on function two_tower.interpret(public.engagement_events[], two_tower.settings, boolean) is
   'Events to lessons. Raises TT001 for a time out of range, 23514 for an unknown event type and for a dwell without a duration.';
 
 create function two_tower.refuse_repeated_client_events(p_lessons two_tower.lesson[])
@@ -837,7 +838,7 @@ declare
   v_applied record;
 begin
   select * into v_settings from two_tower.settings;
-  v_lessons := two_tower.interpret(p_events, v_settings);
+  v_lessons := two_tower.interpret(p_events, v_settings, p_is_deferred);
   foreach v_lesson in array v_lessons loop
     v_are_views := v_are_views and v_lesson.strength = 0 and v_lesson.withdrawn is null;
     v_has_client_ids := v_has_client_ids or v_lesson.client_event_id is not null;

@@ -209,6 +209,50 @@ end
 $$;
 comment on function two_tower.decide_on(bigint, double precision[]) is 'Stores the verdict of the gate and, if it is positive, begins the switch.';
 
+-- Texts of one project are alike: the mean of their embeddings is a direction that tells nothing,
+-- and vectors that all lean to it leave learning little room. So the projection that a project
+-- starts with is centred on the project's own posts, at 100, 1,000 and 10,000 of them, until a
+-- trained version takes over: relu(W(x - m)) - relu(-W(x - m)) = W(x - m).
+create function two_tower.centre_first_tower() returns boolean
+language plpgsql set search_path = '' as $$
+declare
+  v_active two_tower.model_weights;
+  v_posts integer;
+  v_mean extensions.vector;
+  v_version bigint;
+begin
+  select * into v_active from two_tower.model_weights
+  where tower = 'candidate_tower' and state = 'active' and config ? 'start';
+  if not found or (select filling_version is not null or frozen_at is not null
+                   from two_tower.state) then
+    return false;
+  end if;
+  select count(*) into v_posts from (select from two_tower.base_embeddings
+    where base_embedding is not null limit 10000) b;
+  if v_posts < 10 * coalesce((v_active.config ->> 'centred_on')::integer, 10) then
+    return false;
+  end if;
+  select extensions.avg(b.base_embedding) into v_mean from (
+    select base_embedding from two_tower.base_embeddings
+    where base_embedding is not null order by post_id desc limit 10000) b;
+  insert into two_tower.model_weights (tower, parent_version, config, verdict, decided_at)
+  values ('candidate_tower', v_active.version,
+    v_active.config || jsonb_build_object('centred_on', 10 ^ floor(log(v_posts))),
+    format('accepted: centred on %s posts', v_posts), two_tower.now())
+  returning version into v_version;
+  insert into two_tower.model_tensors (version, name, row_index, row)
+  select v_version, t.name, t.row_index,
+    case when t.name = 'hidden.bias'
+      then t.row operator(extensions.-) two_tower.layer(v_active.version, 'hidden', v_mean)
+      else t.row end
+  from two_tower.model_tensors t where t.version = v_active.version;
+  perform two_tower.begin_switch(v_version);
+  return true;
+end
+$$;
+comment on function two_tower.centre_first_tower() is
+  'Begins the switch to the first projection centred on the posts that there are, when there are ten times as many as at the last time. Nothing after a trained version serves.';
+
 create function two_tower.begin_switch(p_version bigint) returns void
 language plpgsql set search_path = '' as $$
 declare

@@ -156,8 +156,8 @@ comment on function two_tower.gather_candidates(uuid, extensions.vector, smallin
   'Candidates for a user when there are too many posts to score all: the nearest, the popular, the newest, and recent ones of followed authors.';
 
 -- The score is a sum of named parts, so that explain_recommendation can show it. A user's ranking
--- goes from popular and fresh to personal in equal steps over the first settings.cold_until
--- engagements: there is no cliff.
+-- goes from popular and fresh to personal over the first settings.cold_until engagements, with the
+-- root of their share: the first ones say most, and there is no cliff.
 create function two_tower.score_posts(p_user_id uuid, p_exclude bigint[], p_candidates bigint[])
 returns table (
   post_id bigint, author_id uuid, engagement_count integer, is_pretrained boolean,
@@ -173,8 +173,8 @@ returns table (
            case
              when coalesce(extensions.vector_norm(o.vector), 0) = 0 then 0
              when s.cold_until = 0 then 1
-             when u.base_embedding is null then least(1, u.engagement_count / s.cold_until::float8)
-             else least(1, greatest(0.3, u.engagement_count / s.cold_until::float8))
+             else sqrt(least(1, greatest(case when u.base_embedding is null then 0 else 0.1 end,
+               u.engagement_count / s.cold_until::float8)))
            end as warmth
     from own o
       cross join two_tower.settings_for(p_user_id) s

@@ -54,6 +54,9 @@ begin
   ) w
   where not exists (select from two_tower.jobs j
                     where j.kind = w.kind and j.state in ('pending', 'running'));
+  if two_tower.centre_first_tower() then
+    return '{"centred": 1}';
+  end if;
   v_started := two_tower.start_due_schedules();
   if v_started <> '{}' then
     return jsonb_build_object('started', v_started);

@@ -1,0 +1,1 @@
+"""How good recommendations are: test, then train, on a real stream of engagements."""

@@ -1,0 +1,117 @@
+"""The projection that a project starts with is centred on the project's own posts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+from conftest import add_user
+from reference import Event, add_posts, insert_events
+
+from python_jobs.db import connect
+
+Connection = psycopg.Connection[Any]
+
+
+def value(connection: Connection, query: str, *parameters: Any) -> Any:
+    """The one value that a query returns."""
+    row = connection.execute(query, list(parameters)).fetchone()
+    assert row is not None
+    return row[0]
+
+
+def vectors(connection: Connection, column: str) -> dict[int, np.ndarray[Any, Any]]:
+    """A column of post_embeddings by post."""
+    rows = connection.execute(
+        f"select post_id, {column}::real[] from two_tower.post_embeddings".encode()
+    )
+    return {post_id: np.array(vector, float) for post_id, vector in rows}
+
+
+def settle(connection: Connection) -> None:
+    """Ticks until no version is being put in place."""
+    for _ in range(20):
+        value(connection, "select two_tower.tick()")
+        if value(connection, "select filling_version is null from two_tower.state"):
+            return
+    raise AssertionError("the switch does not end")
+
+
+@pytest.fixture
+def posts(db: Connection) -> list[int]:
+    """99 posts whose base embeddings all lean to one side, as those of one project do."""
+    db.execute("update two_tower.schedules set is_enabled = false")
+    return add_posts(db, 99, [add_user(db)], np.random.default_rng(81))
+
+
+def test_the_hundredth_post_centres_the_projection(db: Connection, posts: list[int]) -> None:
+    first = value(db, "select two_tower.active_version('candidate_tower')")
+    assert not value(db, "select two_tower.centre_first_tower()")
+    liked = posts[0]
+    insert_events(db, [Event(add_user(db), liked, "like")])
+    before = vectors(db, "embedding")
+    add_posts(db, 1, [add_user(db)], np.random.default_rng(82))
+    assert value(db, "select two_tower.tick()") == {"centred": 1}
+    settle(db)
+    version, config, verdict = db.execute(
+        "select version, config, verdict from two_tower.model_weights where state = 'active'"
+    ).fetchone() or (None, {}, None)
+    assert version != first
+    assert config["centred_on"] == 100
+    assert verdict == "accepted: centred on 100 posts"
+
+    base, live = vectors(db, "base_embedding"), vectors(db, "embedding")
+    assert np.array_equal(live[liked], before[liked])
+    untouched = [post_id for post_id in base if post_id != liked]
+    texts = np.array([base[post_id] for post_id in untouched])
+    placed = np.array([live[post_id] for post_id in untouched])
+    # The common side is gone, and what tells posts apart is kept.
+    assert np.mean(texts @ texts.T) > 0.1
+    assert abs(np.mean(placed @ placed.T)) < 0.02
+    centred = texts - np.mean([base[post_id] for post_id in base], axis=0)
+    centred /= np.linalg.norm(centred, axis=1, keepdims=True)
+    pairs = np.triu_indices(len(untouched), 1)
+    wanted, got = (centred @ centred.T)[pairs], (placed @ placed.T)[pairs]
+    assert np.corrcoef(wanted, got)[0, 1] > 0.5
+
+    # Not again before there are ten times as many, nor for a version that was trained.
+    assert not value(db, "select two_tower.centre_first_tower()")
+    add_posts(db, 900, [add_user(db)], np.random.default_rng(83))
+    db.execute("update two_tower.model_weights set config = config - 'start'")
+    assert not value(db, "select two_tower.centre_first_tower()")
+    db.execute(
+        "update two_tower.model_weights set config = config || '{\"start\": 1}' where version = %s",
+        [version],
+    )
+    assert value(db, "select two_tower.centre_first_tower()")
+    settle(db)
+    again = value(db, "select config from two_tower.model_weights where state = 'active'")
+    assert again["centred_on"] == 1000
+
+
+def test_nothing_is_centred_while_learning_is_frozen_or_a_slot_is_filled(
+    db: Connection, posts: list[int]
+) -> None:
+    add_posts(db, 1, [add_user(db)], np.random.default_rng(84))
+    value(db, "select two_tower.freeze('a test')")
+    assert not value(db, "select two_tower.centre_first_tower()")
+    value(db, "select two_tower.resume()")
+    version = value(db, "select two_tower.active_version('candidate_tower')")
+    db.execute("update two_tower.state set filling_version = %s", [version])
+    assert not value(db, "select two_tower.centre_first_tower()")
+    db.execute("update two_tower.state set filling_version = null")
+    assert value(db, "select two_tower.centre_first_tower()")
+
+
+def test_two_ticks_at_once_centre_once(fresh_database: Any) -> None:
+    url = fresh_database()
+    with connect(url) as one, connect(url, autocommit=True) as other:
+        add_posts(other, 100, [add_user(other)], np.random.default_rng(85))
+        assert value(one, "select two_tower.tick()") == {"centred": 1}
+        assert "skipped" in value(other, "select two_tower.tick()")
+        one.commit()
+        settle(other)
+        count = "select count(*) from two_tower.model_weights"
+        assert value(other, count) == 2
