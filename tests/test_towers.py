@@ -516,38 +516,146 @@ def grow(connection: psycopg.Connection[Any], is_predictable: bool) -> None:
             )
 
 
-def test_a_version_that_is_not_better_is_kept_as_rejected_and_changes_nothing(
+def plant_worse_version(connection: psycopg.Connection[Any]) -> int:
+    """The active candidate tower with noise on its weights, as if trained until t0."""
+    row = connection.execute(
+        "insert into two_tower.model_weights (tower, parent_version, trained_until)"
+        " values ('candidate_tower', two_tower.active_version('candidate_tower'),"
+        "  two_tower.held_out_from()) returning version, parent_version"
+    ).fetchone()
+    assert row is not None
+    connection.execute(
+        "insert into two_tower.model_tensors (version, name, row_index, row)"
+        " select %s, name, row_index, case when name = 'hidden.weight'"
+        "  then (select array_agg(x * random()) from unnest(row::real[]) x)::extensions.vector"
+        "  else row end from two_tower.model_tensors where version = %s",
+        [row["version"], row["parent_version"]],
+    )
+    return int(row["version"])
+
+
+def judge(connection: psycopg.Connection[Any], version: int) -> tuple[bool, str, dict[str, Any]]:
+    """What the gate says, the verdict it keeps, and the figures behind it."""
+    answer = connection.execute(
+        "select two_tower.judge_candidate_tower(%s) as accepted", [version]
+    ).fetchone()
+    row = connection.execute(
+        "select state, verdict, metrics -> 'gate' as gate from two_tower.model_weights"
+        " where version = %s",
+        [version],
+    ).fetchone()
+    assert answer is not None
+    assert row is not None
+    assert (row["state"] == "rejected") != answer["accepted"]
+    return answer["accepted"], row["verdict"], row["gate"]
+
+
+def test_a_worse_version_is_kept_as_rejected_and_changes_nothing(
     fresh_database: Callable[[], str],
 ) -> None:
     with open_connection(fresh_database()) as connection:
         connection.execute("reset role")
         connection.execute("update two_tower.settings set gate_minimum_events = 50")
-        grow(connection, is_predictable=False)
-        vectors = "select embedding::text from two_tower.live_embeddings order by slot, post_id"
-        before = connection.execute(vectors).fetchall()
-        for train in (train_candidate_tower, train_user_tower):
-            outcome = train(connection)
-            if outcome["accepted"]:
-                continue  # noise can win by luck; the next lines hold for what was rejected
-            row = connection.execute(
-                "select state, verdict, metrics from two_tower.model_weights where version = %s",
-                [outcome["version"]],
-            ).fetchone()
-            assert row is not None
-            assert row["state"] == "rejected"
-            assert row["verdict"].startswith("rejected: ")
-            assert row["metrics"]["gate"]["events"] >= 50
-            assert connection.execute(vectors).fetchall() == before
+        grow(connection, is_predictable=True)
+        served = (
+            "select embedding::text from two_tower.live_embeddings order by slot, post_id",
+            "select s::text from two_tower.state s",
+            "select two_tower.active_version('candidate_tower') as v",
+        )
+        before = [connection.execute(query).fetchall() for query in served]
+        is_accepted, verdict, gate = judge(connection, plant_worse_version(connection))
+        assert not is_accepted
+        assert verdict == "rejected: not better than the active version on held-out events"
+        assert gate["events"] >= 50
+        assert gate["mean_difference"] < 0
+        assert [connection.execute(query).fetchall() for query in served] == before
 
 
 def test_too_few_events_are_a_reason_to_reject(fresh_database: Callable[[], str]) -> None:
     with open_connection(fresh_database()) as connection:
         connection.execute("reset role")
-        connection.execute("update two_tower.settings set gate_minimum_events = 150")
         grow(connection, is_predictable=True)
         connection.execute("update two_tower.settings set gate_minimum_events = 1000")
-        outcome = train_candidate_tower(connection)
-        assert "skipped" in outcome or not outcome["accepted"]
+        is_accepted, verdict, gate = judge(connection, plant_worse_version(connection))
+        assert not is_accepted
+        assert verdict == "rejected: not enough held-out events"
+        assert gate["events"] < 1000
+
+
+def test_what_is_withdrawn_is_not_judged_by(fresh_database: Callable[[], str]) -> None:
+    with open_connection(fresh_database()) as connection:
+        connection.execute("reset role")
+        connection.execute("update two_tower.settings set gate_minimum_events = 50")
+        grow(connection, is_predictable=True)
+        version = plant_worse_version(connection)
+        since = connection.execute(
+            "select count(*) as n from two_tower.training_examples where label and created_at >="
+            " (select trained_until from two_tower.model_weights where version = %s)",
+            [version],
+        ).fetchone()
+        connection.execute(
+            "update two_tower.training_examples set is_withdrawn = true where event_id in"
+            " (select event_id from two_tower.training_examples order by event_id desc limit 10)"
+        )
+        assert since is not None
+        assert judge(connection, version)[2]["events"] == since["n"] - 10
+
+
+def test_training_as_of_a_moment_sees_nothing_of_later(
+    fresh_database: Callable[[], str],
+) -> None:
+    """Anchors before t0 are the same, whatever happens to their posts after it."""
+    with open_connection(fresh_database()) as connection:
+        connection.execute("reset role")
+        grow(connection, is_predictable=True)
+        moment = connection.execute("select two_tower.held_out_from() as t").fetchone()
+        assert moment is not None
+        query = "select post_id, embedding::text, engagement_count from two_tower.live_anchors(%s)"
+        before = connection.execute(query, [moment["t"]]).fetchall()
+        assert before
+        newcomer = add_user(connection)
+        connection.execute(
+            "insert into public.engagement_events (user_id, post_id, event_type)"
+            " select %s, unnest(%s::bigint[]), 'reply'",
+            [newcomer, [row["post_id"] for row in before][:40]],
+        )
+        connection.execute("select two_tower.fold_pushes(10000)")
+        assert connection.execute(query, [moment["t"]]).fetchall() == before
+
+
+def test_each_training_stores_a_version_that_can_be_run_with_its_verdict(
+    fresh_database: Callable[[], str],
+) -> None:
+    with open_connection(fresh_database()) as connection:
+        connection.execute("reset role")
+        connection.execute("update two_tower.settings set gate_minimum_events = 50")
+        grow(connection, is_predictable=True)
+        connection.execute("select two_tower.fold_pushes(10000)")
+        engaged = (
+            "select post_id, embedding::text from two_tower.post_embeddings"
+            " where not is_pretrained order by post_id"
+        )
+        before = connection.execute(engaged).fetchall()
+        for train, tower in (
+            (train_candidate_tower, "candidate_tower"),
+            (train_user_tower, "user_tower"),
+        ):
+            outcome = train(connection)
+            row = connection.execute(
+                "select tower, state, verdict, metrics -> 'gate' as gate, trained_until"
+                " from two_tower.model_weights where version = %s",
+                [outcome["version"]],
+            ).fetchone()
+            assert row is not None
+            assert row["tower"] == tower
+            assert row["verdict"].startswith("accepted" if outcome["accepted"] else "rejected")
+            assert (row["state"] == "rejected") != outcome["accepted"]
+            assert row["gate"]["events"] >= 50
+            assert (row["gate"]["lower_bound"] > 0) == outcome["accepted"]
+        for _ in range(10):
+            connection.execute("select two_tower.take_step()")
+        # Whatever was decided: posts that somebody engaged with stay where learning put them.
+        assert connection.execute(engaged).fetchall() == before
 
 
 def test_an_accepted_tower_fills_the_other_slot_and_flips_while_engaged_posts_stay(

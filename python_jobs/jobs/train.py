@@ -26,7 +26,7 @@ def train_candidate_tower(connection: Connection) -> dict[str, Any]:
     ).fetchall()
     if not examples:
         return {"skipped": "no positives before those that are held out"}
-    anchors = connection.execute("select * from two_tower.live_anchors()").fetchall()
+    anchors = connection.execute("select * from two_tower.live_anchors(%s)", [held_out]).fetchall()
     parent = _value(connection, "select two_tower.active_version('candidate_tower')")
     result = train_candidate(_candidate_data(examples, anchors), _load(connection, parent))
     version = _store(connection, "candidate_tower", result, parent, held_out)

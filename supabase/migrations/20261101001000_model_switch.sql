@@ -8,7 +8,7 @@ create function two_tower.held_out_from() returns timestamptz
 language sql stable set search_path = '' as $$
   select min(newest.created_at) from (
     select x.created_at from two_tower.training_examples x
-    where x.label order by x.created_at desc, x.event_id desc
+    where x.label and not x.is_withdrawn order by x.created_at desc, x.event_id desc
       limit (select 2 * gate_minimum_events from two_tower.settings)
   ) newest;
 $$;
@@ -41,18 +41,27 @@ $$;
 comment on function two_tower.candidate_tower_examples(timestamptz, integer) is
   'What the candidate tower is trained on: the newest positives before t0 with the base embeddings of the post and of its negatives. Withdrawn pairs are left out.';
 
-create function two_tower.live_anchors(p_limit integer default 5000)
+create function two_tower.live_anchors(p_before timestamptz, p_limit integer default 5000)
 returns table (post_id bigint, base_embedding extensions.vector, embedding extensions.vector,
   engagement_count integer)
 language sql stable set search_path = '' as $$
-  select v.post_id, b.base_embedding, v.embedding, v.engagement_count
-  from two_tower.live_embeddings v join two_tower.base_embeddings b using (post_id)
-  where v.slot = (select active_slot from two_tower.state) and not v.is_pretrained
-    and b.base_embedding is not null
-  order by v.engagement_count desc, v.post_id limit p_limit;
+  with recent as (
+    select x.post_id, x.post_emb, x.created_at, x.event_id
+    from two_tower.training_examples x
+    where x.created_at < p_before and not x.is_withdrawn
+    order by x.created_at desc, x.event_id desc limit 20000
+  ), newest as (
+    select distinct on (r.post_id) r.post_id, r.post_emb, r.engagements::integer
+    from (select *, count(*) over (partition by post_id) as engagements from recent) r
+    order by r.post_id, r.created_at desc, r.event_id desc
+  )
+  select n.post_id, b.base_embedding, n.post_emb::extensions.vector, n.engagements
+  from newest n join two_tower.base_embeddings b using (post_id)
+  where b.base_embedding is not null
+  order by n.engagements desc, n.post_id limit p_limit;
 $$;
-comment on function two_tower.live_anchors(integer) is
-  'Engaged posts with base and live vectors: a new tower is fitted to them, so that it projects into the space in which the live vectors are.';
+comment on function two_tower.live_anchors(timestamptz, integer) is
+  'Engaged posts with base and live vectors as they stood at their last event before a moment: a new tower is fitted to them, so that it projects into the space in which the live vectors are. Nothing of what happened later is in it.';
 
 create function two_tower.user_histories(p_before timestamptz, p_users integer default 128,
   p_user_ids uuid[] default null)
@@ -154,7 +163,8 @@ begin
   with held_out as materialized (
     select x.event_id, x.user_emb::extensions.vector as user_emb, x.post_id, x.negative_ids
     from two_tower.training_examples x
-    where x.label and x.created_at >= v_from and cardinality(x.negative_ids) > 0
+    where x.label and not x.is_withdrawn and x.created_at >= v_from
+      and cardinality(x.negative_ids) > 0
     order by x.created_at, x.event_id limit 1000
   ), posts as (
     select post_id from held_out union select unnest(negative_ids) from held_out
@@ -417,7 +427,8 @@ begin
       join unnest(p_user_ids, p_embeddings) as n (user_id, embedding) on n.user_id = x.user_id
       join two_tower.user_embeddings u on u.user_id = x.user_id
       cross join two_tower.settings s
-    where x.label and x.created_at >= v_from and cardinality(x.negative_ids) > 0
+    where x.label and not x.is_withdrawn and x.created_at >= v_from
+      and cardinality(x.negative_ids) > 0
     order by x.created_at, x.event_id limit 2000
   ) h;
   return two_tower.decide_on(p_version, v_differences);
