@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
@@ -240,3 +241,37 @@ def test_the_reference_bounds_what_the_database_bounds(db: Connection) -> None:
     twin.fold()
     assert twin.difference() < 1e-5
     assert len(alerts(db, "post_moved_in_concert")) == 5
+
+
+@pytest.mark.parametrize("deletes_first", [True, False])
+def test_a_post_removed_for_good_while_a_batch_is_at_work_on_it_breaks_neither(
+    fresh_database: Callable[[], str], deletes_first: bool
+) -> None:
+    url = fresh_database()
+    with connect(url) as one, connect(url) as other, connect(url, autocommit=True) as watcher:
+        users, posts, _ = crowd(watcher, 6)
+        batch = [Event(u, p, kind) for u in users for p in posts[:3] for kind in ("view", "like")]
+        remove = "delete from public.posts where id = %s"
+        with ThreadPoolExecutor(1) as pool:
+            if deletes_first:
+                one.execute(remove, [posts[0]])
+                insert_events(other, batch)  # waits for nobody
+                other.commit()
+                one.commit()
+            else:
+                insert_events(one, batch)
+                waiting = pool.submit(other.execute, remove, [posts[0]])
+                one.commit()
+                waiting.result(timeout=30)
+                other.commit()
+        value(watcher, "select two_tower.fold_pushes(null)")
+        left = "select count(*) from two_tower.live_embeddings where post_id = %s"
+        assert value(watcher, left, posts[0]) == 0
+        assert value(watcher, "select count(*) from public.engagement_events") == len(batch)
+        assert value(watcher, "select count(*) from two_tower.deferred_pushes") == 0
+        assert_consistent(watcher)
+        # Users who liked it are served all the same.
+        pages = watcher.execute(
+            "select count(*) from two_tower.recommend_for(%s, 10)", [users[0]]
+        ).fetchone()
+        assert pages == (10,)
