@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -135,7 +136,9 @@ class Batch(Scored):
             )
         else:
             self.model = self._implicit.nearest_neighbours.BM25Recommender(K=200, num_threads=2)
-        self.model.fit(matrix, show_progress=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it converts its own weighted matrix, and says so
+            self.model.fit(matrix, show_progress=False)
 
     def scores(self, user: int, now: float) -> np.ndarray:
         """Of the user as of now: folded in, or by neighbours of the history."""
