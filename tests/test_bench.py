@@ -48,7 +48,7 @@ def test_inserts_are_counted_and_compared(small: World, capsys: pytest.CaptureFi
     )
     assert report["verdicts"]["learned"] > 0
     assert {"training_examples", "user_embeddings"} <= set(report["wal_of_a_like_bytes"])
-    assert {"pick_posts", "learn", "interpret"} <= set(report["parts_of_a_like_us"])
+    assert {"draw_posts", "learn", "interpret"} <= set(report["parts_of_a_like_us"])
     assert len(report["budgets"]) == 6
     assert report["versions"]["fsync"] == report["versions"]["synchronous_commit"] == "on"
     # What the rounds queued is folded in; parts_of() and wal_of() run after them.

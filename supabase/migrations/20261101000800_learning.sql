@@ -30,9 +30,15 @@ create type two_tower.lesson as (
 comment on type two_tower.lesson is
   'An event with what it means (signal to blocks_author), the place of the first lesson of its user and post, and what was decided: learn, withdraw, defer, seen, or a reason of unlearned_events.';
 
-create type two_tower.drawn_posts as (post_ids bigint[], embeddings extensions.vector[],
-  viewed integer);
-comment on type two_tower.drawn_posts is 'Drawn posts with their vectors; the first "viewed" of them were seen by the user.';
+create type two_tower.drawn_posts as (
+  negative_ids bigint[], negative_embs extensions.halfvec[], viewed integer, pushed_ids bigint[],
+  pushed_weights double precision[]
+);
+comment on type two_tower.drawn_posts is
+  'Posts drawn for a lesson: the negatives of its pair, the first "viewed" of them seen by the user, and the posts that it pushes away, each with exp((cosine - 1) / temperature).';
+
+create type two_tower.post_range as (slot smallint, lowest bigint, highest bigint);
+comment on type two_tower.post_range is 'A slot, and the ids between which its posts lie.';
 
 create function two_tower.interpret(p_events public.engagement_events[],
   p_settings two_tower.settings, p_is_deferred boolean) returns two_tower.lesson[]
@@ -368,127 +374,155 @@ $$;
 comment on function two_tower.record_decisions(two_tower.lesson[], two_tower.user_posts[], boolean, boolean) is
   'Stores what the users did, whom they block, and what is not learned now or ever. The users are locked, so all bits but that of a view are as decide() read them.';
 
-create function two_tower.pick_posts(p_user_id uuid, p_slot smallint, p_ids bigint[],
-  p_excluded bigint[], p_count integer)
-returns two_tower.drawn_posts language plpgsql volatile set search_path = '' as $$
+-- Draws are ids of a range, chosen at random, that turn out to be posts. Ids that are missing,
+-- deleted, or engaged with are passed over, which keeps the rest uniform. All that a lesson needs is
+-- looked up at once: each post lies on a page of its own, and each statement has a price.
+create function two_tower.random_ids(p_lowest bigint, p_highest bigint, p_count integer)
+returns bigint[] language plpgsql volatile set search_path = '' as $$
 declare
-  v_picked two_tower.drawn_posts;
-begin
-  select array_agg(d.post_id), array_agg(d.embedding) into v_picked.post_ids, v_picked.embeddings
-  from (
-    select v.post_id, v.embedding
-    from two_tower.live_embeddings v
-    where v.slot = p_slot and v.post_id = any (p_ids) and not v.is_deleted
-      and v.author_id is distinct from p_user_id
-      and v.post_id <> all (p_excluded || array(
-        select u.post_id from two_tower.user_posts u
-        where u.user_id = p_user_id and u.post_id = any (p_ids)
-          and (u.is_engaged or u.is_hidden)))
-    order by random() limit p_count
-  ) d;
-  return v_picked;
-end
-$$;
-comment on function two_tower.pick_posts(uuid, smallint, bigint[], bigint[], integer) is
-  'Of the given ids at most so many live posts, at random, that the user neither engaged with, nor hid, nor wrote.';
-
--- Uniform draws: random ids of the range that turn out to be posts. Ids that are missing, deleted,
--- or engaged with are passed over, which keeps the rest uniform. When three rounds are not enough
--- (few posts, or many gaps), all are read.
-create function two_tower.draw_posts(
-  p_user_id uuid, p_slot smallint, p_count integer, p_lowest bigint, p_highest bigint,
-  p_excluded bigint[]
-) returns two_tower.drawn_posts language plpgsql volatile set search_path = '' as $$
-declare
-  v_tries integer := p_count + 2;
   v_span double precision := p_highest - p_lowest + 1;
-  v_ids bigint[];
-  v_drawn two_tower.drawn_posts;
+  v_ids bigint[] := '{}';
 begin
-  for v_round in 1..4 loop
-    continue when v_round < 4 and v_tries > v_span;
-    v_ids := null;
-    if v_round = 4 then
-      v_ids := array(select v.post_id from two_tower.live_embeddings v
-        where v.slot = p_slot and v.post_id between p_lowest and p_highest);
-    else
-      for v_try in 1..v_tries loop
-        v_ids[v_try] := p_lowest + floor(random() * v_span)::bigint;
-      end loop;
-    end if;
-    v_drawn := two_tower.pick_posts(p_user_id, p_slot, v_ids, p_excluded, p_count);
-    exit when cardinality(v_drawn.post_ids) = p_count;
-    v_tries := 6 * v_tries;
+  if p_count >= v_span then
+    return array(select generate_series(p_lowest, p_highest));
+  end if;
+  for v_place in 1..p_count loop
+    v_ids[v_place] := p_lowest + floor(random() * v_span)::bigint;
   end loop;
-  return v_drawn;
+  return v_ids;
 end
 $$;
-comment on function two_tower.draw_posts(uuid, smallint, integer, bigint, bigint, bigint[]) is
-  'Draws up to so many different live posts of an id range, uniformly from those that the user neither engaged with, nor hid, nor wrote. Fewer only if there are fewer.';
+comment on function two_tower.random_ids(bigint, bigint, integer) is
+  'So many ids of a range, drawn with replacement; each once, where the range has no more.';
 
--- The posts viewed last come in random order, and only as many of them are read as are needed: of
--- their rows, each on a page of its own, a long feed has hundreds.
-create function two_tower.draw_negatives(
-  p_lesson two_tower.lesson, p_settings two_tower.settings, p_slot smallint, p_lowest bigint,
-  p_highest bigint, p_excluded bigint[]
-) returns two_tower.drawn_posts language plpgsql volatile set search_path = '' as $$
+create function two_tower.viewed_posts(p_lesson two_tower.lesson, p_settings two_tower.settings)
+returns bigint[] language plpgsql volatile set search_path = '' as $$
 declare
-  v_count integer := p_settings.negatives_per_positive;
-  v_drawn two_tower.drawn_posts := row('{}', '{}', 0);
-  v_more two_tower.drawn_posts;
-  v_viewed bigint[];
-  v_lowest bigint;
-begin
-  v_viewed := array(
+  v_viewed bigint[] := array(
     select e.post_id from public.engagement_events e
     where e.user_id = p_lesson.user_id and e.event_type = 'view' and e.id < p_lesson.event_id
       and e.created_at between p_lesson.created_at - p_settings.viewed_negative_window
         and p_lesson.created_at
-    order by e.created_at desc limit 2 * v_count);
-  if v_viewed <> '{}' then
-    v_viewed := array(select x.id from (select distinct unnest(v_viewed) as id) x
-      order by random());
+    order by e.created_at desc limit 2 * p_settings.negatives_per_positive);
+begin
+  if v_viewed = '{}' then
+    return v_viewed;
   end if;
-  while v_viewed <> '{}' and cardinality(v_drawn.post_ids) < v_count loop
-    v_more := two_tower.pick_posts(p_lesson.user_id, p_slot, v_viewed[:v_count + 2],
-      p_excluded, v_count - cardinality(v_drawn.post_ids));
-    v_drawn.post_ids := v_drawn.post_ids || v_more.post_ids;
-    v_drawn.embeddings := v_drawn.embeddings || v_more.embeddings;
-    v_viewed := v_viewed[v_count + 3:];
-  end loop;
-  v_drawn.viewed := cardinality(v_drawn.post_ids);
-  foreach v_lowest in array array[
-    greatest(p_lowest, p_highest - p_settings.recent_posts_pool + 1), p_lowest] loop
-    exit when cardinality(v_drawn.post_ids) = v_count;
-    v_more := two_tower.draw_posts(p_lesson.user_id, p_slot,
-      v_count - cardinality(v_drawn.post_ids), v_lowest, p_highest,
-      p_excluded || v_drawn.post_ids);
-    v_drawn.post_ids := v_drawn.post_ids || v_more.post_ids;
-    v_drawn.embeddings := v_drawn.embeddings || v_more.embeddings;
+  return array(select x.id from (select distinct unnest(v_viewed) as id) x order by random());
+end
+$$;
+comment on function two_tower.viewed_posts(two_tower.lesson, two_tower.settings) is
+  'The posts that the user viewed last in the time before an event, at most twice as many as a pair has negatives, in random order.';
+
+create function two_tower.eligible_draws(p_user_id uuid, p_slot smallint, p_excluded bigint[],
+  p_count integer)
+returns bigint[] language plpgsql volatile set search_path = '' as $$
+begin
+  return array(
+    select v.post_id from two_tower.live_embeddings v
+    where v.slot = p_slot and not v.is_deleted and v.author_id is distinct from p_user_id
+      and v.post_id <> all (p_excluded) and not exists (
+        select from two_tower.user_posts u
+        where u.user_id = p_user_id and u.post_id = v.post_id and (u.is_engaged or u.is_hidden))
+    order by random() limit p_count);
+end
+$$;
+comment on function two_tower.eligible_draws(uuid, smallint, bigint[], integer) is
+  'The last resort of draw_posts(), where few posts are left to draw: reads all of them.';
+
+create function two_tower.draw_posts(
+  p_lesson two_tower.lesson, p_settings two_tower.settings, p_range two_tower.post_range,
+  p_user extensions.vector, p_excluded bigint[]
+) returns two_tower.drawn_posts language plpgsql volatile set search_path = '' as $$
+declare
+  v_negatives integer := case when p_lesson.label then p_settings.negatives_per_positive else 0 end;
+  v_pushes integer := case when p_settings.learning_rule = 'contrastive'
+    then p_settings.pushes_per_positive else 0 end;
+  v_needed integer := greatest(v_negatives, v_pushes);
+  v_lowest bigint := greatest(p_range.lowest, p_range.highest - p_settings.recent_posts_pool + 1);
+  v_viewed bigint[] := '{}';
+  v_recent bigint[] := '{}';
+  v_any bigint[] := '{}';
+  v_width integer := 1;
+  v_is_last boolean;
+  v_drawn two_tower.drawn_posts;
+begin
+  if v_negatives > 0 then
+    v_viewed := two_tower.viewed_posts(p_lesson, p_settings);
+  end if;
+  loop
+    v_is_last := v_width > 36
+      or 4 * v_width * v_needed >= p_range.highest - p_range.lowest + 1;
+    if v_negatives > 0 then
+      v_recent := two_tower.random_ids(v_lowest, p_range.highest, greatest(0,
+        v_width * (v_negatives + 1) - cardinality(v_viewed)));
+    end if;
+    v_any := case
+      when v_is_last then two_tower.eligible_draws(p_lesson.user_id, p_range.slot, p_excluded,
+        2 * v_needed + cardinality(v_viewed))
+      when v_pushes > 0 or v_width > 6 then two_tower.random_ids(p_range.lowest, p_range.highest,
+        v_width * (v_needed + 1))
+      else v_any end;
+    select
+      (array_agg(d.post_id) filter (where d.is_viewed)
+        || array_agg(d.post_id) filter (where d.is_recent))[:v_negatives],
+      (array_agg(d.embedding::extensions.halfvec) filter (where d.is_viewed)
+        || array_agg(d.embedding::extensions.halfvec) filter (where d.is_recent))[:v_negatives],
+      least(v_negatives, count(*) filter (where d.is_viewed)),
+      (array_agg(d.post_id) filter (where d.is_any))[:v_pushes],
+      (array_agg(exp((-(d.embedding operator(extensions.<#>) p_user) - 1)
+        / p_settings.temperature)) filter (where d.is_any))[:v_pushes]
+    into v_drawn.negative_ids, v_drawn.negative_embs, v_drawn.viewed, v_drawn.pushed_ids,
+      v_drawn.pushed_weights
+    from (
+      select v.post_id, v.embedding, v.post_id = any (v_viewed) as is_viewed,
+        (v_width > 6 or v_is_last or v.post_id = any (v_recent)) and v.post_id <> all (v_viewed)
+          as is_recent,
+        v.post_id = any (v_any) as is_any
+      from two_tower.live_embeddings v
+      where v.slot = p_range.slot and v.post_id = any (v_viewed || v_recent || v_any)
+        and not v.is_deleted and v.author_id is distinct from p_lesson.user_id
+        and v.post_id <> all (p_excluded || array(
+          select u.post_id from two_tower.user_posts u
+          where u.user_id = p_lesson.user_id
+            and u.post_id = any (v_viewed || v_recent || v_any) and (u.is_engaged or u.is_hidden)))
+      order by random()
+    ) d;
+    exit when v_is_last or (coalesce(cardinality(v_drawn.negative_ids), 0) = v_negatives
+      and coalesce(cardinality(v_drawn.pushed_ids), 0) = v_pushes);
+    v_width := 6 * v_width;
   end loop;
   return v_drawn;
 end
 $$;
-comment on function two_tower.draw_negatives(two_tower.lesson, two_tower.settings, smallint, bigint, bigint, bigint[]) is
-  'Negatives of a positive pair: of the last posts viewed in the time before (twice as many as are needed), those not engaged with, in random order; then random recent posts; then any.';
+comment on function two_tower.draw_posts(two_tower.lesson, two_tower.settings, two_tower.post_range, extensions.vector, bigint[]) is
+  'Draws different live posts that the user neither engaged with, nor hid, nor wrote. Negatives of a positive pair: of the last posts viewed in the time before, in random order; then random recent posts; then any. Pushed posts: uniformly of all. Fewer only if there are fewer.';
 
 create function two_tower.refresh_drawn(
-  p_drawn two_tower.drawn_posts, p_post_ids bigint[], p_posts two_tower.live_embeddings[]
+  p_drawn two_tower.drawn_posts, p_temperature real, p_user extensions.vector,
+  p_post_ids bigint[], p_posts two_tower.live_embeddings[]
 ) returns two_tower.drawn_posts language plpgsql immutable set search_path = '' as $$
 declare
   v_index integer;
 begin
-  for v_place in 1..coalesce(cardinality(p_drawn.post_ids), 0) loop
-    v_index := two_tower.find(p_drawn.post_ids[v_place], p_post_ids);
+  for v_place in 1..coalesce(cardinality(p_drawn.negative_ids), 0) loop
+    v_index := two_tower.find(p_drawn.negative_ids[v_place], p_post_ids);
     if v_index is not null then
-      p_drawn.embeddings[v_place] := (p_posts[v_index]).embedding;
+      p_drawn.negative_embs[v_place] := (p_posts[v_index]).embedding::extensions.halfvec;
+    end if;
+  end loop;
+  for v_place in 1..coalesce(cardinality(p_drawn.pushed_ids), 0) loop
+    v_index := two_tower.find(p_drawn.pushed_ids[v_place], p_post_ids);
+    if v_index is not null then
+      p_drawn.pushed_weights[v_place] := exp((-((p_posts[v_index]).embedding
+        operator(extensions.<#>) p_user) - 1) / p_temperature);
     end if;
   end loop;
   return p_drawn;
 end
 $$;
-comment on function two_tower.refresh_drawn(two_tower.drawn_posts, bigint[], two_tower.live_embeddings[]) is
-  'Drawn vectors as they stand within the statement: those of posts that the statement itself has moved. p_post_ids is sorted.';
+comment on function two_tower.refresh_drawn(two_tower.drawn_posts, real, extensions.vector, bigint[], two_tower.live_embeddings[]) is
+  'Drawn posts as they stand within the statement: those that the statement itself has moved. p_post_ids is sorted.';
 
 -- The two rules. Each takes one lesson and the vectors as they stand before it. Norms:
 -- l2_normalize leaves a zero vector zero, and norm(x) = norm(c x), so an average of two vectors
@@ -509,53 +543,43 @@ $$;
 comment on function two_tower.renorm_user(two_tower.user_embeddings) is 'u = norm(base_weight * base_embedding + engaged_sum).';
 
 create function two_tower.step_literal(
-  p_strength real, p_rate real, p_alpha_limit real, p_engagements integer,
-  p_user extensions.vector, p_post extensions.vector,
-  out user_vector extensions.vector, out step real
-) language plpgsql immutable set search_path = '' as $$
+  p_strength real, p_alpha_limit real, p_engagements integer, p_user extensions.vector,
+  p_post extensions.vector
+) returns extensions.vector language plpgsql immutable set search_path = '' as $$
 declare
   v_alpha double precision := least(p_alpha_limit, 1.0 / (p_engagements + 1));
 begin
-  step := p_rate * p_strength;
-  user_vector := extensions.l2_normalize(
+  return extensions.l2_normalize(
     p_user operator(extensions.+)
     (array_fill((v_alpha / (1 - v_alpha) * p_strength)::real, array[128])::extensions.vector
      operator(extensions.*) p_post));
 end
 $$;
-comment on function two_tower.step_literal(real, real, real, integer, extensions.vector, extensions.vector) is
-  'u'' = norm((1 - a) u + a s p), a = least(limit, 1 / (n + 1)); p'' = norm(p + rate s u), of which step is rate s.';
+comment on function two_tower.step_literal(real, real, integer, extensions.vector, extensions.vector) is
+  'u'' = norm((1 - a) u + a s p), a = least(limit, 1 / (n + 1)). The post''s own step is rate s: p'' = norm(p + rate s u).';
 
 create function two_tower.step_contrastive(
-  p_strength real, p_rate real, p_temperature real, p_user extensions.vector,
-  p_post extensions.vector, p_pushed extensions.vector[],
-  out step real, out push_factors real[]
+  p_full_step real, p_temperature real, p_user extensions.vector, p_post extensions.vector,
+  p_weights double precision[], out step real, out push_factors real[]
 ) language plpgsql immutable set search_path = '' as $$
 declare
   -- cosines are at most 1, so subtracting 1 keeps exp in range
   v_own double precision :=
     exp((-(p_post operator(extensions.<#>) p_user) - 1) / p_temperature);
   v_total double precision := v_own;
-  v_weights double precision[];
-  v_vector extensions.vector;
   v_weight double precision;
 begin
-  step := p_rate * p_strength;
-  if p_strength > 0 and p_pushed is not null then
-    foreach v_vector in array p_pushed loop
-      v_weight := exp((-(v_vector operator(extensions.<#>) p_user) - 1) / p_temperature);
-      v_weights := v_weights || v_weight;
-      v_total := v_total + v_weight;
-    end loop;
-    foreach v_weight in array v_weights loop
-      push_factors := push_factors || greatest(1e-12, step * v_weight / v_total)::real;
-    end loop;
-    step := step * (1 - v_own / v_total);
-  end if;
+  foreach v_weight in array p_weights loop
+    v_total := v_total + v_weight;
+  end loop;
+  foreach v_weight in array p_weights loop
+    push_factors := push_factors || greatest(1e-12, p_full_step * v_weight / v_total)::real;
+  end loop;
+  step := p_full_step * (1 - v_own / v_total);
 end
 $$;
-comment on function two_tower.step_contrastive(real, real, real, extensions.vector, extensions.vector, extensions.vector[]) is
-  'q = softmax([p, pushed] u / temperature); p'' = norm(p + rate s (1 - q_p) u), of which step is rate s (1 - q_p). push_factors: rate s q of each pushed post, to be subtracted later. u and p as before the event.';
+comment on function two_tower.step_contrastive(real, real, extensions.vector, extensions.vector, double precision[]) is
+  'q = softmax([p, pushed] u / temperature); p'' = norm(p + full_step (1 - q_p) u), of which step is full_step (1 - q_p). push_factors: full_step q of each pushed post, to be subtracted later. u and p as before the event; weights: exp((cosine - 1) / temperature) of each pushed post.';
 
 create function two_tower.popularity_of(p_strength real, p_at timestamptz, p_half_life interval)
 returns double precision language plpgsql immutable set search_path = '' as $$
@@ -575,47 +599,49 @@ language sql stable set search_path = '' as $$
 $$;
 comment on function two_tower.popularity_of(real, timestamptz) is 'The same, at the half-life in force.';
 
--- One event learned, in memory: its user before it in and after it out; its step on its own post
--- and its pushes as a row of deferred_pushes; its row of training data. The vectors of p_negatives
--- and p_pushed are as they stand now.
+-- One event learned: the user after it, and its steps. What it teaches the towers is stored.
 create function two_tower.learn_lesson(
   p_lesson two_tower.lesson, p_settings two_tower.settings, p_state two_tower.state,
-  p_negatives two_tower.drawn_posts, p_pushed two_tower.drawn_posts,
-  p_post extensions.vector, inout p_user two_tower.user_embeddings,
-  out steps two_tower.deferred_pushes, out example two_tower.training_examples
+  p_drawn two_tower.drawn_posts, p_post extensions.vector, inout p_user two_tower.user_embeddings,
+  out steps two_tower.deferred_pushes
 ) language plpgsql set search_path = '' as $$
 declare
-  v_step record;
   v_before extensions.vector := p_user.embedding;
   v_strength real := p_lesson.strength
     * case when p_lesson.strength < 0 then p_settings.negative_strength_factor else 1 end;
+  v_popularity double precision := case when p_lesson.strength > 0
+    then two_tower.popularity_of(p_lesson.strength, p_lesson.created_at,
+      p_settings.popularity_half_life) else 0 end;
+  v_step real;
+  v_pushed record;
+  v_factors real[] := '{}';
 begin
   p_user.engaged_sum :=
     (array_fill(p_settings.history_decay, array[128])::extensions.vector
      operator(extensions.*) p_user.engaged_sum) operator(extensions.+)
     (array_fill(v_strength, array[128])::extensions.vector operator(extensions.*) p_post);
   if p_settings.learning_rule = 'contrastive' then
-    v_step := two_tower.step_contrastive(v_strength,
-      p_settings.contrastive_learning_rate * p_state.learning_rate_factor, p_settings.temperature,
-      v_before, p_post, p_pushed.embeddings);
-    steps.post_ids := p_pushed.post_ids;
-    steps.factors := v_step.push_factors;
+    v_step := v_strength * p_settings.contrastive_learning_rate * p_state.learning_rate_factor;
+    if p_drawn.pushed_ids <> '{}' then
+      v_pushed := two_tower.step_contrastive(v_step, p_settings.temperature, v_before, p_post,
+        p_drawn.pushed_weights);
+      v_step := v_pushed.step;
+      v_factors := v_pushed.push_factors;
+    end if;
     p_user.embedding := two_tower.renorm_user(p_user);
   else
-    v_step := two_tower.step_literal(p_lesson.strength,
-      p_settings.literal_learning_rate * p_state.learning_rate_factor,
-      p_settings.literal_maximum_alpha, p_user.engagement_count, v_before, p_post);
-    p_user.embedding := v_step.user_vector;
+    v_step := p_lesson.strength * p_settings.literal_learning_rate * p_state.learning_rate_factor;
+    p_user.embedding := two_tower.step_literal(p_lesson.strength, p_settings.literal_maximum_alpha,
+      p_user.engagement_count, v_before, p_post);
   end if;
-  steps := row(null, p_lesson.event_id, p_state.epoch, v_before, coalesce(steps.post_ids, '{}'),
-    coalesce(steps.factors, '{}'), p_lesson.post_id, v_step.step, 1,
-    case when p_lesson.strength > 0 then two_tower.popularity_of(p_lesson.strength,
-      p_lesson.created_at, p_settings.popularity_half_life) else 0 end, p_lesson.created_at);
-  example := row(
+  steps := row(null, p_lesson.event_id, p_state.epoch, v_before,
+    coalesce(p_drawn.pushed_ids, '{}'), v_factors, p_lesson.post_id, v_step, 1, v_popularity,
+    p_lesson.created_at);
+  insert into two_tower.training_examples values (
     p_lesson.event_id, p_lesson.user_id, p_lesson.post_id, p_lesson.signal, p_lesson.label,
-    v_before, p_post, v_step.step, coalesce(p_negatives.post_ids, '{}'),
-    coalesce(p_negatives.embeddings::extensions.halfvec[], '{}'), coalesce(p_negatives.viewed, 0),
-    steps.post_ids, steps.factors, p_lesson.created_at, false);
+    v_before, p_post, v_step, coalesce(p_drawn.negative_ids, '{}'),
+    coalesce(p_drawn.negative_embs, '{}'), coalesce(p_drawn.viewed, 0), steps.post_ids, v_factors,
+    p_lesson.created_at, false);
 
   p_user.engagement_count := p_user.engagement_count + 1;
   p_user.recent_post_ids := (p_user.recent_post_ids || p_lesson.post_id)
@@ -625,8 +651,8 @@ begin
   p_user.updated_at := p_lesson.created_at;
 end
 $$;
-comment on function two_tower.learn_lesson(two_tower.lesson, two_tower.settings, two_tower.state, two_tower.drawn_posts, two_tower.drawn_posts, extensions.vector, two_tower.user_embeddings) is
-  'What one event teaches: the user after it, the steps of posts, and the row of training data.';
+comment on function two_tower.learn_lesson(two_tower.lesson, two_tower.settings, two_tower.state, two_tower.drawn_posts, extensions.vector, two_tower.user_embeddings) is
+  'What one event teaches: the user after it, the steps of posts, and its row of training data, which is stored.';
 
 -- The opposite of a learned step, for unlike and unrepost. p_example is what was recorded then;
 -- without it (its partition was dropped) the vectors of today have to do, and the post stays.
@@ -672,54 +698,40 @@ $$;
 comment on function two_tower.withdraw_lesson(two_tower.lesson, two_tower.settings, two_tower.state, two_tower.training_examples, extensions.vector, two_tower.user_embeddings) is
   'Takes back, approximately, what a signal taught: the recorded step on the post, and the post''s part in the user''s sum. Normalised steps can not be subtracted exactly.';
 
-create function two_tower.take_example(p_lesson two_tower.lesson,
-  inout p_examples two_tower.training_examples[], out example two_tower.training_examples)
-language plpgsql set search_path = '' as $$
+create function two_tower.withdraw_example(p_lesson two_tower.lesson)
+returns two_tower.training_examples language plpgsql set search_path = '' as $$
+declare
+  v_example two_tower.training_examples;
 begin
-  for v_place in reverse coalesce(cardinality(p_examples), 0)..1 loop
-    example := p_examples[v_place];
-    if example.user_id = p_lesson.user_id and example.post_id = p_lesson.post_id
-       and example.event_type = p_lesson.withdrawn and not example.is_withdrawn then
-      example.is_withdrawn := true;
-      p_examples[v_place] := example;
-      return;
-    end if;
-  end loop;
   update two_tower.training_examples x set is_withdrawn = true
   where x.user_id = p_lesson.user_id and x.post_id = p_lesson.post_id
     and x.event_type = p_lesson.withdrawn and not x.is_withdrawn
-  returning x.* into example;
+  returning x.* into v_example;
+  return v_example;
 end
 $$;
-comment on function two_tower.take_example(two_tower.lesson, two_tower.training_examples[]) is
-  'Marks what was recorded for a signal as withdrawn and returns it: of this statement, or stored. All null when its partition was dropped.';
+comment on function two_tower.withdraw_example(two_tower.lesson) is
+  'Marks what was recorded for a signal as withdrawn and returns it. Null when its partition was dropped.';
 
 create function two_tower.apply_lessons(
-  p_lessons two_tower.lesson[], inout p_users two_tower.user_embeddings[], p_user_ids uuid[],
-  inout p_posts two_tower.live_embeddings[], p_post_ids bigint[], p_held_ids bigint[],
-  p_settings two_tower.settings, p_state two_tower.state,
-  out examples two_tower.training_examples[], out queue two_tower.deferred_pushes[]
-) language plpgsql set search_path = '' as $$
+  p_lessons two_tower.lesson[], p_users two_tower.user_embeddings[], p_user_ids uuid[],
+  p_posts two_tower.live_embeddings[], p_post_ids bigint[], p_held_ids bigint[],
+  p_settings two_tower.settings, p_state two_tower.state
+) returns void language plpgsql set search_path = '' as $$
 declare
-  v_slot smallint := p_state.active_slot;
-  v_lowest bigint;
-  v_highest bigint;
+  v_range two_tower.post_range;
   v_lesson two_tower.lesson;
-  v_excluded bigint[];
   v_withdrawn bigint[] := '{}';
-  v_negatives two_tower.drawn_posts;
-  v_pushed two_tower.drawn_posts;
+  v_drawn two_tower.drawn_posts;
   v_user_index integer;
   v_post_index integer;
+  v_user two_tower.user_embeddings;
   v_post two_tower.live_embeddings;
-  v_taken record;
-  v_result record;
+  v_learned record;
   v_steps two_tower.deferred_pushes;
 begin
-  select v.post_id into v_lowest from two_tower.live_embeddings v where v.slot = v_slot
-  order by v.post_id limit 1;
-  select v.post_id into v_highest from two_tower.live_embeddings v where v.slot = v_slot
-  order by v.post_id desc limit 1;
+  select p_state.active_slot, min(v.post_id), max(v.post_id) into v_range
+  from two_tower.live_embeddings v where v.slot = p_state.active_slot;
   foreach v_lesson in array p_lessons loop
     if v_lesson.verdict = 'withdraw' then
       v_withdrawn := v_withdrawn || v_lesson.post_id;
@@ -730,35 +742,27 @@ begin
     continue when v_lesson.verdict not in ('learn', 'withdraw');
     v_user_index := width_bucket(v_lesson.user_id, p_user_ids);
     v_post_index := width_bucket(v_lesson.post_id, p_post_ids);
+    v_user := p_users[v_user_index];
     v_post := p_posts[v_post_index];
     if v_lesson.verdict = 'withdraw' then
-      v_taken := two_tower.take_example(v_lesson, examples);
-      examples := v_taken.p_examples;
-      v_result := two_tower.withdraw_lesson(v_lesson, p_settings, p_state, v_taken.example,
-        v_post.embedding, p_users[v_user_index]);
+      v_learned := two_tower.withdraw_lesson(v_lesson, p_settings, p_state,
+        two_tower.withdraw_example(v_lesson), v_post.embedding, v_user);
     else
-      v_negatives := null;
-      v_pushed := null;
-      -- What this statement withdraws was engaged with when the event happened.
-      v_excluded := v_lesson.post_id || v_withdrawn;
-      if v_lesson.label then
-        v_negatives := two_tower.draw_negatives(v_lesson, p_settings, v_slot, v_lowest, v_highest,
-          v_excluded);
+      v_drawn := null;
+      if v_lesson.strength > 0 then
+        -- What this statement withdraws was engaged with when the event happened.
+        v_drawn := two_tower.draw_posts(v_lesson, p_settings, v_range, v_user.embedding,
+          v_lesson.post_id || v_withdrawn);
+        if cardinality(p_post_ids) > 1 then
+          v_drawn := two_tower.refresh_drawn(v_drawn, p_settings.temperature, v_user.embedding,
+            p_post_ids, p_posts);
+        end if;
       end if;
-      if v_lesson.strength > 0 and p_settings.learning_rule = 'contrastive' then
-        v_pushed := two_tower.draw_posts(v_lesson.user_id, v_slot, p_settings.pushes_per_positive,
-          v_lowest, v_highest, v_excluded);
-      end if;
-      if cardinality(p_post_ids) > 1 then
-        v_negatives := two_tower.refresh_drawn(v_negatives, p_post_ids, p_posts);
-        v_pushed := two_tower.refresh_drawn(v_pushed, p_post_ids, p_posts);
-      end if;
-      v_result := two_tower.learn_lesson(v_lesson, p_settings, p_state, v_negatives, v_pushed,
-        v_post.embedding, p_users[v_user_index]);
-      examples := examples || v_result.example;
+      v_learned := two_tower.learn_lesson(v_lesson, p_settings, p_state, v_drawn,
+        v_post.embedding, v_user);
     end if;
-    p_users[v_user_index] := v_result.p_user;
-    v_steps := v_result.steps;
+    p_users[v_user_index] := v_learned.p_user;
+    v_steps := v_learned.steps;
     if two_tower.find(v_lesson.post_id, p_held_ids) is not null then
       p_posts[v_post_index] := two_tower.move_post(v_post, array[row(v_steps.user_vector,
         v_steps.step, v_steps.engagements, v_steps.popularity, v_steps.created_at)
@@ -767,24 +771,27 @@ begin
       v_steps.engagements := 0;
     end if;
     if v_steps.post_id is not null or v_steps.post_ids <> '{}' then
-      queue := queue || v_steps;
+      insert into two_tower.deferred_pushes (event_id, epoch, user_vector, post_ids, factors,
+        post_id, step, engagements, popularity, created_at)
+      values (v_steps.event_id, v_steps.epoch, v_steps.user_vector, v_steps.post_ids,
+        v_steps.factors, v_steps.post_id, v_steps.step, v_steps.engagements, v_steps.popularity,
+        v_steps.created_at);
     end if;
   end loop;
+  perform two_tower.write_learned(p_users, p_posts, p_held_ids,
+    p_state.filling_version is not null);
 end
 $$;
 comment on function two_tower.apply_lessons(two_tower.lesson[], two_tower.user_embeddings[], uuid[], two_tower.live_embeddings[], bigint[], bigint[], two_tower.settings, two_tower.state) is
-  'Applies the lessons in order, in memory. Reading the vectors of drawn posts, and of posts that another session holds, takes no lock: they may be moved meanwhile.';
+  'Applies the lessons in order: users and posts in memory, each written once at the end. Reading the vectors of drawn posts, and of posts that another session holds, takes no lock: they may be moved meanwhile.';
 
 create function two_tower.write_learned(
   p_users two_tower.user_embeddings[], p_posts two_tower.live_embeddings[], p_held_ids bigint[],
-  p_examples two_tower.training_examples[], p_queue two_tower.deferred_pushes[],
   p_is_filling boolean
 ) returns void language plpgsql set search_path = '' as $$
 declare
   v_user two_tower.user_embeddings;
   v_post two_tower.live_embeddings;
-  v_example two_tower.training_examples;
-  v_steps two_tower.deferred_pushes;
 begin
   foreach v_user in array p_users loop
     update two_tower.user_embeddings set
@@ -804,19 +811,9 @@ begin
       where slot = abs(v_post.slot - v_other) and post_id = v_post.post_id;
     end loop;
   end loop;
-  foreach v_example in array coalesce(p_examples, '{}') loop
-    insert into two_tower.training_examples values (v_example.*);
-  end loop;
-  foreach v_steps in array coalesce(p_queue, '{}') loop
-    insert into two_tower.deferred_pushes (event_id, epoch, user_vector, post_ids, factors, post_id,
-      step, engagements, popularity, created_at)
-    values (v_steps.event_id, v_steps.epoch, v_steps.user_vector, v_steps.post_ids,
-      v_steps.factors, v_steps.post_id, v_steps.step, v_steps.engagements, v_steps.popularity,
-      v_steps.created_at);
-  end loop;
 end
 $$;
-comment on function two_tower.write_learned(two_tower.user_embeddings[], two_tower.live_embeddings[], bigint[], two_tower.training_examples[], two_tower.deferred_pushes[], boolean) is
+comment on function two_tower.write_learned(two_tower.user_embeddings[], two_tower.live_embeddings[], bigint[], boolean) is
   'Writes each row once. While a slot is being filled, engaged posts have the same vector in both.';
 
 create function two_tower.learn(p_events public.engagement_events[],
@@ -835,7 +832,6 @@ declare
   v_users two_tower.user_embeddings[];
   v_locked record;
   v_decided record;
-  v_applied record;
 begin
   select * into v_settings from two_tower.settings;
   v_lessons := two_tower.interpret(p_events, v_settings, p_is_deferred);
@@ -874,10 +870,8 @@ begin
   perform two_tower.record_decisions(v_decided.p_lessons, v_decided.p_pairs, v_is_frozen,
     p_is_deferred);
   if v_decided.teaches then
-    v_applied := two_tower.apply_lessons(v_decided.p_lessons, v_decided.p_users, v_user_ids,
+    perform two_tower.apply_lessons(v_decided.p_lessons, v_decided.p_users, v_user_ids,
       v_locked.posts, v_post_ids, v_locked.held_ids, v_settings, v_state);
-    perform two_tower.write_learned(v_applied.p_users, v_applied.p_posts, v_locked.held_ids,
-      v_applied.examples, v_applied.queue, v_state.filling_version is not null);
   end if;
 end
 $$;
