@@ -151,6 +151,7 @@ create table two_tower.signals (
   label boolean,
   bit integer not null unique
     constraint bit_is_a_power_of_two check (bit > 0 and bit & (bit - 1) = 0),
+  constraint the_first_bit_is_that_of_a_view check ((event_type = 'view') = (bit = 1)),
   withdraws text references two_tower.signals (event_type),
   blocks_author boolean not null default false,
   description text not null,

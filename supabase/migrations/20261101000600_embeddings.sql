@@ -48,12 +48,21 @@ comment on column two_tower.base_embeddings.request is 'Raised when the text cha
 create index base_embeddings_to_encode_idx on two_tower.base_embeddings (requested_at, post_id)
   where base_embedding is null;
 
+-- Domains, not check constraints of the tables: those are parsed anew by each statement, and
+-- cost a like 20 microseconds.
+create domain two_tower.unit_vector as extensions.vector(128)
+  constraint norm_is_one check (abs(extensions.vector_norm(value) - 1) < 0.001);
+comment on domain two_tower.unit_vector is 'A vector of 128 dimensions and norm 1.';
+create domain two_tower.unit_or_zero_vector as extensions.vector(128)
+  constraint norm_is_one_or_zero check (
+    abs(extensions.vector_norm(value) - 1) < 0.001 or extensions.vector_norm(value) = 0);
+comment on domain two_tower.unit_or_zero_vector is
+  'A vector of 128 dimensions and norm 1; zero where nothing is known.';
+
 create table two_tower.live_embeddings (
   slot smallint not null,
   post_id bigint not null references public.posts (id) on delete cascade,
-  embedding extensions.vector(128) not null
-    constraint live_embedding_has_norm_one
-      check (abs(extensions.vector_norm(embedding) - 1) < 0.001),
+  embedding two_tower.unit_vector not null,
   author_id uuid,
   created_at timestamptz not null,
   is_deleted boolean not null default false,
@@ -98,10 +107,8 @@ comment on type two_tower.base_source is 'Where a user''s base vector comes from
 
 create table two_tower.user_embeddings (
   user_id uuid primary key references auth.users (id) on delete cascade,
-  embedding extensions.vector(128) not null default array_fill(0::real,
-    array[128])::extensions.vector
-    constraint user_embedding_has_norm_one_or_is_zero check (
-      abs(extensions.vector_norm(embedding) - 1) < 0.001 or extensions.vector_norm(embedding) = 0),
+  embedding two_tower.unit_or_zero_vector not null
+    default array_fill(0::real, array[128])::extensions.vector,
   engaged_sum extensions.vector(128) not null default array_fill(0::real,
     array[128])::extensions.vector,
   base_embedding extensions.vector(128),

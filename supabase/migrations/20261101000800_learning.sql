@@ -40,11 +40,22 @@ comment on type two_tower.drawn_posts is
 create type two_tower.post_range as (slot smallint, lowest bigint, highest bigint);
 comment on type two_tower.post_range is 'A slot, and the ids between which its posts lie.';
 
+create function two_tower.is_plausible_time(p_at timestamptz, p_settings two_tower.settings)
+returns boolean language plpgsql stable set search_path = '' as $$
+declare
+  v_now timestamptz := two_tower.now();
+begin
+  return isfinite(p_at) and p_at <= v_now + p_settings.future_event_tolerance
+    and p_at >= v_now - p_settings.oldest_event_age;
+end
+$$;
+comment on function two_tower.is_plausible_time(timestamptz, two_tower.settings) is
+  'Whether an event can have happened then: settings.future_event_tolerance, settings.oldest_event_age.';
+
 create function two_tower.interpret(p_events public.engagement_events[],
   p_settings two_tower.settings, p_is_deferred boolean) returns two_tower.lesson[]
 language plpgsql stable set search_path = '' as $$
 declare
-  v_now timestamptz := two_tower.now();
   v_event public.engagement_events;
   v_signal two_tower.signals;
   v_withdrawn two_tower.signals;
@@ -60,9 +71,8 @@ begin
   end if;
   foreach v_event in array p_events loop
     -- What was taken once is not refused later, whatever the clock or the settings say by then.
-    if not p_is_deferred and (not isfinite(v_event.created_at)
-       or v_event.created_at > v_now + p_settings.future_event_tolerance
-       or v_event.created_at < v_now - p_settings.oldest_event_age) then
+    if not p_is_deferred and v_event.created_at <> pg_catalog.now()
+       and not two_tower.is_plausible_time(v_event.created_at, p_settings) then
       raise exception 'event time % is out of range', v_event.created_at using errcode = 'TT001',
         hint = 'created_at is set by the server; a replay of history sets two_tower.now, or settings.oldest_event_age.';
     end if;
@@ -236,6 +246,7 @@ declare
   v_user two_tower.user_embeddings;
   v_post two_tower.live_embeddings;
   v_user_index integer;
+  v_minute timestamptz;
 begin
   teaches := false;
   for v_place in 1..cardinality(p_lessons) loop
@@ -244,8 +255,9 @@ begin
     v_user_index := width_bucket(v_lesson.user_id, p_user_ids);
     v_user := p_users[v_user_index];
     v_post := p_posts[width_bucket(v_lesson.post_id, p_post_ids)];
-    if v_user.minute is distinct from date_trunc('minute', v_lesson.created_at, 'UTC') then
-      v_user.minute := date_trunc('minute', v_lesson.created_at, 'UTC');
+    v_minute := date_bin('1 minute', v_lesson.created_at, 'epoch');
+    if v_user.minute is distinct from v_minute then
+      v_user.minute := v_minute;
       v_user.minute_count := 0;
     end if;
 
@@ -342,8 +354,7 @@ begin
   insert into two_tower.user_posts as u
   select * from unnest(p_pairs) p where p.user_id is not null order by p.user_id, p.post_id
   on conflict (user_id, post_id) do update set
-    signals = excluded.signals
-      | (u.signals & (select bit from two_tower.signals where event_type = 'view')),
+    signals = excluded.signals | (u.signals & 1),
     is_engaged = excluded.is_engaged, is_hidden = u.is_hidden or excluded.is_hidden,
     first_seen_at = least(u.first_seen_at, excluded.first_seen_at),
     last_event_at = greatest(u.last_event_at, excluded.last_event_at);
@@ -372,7 +383,7 @@ begin
 end
 $$;
 comment on function two_tower.record_decisions(two_tower.lesson[], two_tower.user_posts[], boolean, boolean) is
-  'Stores what the users did, whom they block, and what is not learned now or ever. The users are locked, so all bits but that of a view are as decide() read them.';
+  'Stores what the users did, whom they block, and what is not learned now or ever. The users are locked, so all bits but 1, that of a view, are as decide() read them.';
 
 -- Draws are ids of a range, chosen at random, that turn out to be posts. Ids that are missing,
 -- deleted, or engaged with are passed over, which keeps the rest uniform. All that a lesson needs is
@@ -753,7 +764,7 @@ begin
         -- What this statement withdraws was engaged with when the event happened.
         v_drawn := two_tower.draw_posts(v_lesson, p_settings, v_range, v_user.embedding,
           v_lesson.post_id || v_withdrawn);
-        if cardinality(p_post_ids) > 1 then
+        if v_drawn.negative_ids && p_post_ids or v_drawn.pushed_ids && p_post_ids then
           v_drawn := two_tower.refresh_drawn(v_drawn, p_settings.temperature, v_user.embedding,
             p_post_ids, p_posts);
         end if;
@@ -763,7 +774,7 @@ begin
     end if;
     p_users[v_user_index] := v_learned.p_user;
     v_steps := v_learned.steps;
-    if two_tower.find(v_lesson.post_id, p_held_ids) is not null then
+    if v_lesson.post_id = any (p_held_ids) then
       p_posts[v_post_index] := two_tower.move_post(v_post, array[row(v_steps.user_vector,
         v_steps.step, v_steps.engagements, v_steps.popularity, v_steps.created_at)
         ::two_tower.post_step], p_settings);
@@ -802,7 +813,7 @@ begin
     where user_id = v_user.user_id;
   end loop;
   foreach v_post in array p_posts loop
-    continue when two_tower.find(v_post.post_id, p_held_ids) is null;
+    continue when v_post.post_id <> all (p_held_ids);
     for v_other in 0..p_is_filling::integer loop
       update two_tower.live_embeddings set
         embedding = v_post.embedding, engagement_count = v_post.engagement_count,
