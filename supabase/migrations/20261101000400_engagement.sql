@@ -129,8 +129,11 @@ $$;
 comment on function two_tower.create_partition(regclass, timestamptz, timestamptz) is
   'Makes one partition in two_tower, where no client has a grant, with what the default partition holds of its range.';
 
+-- Attaching and dropping wait for whoever reads the whole table, and all later statements queue behind
+-- them: so they wait for a second at most, and are tried again at the next tick.
 create function two_tower.create_partitions_ahead() returns integer
-language plpgsql security definer set search_path = '' set timezone = 'UTC' as $$
+language plpgsql security definer
+set search_path = '' set timezone = 'UTC' set lock_timeout = '1s' as $$
 declare
   v_table record;
   v_end timestamptz;
@@ -141,19 +144,52 @@ begin
     loop
       select max(ends_at) into v_end from two_tower.partitions
         where table_name = v_table.table_name;
-      v_end := coalesce(v_end, date_trunc(case when v_table.step >= '1 month' then 'month'
-        else 'week' end,
-                                          pg_catalog.now()));
+      v_end := coalesce(v_end, date_trunc(
+        case when v_table.step >= '1 month' then 'month' else 'week' end, pg_catalog.now()));
       exit when v_end > pg_catalog.now() + v_table.ahead * v_table.step;
       perform two_tower.create_partition(v_table.table_name, v_end, v_end + v_table.step);
       v_created := v_created + 1;
     end loop;
   end loop;
   return v_created;
+exception when lock_not_available then
+  update two_tower.schedules set last_run_at = null where kind = 'create_partitions_ahead';
+  return 0;
 end
 $$;
 comment on function two_tower.create_partitions_ahead() is
-  'Definer: workers own no table. Makes the partitions that will be needed and returns how many. Uses the real time, not the replaceable clock: partitions are storage.';
+  'Definer: workers own no table. Makes the partitions that will be needed and returns how many; 0 when a long reader is in the way, and then again at the next tick. Uses the real time, not the replaceable clock: partitions are storage.';
+
+create function two_tower.create_partitions_back_to(p_from timestamptz) returns integer
+language plpgsql set search_path = '' set timezone = 'UTC' as $$
+declare
+  v_table record;
+  v_start timestamptz;
+  v_kept interval;
+  v_created integer := 0;
+begin
+  for v_table in select * from two_tower.partitioned_tables
+    order by table_name::text for update loop
+    select (to_jsonb(s) ->> v_table.kept_for_setting)::interval into v_kept
+    from two_tower.settings s;
+    if p_from < pg_catalog.now() - v_kept then
+      raise exception 'partitions of % are kept for %', v_table.table_name, v_kept
+        using errcode = '22023', hint = format(
+          'The archive would drop them: raise settings.%s first.', v_table.kept_for_setting);
+    end if;
+    loop
+      select min(starts_at) into v_start from two_tower.partitions
+      where table_name = v_table.table_name;
+      exit when v_start <= p_from;
+      perform two_tower.create_partition(v_table.table_name, v_start - v_table.step, v_start);
+      v_created := v_created + 1;
+    end loop;
+  end loop;
+  return v_created;
+end
+$$;
+comment on function two_tower.create_partitions_back_to(timestamptz) is
+  'For operators, before the import of a long history: makes partitions for it, so that it does not all lie in the default one, which is scanned when a partition is attached and is never dropped. Returns how many. Raises 22023 for a time from which they would be dropped at once.';
 
 create function two_tower.partition_by_time(p_table regclass, p_step interval,
   p_kept_for_setting text, p_storage_options text default '')

@@ -210,7 +210,7 @@ insert into two_tower.schedules (kind, every, every_events, runs_in, description
 update two_tower.schedules set last_run_at = two_tower.now() where kind = 'train_user_tower';
 
 create function two_tower.drop_old_partitions() returns integer
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = '' set lock_timeout = '1s' as $$
 declare
   v_part record;
   v_dropped integer := 0;
@@ -227,9 +227,12 @@ begin
     v_dropped := v_dropped + 1;
   end loop;
   return v_dropped;
+exception when lock_not_available then
+  update two_tower.schedules set last_run_at = null where kind = 'drop_old_partitions';
+  return 0;
 end
 $$;
-comment on function two_tower.drop_old_partitions() is 'Definer: workers own no table. Drops at most ten partitions that are older than settings keep them, and returns how many.';
+comment on function two_tower.drop_old_partitions() is 'Definer: workers own no table. Drops at most ten partitions that are older than settings keep them, and returns how many; 0 when a long reader is in the way, and then again at the next tick.';
 
 create function two_tower.is_due(p_schedule two_tower.schedules) returns boolean
 language sql stable set search_path = '' as $$
