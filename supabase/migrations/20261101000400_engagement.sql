@@ -129,7 +129,7 @@ $$;
 comment on function two_tower.create_partition(regclass, timestamptz, timestamptz) is
   'Makes one partition in two_tower, where no client has a grant, with what the default partition holds of its range.';
 
--- Attaching and dropping wait for whoever reads the whole table, and all later statements queue behind
+-- Attaching and dropping wait for whoever reads the whole table, and later statements queue behind
 -- them: so they wait for a second at most, and are tried again at the next tick.
 create function two_tower.create_partitions_ahead() returns integer
 language plpgsql security definer

@@ -386,8 +386,8 @@ comment on function two_tower.record_decisions(two_tower.lesson[], two_tower.use
   'Stores what the users did, whom they block, and what is not learned now or ever. The users are locked, so all bits but 1, that of a view, are as decide() read them.';
 
 -- Draws are ids of a range, chosen at random, that turn out to be posts. Ids that are missing,
--- deleted, or engaged with are passed over, which keeps the rest uniform. All that a lesson needs is
--- looked up at once: each post lies on a page of its own, and each statement has a price.
+-- deleted, or engaged with are passed over, which keeps the rest uniform. All that a lesson needs
+-- is looked up at once: each post lies on a page of its own, and each statement has a price.
 create function two_tower.random_ids(p_lowest bigint, p_highest bigint, p_count integer)
 returns bigint[] language plpgsql volatile set search_path = '' as $$
 declare
