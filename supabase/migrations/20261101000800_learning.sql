@@ -408,18 +408,16 @@ comment on function two_tower.random_ids(bigint, bigint, integer) is
 
 create function two_tower.viewed_posts(p_lesson two_tower.lesson, p_settings two_tower.settings)
 returns bigint[] language plpgsql volatile set search_path = '' as $$
-declare
-  v_viewed bigint[] := array(
-    select e.post_id from public.engagement_events e
-    where e.user_id = p_lesson.user_id and e.event_type = 'view' and e.id < p_lesson.event_id
-      and e.created_at between p_lesson.created_at - p_settings.viewed_negative_window
-        and p_lesson.created_at
-    order by e.created_at desc limit 2 * p_settings.negatives_per_positive);
 begin
-  if v_viewed = '{}' then
-    return v_viewed;
-  end if;
-  return array(select x.id from (select distinct unnest(v_viewed) as id) x order by random());
+  return array(
+    select d.post_id from (
+      select distinct l.post_id from (
+        select e.post_id from public.engagement_events e
+        where e.user_id = p_lesson.user_id and e.event_type = 'view' and e.id < p_lesson.event_id
+          and e.created_at between p_lesson.created_at - p_settings.viewed_negative_window
+            and p_lesson.created_at
+        order by e.created_at desc limit 2 * p_settings.negatives_per_positive) l) d
+    order by random());
 end
 $$;
 comment on function two_tower.viewed_posts(two_tower.lesson, two_tower.settings) is
@@ -452,9 +450,11 @@ declare
   v_needed integer := greatest(v_negatives, v_pushes);
   v_lowest bigint := greatest(p_range.lowest, p_range.highest - p_settings.recent_posts_pool + 1);
   v_viewed bigint[] := '{}';
+  v_offered bigint[];
   v_recent bigint[] := '{}';
   v_any bigint[] := '{}';
   v_width integer := 1;
+  v_tries integer;
   v_is_last boolean;
   v_drawn two_tower.drawn_posts;
 begin
@@ -464,15 +464,18 @@ begin
   loop
     v_is_last := v_width > 36
       or 4 * v_width * v_needed >= p_range.highest - p_range.lowest + 1;
+    -- One more than is needed: now and then one is passed over.
+    v_tries := v_width * (v_needed + 1);
+    v_offered := case when v_is_last then v_viewed else v_viewed[:v_tries] end;
     if v_negatives > 0 then
-      v_recent := two_tower.random_ids(v_lowest, p_range.highest, greatest(0,
-        v_width * (v_negatives + 1) - cardinality(v_viewed)));
+      v_recent := two_tower.random_ids(v_lowest, p_range.highest,
+        greatest(0, v_tries - cardinality(v_offered)));
     end if;
     v_any := case
       when v_is_last then two_tower.eligible_draws(p_lesson.user_id, p_range.slot, p_excluded,
-        2 * v_needed + cardinality(v_viewed))
-      when v_pushes > 0 or v_width > 6 then two_tower.random_ids(p_range.lowest, p_range.highest,
-        v_width * (v_needed + 1))
+        2 * v_needed + cardinality(v_offered))
+      when v_pushes > 0 or v_width > 6
+        then two_tower.random_ids(p_range.lowest, p_range.highest, v_tries)
       else v_any end;
     select
       (array_agg(d.post_id) filter (where d.is_viewed)
@@ -486,17 +489,18 @@ begin
     into v_drawn.negative_ids, v_drawn.negative_embs, v_drawn.viewed, v_drawn.pushed_ids,
       v_drawn.pushed_weights
     from (
-      select v.post_id, v.embedding, v.post_id = any (v_viewed) as is_viewed,
-        (v_width > 6 or v_is_last or v.post_id = any (v_recent)) and v.post_id <> all (v_viewed)
+      select v.post_id, v.embedding, v.post_id = any (v_offered) as is_viewed,
+        (v_width > 6 or v_is_last or v.post_id = any (v_recent)) and v.post_id <> all (v_offered)
           as is_recent,
         v.post_id = any (v_any) as is_any
       from two_tower.live_embeddings v
-      where v.slot = p_range.slot and v.post_id = any (v_viewed || v_recent || v_any)
+      where v.slot = p_range.slot and v.post_id = any (v_offered || v_recent || v_any)
         and not v.is_deleted and v.author_id is distinct from p_lesson.user_id
         and v.post_id <> all (p_excluded || array(
           select u.post_id from two_tower.user_posts u
           where u.user_id = p_lesson.user_id
-            and u.post_id = any (v_viewed || v_recent || v_any) and (u.is_engaged or u.is_hidden)))
+            and u.post_id = any (v_offered || v_recent || v_any)
+            and (u.is_engaged or u.is_hidden)))
       order by random()
     ) d;
     exit when v_is_last or (coalesce(cardinality(v_drawn.negative_ids), 0) = v_negatives
