@@ -53,15 +53,17 @@ comment on function two_tower.is_plausible_time(timestamptz, two_tower.settings)
   'Whether an event can have happened then: settings.future_event_tolerance, settings.oldest_event_age.';
 
 create function two_tower.interpret(p_events public.engagement_events[],
-  p_settings two_tower.settings, p_is_deferred boolean) returns two_tower.lesson[]
+  p_settings two_tower.settings, p_is_deferred boolean,
+  out lessons two_tower.lesson[], out are_views boolean, out have_client_ids boolean)
 language plpgsql stable set search_path = '' as $$
 declare
   v_event public.engagement_events;
   v_signal two_tower.signals;
   v_withdrawn two_tower.signals;
-  v_lessons two_tower.lesson[];
   v_first integer[] := '{1}';
 begin
+  are_views := true;
+  have_client_ids := false;
   if cardinality(p_events) > 1 then
     v_first := array(
       select min(x.place) over (partition by x.user_id, x.post_id)
@@ -80,7 +82,7 @@ begin
       when v_event.event_type <> 'dwell' or v_event.dwell_ms > p_settings.long_dwell_ms
         then v_event.event_type
       when v_event.dwell_ms < p_settings.short_dwell_ms then 'skip' else 'view' end;
-    if v_signal.event_type is null then
+    if not found then
       raise exception 'event_type % is not known', v_event.event_type
         using errcode = 'check_violation', hint = 'two_tower.signals lists the event types.';
     elsif v_event.dwell_ms < 0 or (v_event.event_type = 'dwell' and v_event.dwell_ms is null) then
@@ -92,17 +94,18 @@ begin
     if v_signal.withdraws is not null then
       select * into v_withdrawn from two_tower.signals g where g.event_type = v_signal.withdraws;
     end if;
-    v_lessons := v_lessons || row(v_event.id, v_event.user_id, v_event.post_id,
+    lessons := lessons || row(v_event.id, v_event.user_id, v_event.post_id,
       v_event.event_type, v_event.dwell_ms, v_event.client_event_id, v_event.created_at,
       v_signal.event_type, v_signal.strength, v_signal.label, v_signal.bit, v_signal.withdraws,
       v_withdrawn.bit, v_withdrawn.strength, v_signal.blocks_author,
-      v_first[coalesce(cardinality(v_lessons), 0) + 1], null)::two_tower.lesson;
+      v_first[coalesce(cardinality(lessons), 0) + 1], null)::two_tower.lesson;
+    are_views := are_views and v_signal.strength = 0 and v_signal.withdraws is null;
+    have_client_ids := have_client_ids or v_event.client_event_id is not null;
   end loop;
-  return v_lessons;
 end
 $$;
 comment on function two_tower.interpret(public.engagement_events[], two_tower.settings, boolean) is
-  'Events to lessons. Raises TT001 for a time out of range, 23514 for an unknown event type and for a dwell without a duration.';
+  'Events to lessons, and whether all are impressions, and any has a client_event_id. Raises TT001 for a time out of range, 23514 for an unknown event type and for a dwell without a duration.';
 
 create function two_tower.refuse_repeated_client_events(p_lessons two_tower.lesson[])
   returns void
@@ -169,31 +172,29 @@ begin
   return v_users;
 end
 $$;
-comment on function two_tower.lock_users(uuid[]) is 'Locks the users'' rows in the order given, which is that of their ids, and returns them. Makes the row of a new user; raises 23503 for an unknown one.';
+comment on function two_tower.lock_users(uuid[]) is 'Locks the users'' rows in the order given, which is that of their ids, and returns them. Makes the row of a new user in its turn, since it too is a lock; raises 23503 for an unknown one.';
 
 create function two_tower.lock_posts(p_slot smallint, p_post_ids bigint[],
   out posts two_tower.live_embeddings[], out held_ids bigint[])
 language plpgsql set search_path = '' as $$
-declare
-  v_id bigint;
-  v_post two_tower.live_embeddings;
 begin
-  held_ids := '{}';
-  foreach v_id in array p_post_ids loop
-    select * into v_post from two_tower.live_embeddings v where v.slot = p_slot and v.post_id = v_id
-    for no key update skip locked;
-    if found then
-      held_ids := held_ids || v_id;
-    else
-      select * into v_post from two_tower.live_embeddings v
-      where v.slot = p_slot and v.post_id = v_id;
-    end if;
-    posts := posts || v_post;
-  end loop;
+  posts := array(
+    select v from two_tower.live_embeddings v
+    where v.slot = p_slot and v.post_id = any (p_post_ids)
+    order by v.post_id for no key update skip locked);
+  held_ids := p_post_ids;
+  if cardinality(posts) < cardinality(p_post_ids) then
+    held_ids := array(select p.post_id from unnest(posts) p);
+    posts := array(
+      select v
+      from unnest(p_post_ids) with ordinality as i (post_id, place)
+        left join two_tower.live_embeddings v on v.slot = p_slot and v.post_id = i.post_id
+      order by i.place);
+  end if;
 end
 $$;
 comment on function two_tower.lock_posts(smallint, bigint[]) is
-  'Locks the posts'' rows in the order given, which is that of their ids, and returns them: null for a post without a live vector. A row that another session holds is not waited for: it is returned as it stands, and not among held_ids.';
+  'Locks the posts'' rows in the order of their ids, which is the order given, and returns them: null for a post without a live vector. A row that another session holds is not waited for: it is returned as it stands, and not among held_ids.';
 
 create function two_tower.load_pairs(p_lessons two_tower.lesson[]) returns two_tower.user_posts[]
 language plpgsql set search_path = '' as $$
@@ -230,6 +231,28 @@ end
 $$;
 comment on function two_tower.find(bigint, bigint[]) is 'The place of an id in a sorted array, null if it is not there. A binary search.';
 
+create function two_tower.verdict_without_post(p_lesson two_tower.lesson) returns text
+language plpgsql set search_path = '' as $$
+begin
+  perform two_tower.refuse_unknown_post(p_lesson.post_id);
+  return case
+    when p_lesson.strength = 0 and p_lesson.withdrawn is null then 'seen'
+    when (select p.deleted_at is null from public.posts p where p.id = p_lesson.post_id)
+      then 'defer'
+    else 'post_deleted' end;
+end
+$$;
+comment on function two_tower.verdict_without_post(two_tower.lesson) is
+  'The verdict on an event about a post that has no live vector. Raises 23503 where there is no such post.';
+
+create function two_tower.has_events_waiting(p_post_id bigint) returns boolean
+language plpgsql set search_path = '' as $$
+begin
+  return exists (select from two_tower.deferred_events d where d.post_id = p_post_id);
+end
+$$;
+comment on function two_tower.has_events_waiting(bigint) is 'Whether earlier events about a post wait to be learned.';
+
 -- The verdict on each event, in order, against what the user did before. What the user did is
 -- recorded whatever the verdict is; a bit of user_posts.signals is set only by what is learned, so
 -- that it is learned once.
@@ -256,50 +279,29 @@ begin
     v_user := p_users[v_user_index];
     v_post := p_posts[width_bucket(v_lesson.post_id, p_post_ids)];
     v_minute := date_bin('1 minute', v_lesson.created_at, 'epoch');
-    if v_user.minute is distinct from v_minute then
-      v_user.minute := v_minute;
-      v_user.minute_count := 0;
-    end if;
+    v_lesson.verdict := case
+      when v_post.post_id is null then two_tower.verdict_without_post(v_lesson)
+      when v_lesson.strength = 0 and v_lesson.withdrawn is null then 'seen'
+      when v_post.is_deleted and v_lesson.withdrawn is null then 'post_deleted'
+      when p_is_frozen or not p_is_deferred and two_tower.has_events_waiting(v_lesson.post_id)
+        then 'defer'
+      when v_pair.signals & v_lesson.withdrawn_bit = 0 then 'nothing_to_withdraw'
+      when v_lesson.withdrawn is not null then 'withdraw'
+      when v_pair.signals & v_lesson.bit <> 0 then 'repeated'
+      when v_user.minute = v_minute
+        and v_user.minute_count >= p_settings.learned_events_per_minute then 'rate_limited'
+      else 'learn' end;
 
-    if v_lesson.strength = 0 and v_lesson.withdrawn is null then
-      v_lesson.verdict := 'seen';
-      v_pair.signals := v_pair.signals | v_lesson.bit;
-      if v_post.post_id is null then
-        perform two_tower.refuse_unknown_post(v_lesson.post_id);
-      end if;
-    elsif v_post.post_id is null then
-      perform two_tower.refuse_unknown_post(v_lesson.post_id);
-      v_lesson.verdict := case when (select p.deleted_at is null from public.posts p
-                                     where p.id = v_lesson.post_id) then 'defer'
-                               else 'post_deleted' end;
-    elsif v_post.is_deleted and v_lesson.withdrawn is null then
-      v_lesson.verdict := 'post_deleted';
-    elsif p_is_frozen then
-      v_lesson.verdict := 'defer';
-    elsif not p_is_deferred and exists (
-      select from two_tower.deferred_events d where d.post_id = v_lesson.post_id
-    ) then
-      v_lesson.verdict := 'defer';
-    elsif v_lesson.withdrawn is not null then
-      v_lesson.verdict := case when v_pair.signals & v_lesson.withdrawn_bit = 0
-        then 'nothing_to_withdraw' else 'withdraw' end;
-    elsif v_pair.signals & v_lesson.bit <> 0 then
-      v_lesson.verdict := 'repeated';
-    elsif v_user.minute_count >= p_settings.learned_events_per_minute then
-      v_lesson.verdict := 'rate_limited';
-    else
-      v_lesson.verdict := 'learn';
-    end if;
-
-    if v_lesson.verdict = 'learn' then
-      v_pair.signals := v_pair.signals | v_lesson.bit;
-      v_user.minute_count := v_user.minute_count + 1;
-    elsif v_lesson.verdict = 'withdraw' then
-      v_pair.signals := v_pair.signals & ~v_lesson.withdrawn_bit;
-    end if;
+    v_pair.signals := case
+      when v_lesson.verdict in ('learn', 'seen') then v_pair.signals | v_lesson.bit
+      when v_lesson.verdict = 'withdraw' then v_pair.signals & ~v_lesson.withdrawn_bit
+      else v_pair.signals end;
     if v_lesson.verdict in ('learn', 'withdraw') then
-      p_users[v_user_index] := v_user;
       teaches := true;
+      v_user.minute_count := (v_lesson.verdict = 'learn')::integer
+        + case when v_user.minute = v_minute then v_user.minute_count else 0 end;
+      v_user.minute := v_minute;
+      p_users[v_user_index] := v_user;
     end if;
     if v_lesson.strength > 0 then
       v_pair.is_engaged := true;
@@ -837,51 +839,41 @@ returns void language plpgsql set search_path = '' as $$
 declare
   v_settings two_tower.settings;
   v_state two_tower.state;
-  v_lessons two_tower.lesson[];
-  v_lesson two_tower.lesson;
-  v_user_ids uuid[];
-  v_post_ids bigint[];
+  v_read record;
+  v_user_ids uuid[] := array[(p_events[1]).user_id];
+  v_post_ids bigint[] := array[(p_events[1]).post_id];
   v_is_frozen boolean;
-  v_are_views boolean := true;
-  v_has_client_ids boolean := false;
   v_users two_tower.user_embeddings[];
   v_locked record;
   v_decided record;
 begin
   select * into v_settings from two_tower.settings;
-  v_lessons := two_tower.interpret(p_events, v_settings, p_is_deferred);
-  foreach v_lesson in array v_lessons loop
-    v_are_views := v_are_views and v_lesson.strength = 0 and v_lesson.withdrawn is null;
-    v_has_client_ids := v_has_client_ids or v_lesson.client_event_id is not null;
-  end loop;
-  if v_are_views and not v_has_client_ids then
-    perform two_tower.record_views(v_lessons);
+  v_read := two_tower.interpret(p_events, v_settings, p_is_deferred);
+  if v_read.are_views and not v_read.have_client_ids then
+    perform two_tower.record_views(v_read.lessons);
     return;
   end if;
 
   perform pg_advisory_xact_lock_shared(two_tower.switch_lock());
   select * into v_state from two_tower.state;
   v_is_frozen := v_state.frozen_at is not null;
-  v_user_ids := array[v_lesson.user_id];
-  v_post_ids := array[v_lesson.post_id];
-  if cardinality(v_lessons) > 1 then
-    select array_agg(distinct l.user_id order by l.user_id),
-           array_agg(distinct l.post_id order by l.post_id)
-    into v_user_ids, v_post_ids from unnest(v_lessons) l;
+  if cardinality(p_events) > 1 then
+    select array_agg(distinct e.user_id order by e.user_id),
+           array_agg(distinct e.post_id order by e.post_id)
+    into v_user_ids, v_post_ids from unnest(p_events) e;
   end if;
   v_users := two_tower.lock_users(v_user_ids);
-  if v_has_client_ids and not p_is_deferred then
-    perform two_tower.refuse_repeated_client_events(v_lessons);
+  if v_read.have_client_ids and not p_is_deferred then
+    perform two_tower.refuse_repeated_client_events(v_read.lessons);
   end if;
-  if v_are_views then
-    perform two_tower.record_views(v_lessons);
+  if v_read.are_views then
+    perform two_tower.record_views(v_read.lessons);
     return;
   end if;
 
   v_locked := two_tower.lock_posts(v_state.active_slot, v_post_ids);
-  v_decided := two_tower.decide(v_lessons,
-    two_tower.load_pairs(v_lessons), v_users, v_user_ids, v_locked.posts, v_post_ids, v_settings,
-    v_is_frozen, p_is_deferred);
+  v_decided := two_tower.decide(v_read.lessons, two_tower.load_pairs(v_read.lessons), v_users,
+    v_user_ids, v_locked.posts, v_post_ids, v_settings, v_is_frozen, p_is_deferred);
   perform two_tower.record_decisions(v_decided.p_lessons, v_decided.p_pairs, v_is_frozen,
     p_is_deferred);
   if v_decided.teaches then
