@@ -6,6 +6,7 @@ create table two_tower.state (
   id boolean primary key default true constraint state_is_one_row check (id),
   active_slot smallint not null default 0 constraint there_are_two_slots
     check (active_slot in (0, 1)),
+  serving_side smallint constraint there_are_two_sides check (serving_side in (0, 1)),
   filling_version bigint references two_tower.model_weights (version),
   filled_up_to bigint not null default 0,
   filling_checkpoint bigint,
@@ -19,6 +20,7 @@ create table two_tower.state (
   constraint a_freeze_has_a_reason check ((frozen_at is null) = (frozen_reason is null))
 );
 comment on table two_tower.state is 'The pointer: which slot of live vectors serves, what is being filled, whether learning is frozen.';
+comment on column two_tower.state.serving_side is 'The side of the serving index that answers; null when there is none and all posts are scanned.';
 comment on column two_tower.state.filling_version is 'The candidate tower whose vectors are being written to the other slot; null when none.';
 comment on column two_tower.state.filled_up_to is 'The other slot is filled for posts up to this id.';
 comment on column two_tower.state.filling_checkpoint is 'The checkpoint that is being rolled back to; null when none.';
@@ -30,6 +32,12 @@ insert into two_tower.state default values;
 -- Tables of a row or a few are never analysed by themselves, and guesses about them would ruin
 -- plans.
 analyze two_tower.settings, two_tower.signals, two_tower.state;
+
+create function two_tower.last_uuid() returns uuid
+language sql immutable parallel safe set search_path = '' as $$
+  select 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid;
+$$;
+comment on function two_tower.last_uuid() is 'The largest id: all users are restored.';
 
 create function two_tower.switch_lock() returns bigint
 language sql immutable parallel safe set search_path = '' as 'select 2842384801';

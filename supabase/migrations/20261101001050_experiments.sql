@@ -28,7 +28,7 @@ create function two_tower.check_overrides(p_overrides jsonb) returns void
 language plpgsql set search_path = '' as $$
 declare
   v_served text[] := '{cold_until, popularity_weight, followed_weight, recency_weight,
-    recency_half_life, exploration_share, posts_per_author, exact_scan_limit, over_fetch}';
+    recency_half_life, exploration_share, posts_per_author, over_fetch}';
   v_unknown text;
   v_row two_tower.settings;
 begin

@@ -1,0 +1,360 @@
+-- The serving index: a halfvec copy of the live vectors under HNSW. Live vectors themselves carry
+-- no index, because updates would ruin it; and updates wear this one out too, only slowly. So there
+-- are two sides: one answers, the other is empty or being built beside it, and state.serving_side
+-- points. A build serves the first index, a worn one and a new model version alike. Small corpora
+-- need no index and are scanned.
+
+create table two_tower.serving_embeddings_0 (
+  post_id bigint primary key,
+  embedding extensions.halfvec(128) not null
+);
+comment on table two_tower.serving_embeddings_0 is
+  'Side 0 of the serving index: copies of live vectors for approximate search. state.serving_side says which side answers.';
+create table two_tower.serving_embeddings_1 (like two_tower.serving_embeddings_0 including all);
+comment on table two_tower.serving_embeddings_1 is 'Side 1 of the serving index.';
+
+create table two_tower.serving_builds (
+  id bigint generated always as identity primary key,
+  side smallint not null,
+  model_version bigint not null references two_tower.model_weights (version),
+  reason text not null,
+  posts bigint not null,
+  index_bytes bigint not null,
+  seconds double precision not null,
+  built_at timestamptz not null default two_tower.now(),
+  replaced bigint not null default 0,
+  recall_when_built double precision,
+  recall double precision,
+  short_share double precision,
+  checked_at timestamptz
+);
+comment on table two_tower.serving_builds is 'Every build of the serving index; the newest one answers (view serving_index).';
+comment on column two_tower.serving_builds.replaced is 'Copies written since: each leaves a dead one in the graph.';
+comment on column two_tower.serving_builds.recall is 'Share of the true 50 nearest live vectors that the index proposes, over a sample of users.';
+comment on column two_tower.serving_builds.short_share is 'Share of the sample for whom the candidates of the index did not fill a page of 50.';
+create index serving_builds_model_version_idx on two_tower.serving_builds (model_version);
+
+create view two_tower.serving_index with (security_invoker = true) as
+select
+  b.side, b.model_version, b.reason, b.posts as posts_when_built, b.seconds as build_seconds,
+  pg_catalog.pg_relation_size(
+    format('two_tower.serving_embeddings_%s_hnsw', b.side)::regclass) as index_bytes,
+  b.built_at, two_tower.now() - b.built_at as age,
+  b.replaced, b.recall_when_built, b.recall, b.short_share, b.checked_at
+from two_tower.state as s
+cross join lateral (select * from two_tower.serving_builds order by id desc limit 1) as b
+where s.serving_side is not null;
+comment on view two_tower.serving_index is 'The index that answers: size, age, wear, recall sampled against exact search, short pages. No row: there is none, and all posts are scanned.';
+
+create table two_tower.cursors (
+  name text primary key,
+  position bigint not null default 0
+);
+comment on table two_tower.cursors is 'How far continuous small steps have come: the last post, or event, that they looked at.';
+insert into two_tower.cursors (name) values ('serving_round'), ('followed_events');
+
+create function two_tower.needs_serving_index() returns boolean
+language sql stable set search_path = '' as $$
+  select count(*) > max(few.exact_scan_limit) from (
+    select s.exact_scan_limit
+    from two_tower.settings s
+      cross join lateral (
+        select from two_tower.live_embeddings v
+        where v.slot = (select active_slot from two_tower.state)
+        limit s.exact_scan_limit + 1) v) few;
+$$;
+comment on function two_tower.needs_serving_index() is 'Whether there are more posts than settings.exact_scan_limit.';
+
+create function two_tower.serving_build_is_due() returns boolean
+language sql stable set search_path = '' as $$
+  select two_tower.needs_serving_index() and (s.serving_side is null or two_tower.slot_is_full())
+  from two_tower.state s;
+$$;
+comment on function two_tower.serving_build_is_due() is 'Whether a worker must build: the first index, or the one of a version whose slot is full. A worn index is reported by check_serving_index().';
+
+create function two_tower.build_serving_index(p_reason text default 'by hand') returns bigint
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_state two_tower.state := (select s from two_tower.state s);
+  v_side smallint := coalesce(1 - v_state.serving_side, 0);
+  v_is_switch boolean := two_tower.slot_is_full();
+  v_slot smallint := (v_state.active_slot + v_is_switch::integer) % 2;
+  v_table text := format('two_tower.serving_embeddings_%s', v_side);
+  v_missing text := format('insert into %s (post_id, embedding)
+    select v.post_id, v.embedding from two_tower.live_embeddings v
+    where v.slot = $1 and not v.is_deleted
+      and v.post_id > coalesce((select max(post_id) from %1$s), 0)
+    on conflict do nothing', v_table);
+  v_started timestamptz := clock_timestamp();
+  v_version bigint;
+  v_build bigint;
+begin
+  if not pg_try_advisory_xact_lock(two_tower.switch_lock() + 2) then
+    raise exception 'another build of the serving index is running' using errcode = '55P03',
+      hint = 'Wait for it: select * from two_tower.jobs where kind = ''build_serving_index''.';
+  end if;
+  perform set_config('maintenance_work_mem',
+    (select serving_build_megabytes from two_tower.settings) || 'MB', true);
+  execute format('truncate %s', v_table);
+  execute format('drop index if exists %s_hnsw', v_table);
+  execute v_missing using v_slot;
+  execute format('create index serving_embeddings_%s_hnsw on %s
+    using hnsw (embedding extensions.halfvec_ip_ops)', v_side, v_table);
+  execute v_missing using v_slot;
+
+  -- Nobody stores a vector between this lock and the commit, so nothing new is missed.
+  perform two_tower.lock_switch(10);
+  execute v_missing using v_slot;
+  select case when v_is_switch then filling_version
+    else two_tower.active_version('candidate_tower') end
+  into v_version from two_tower.state;
+  execute format('insert into two_tower.serving_builds
+      (side, model_version, reason, posts, index_bytes, seconds)
+    select $1, $2, $3, count(*), pg_catalog.pg_relation_size(''%s_hnsw''), $4 from %1$s
+    returning id', v_table)
+  into v_build using v_side, v_version, p_reason,
+    extract(epoch from clock_timestamp() - v_started)::double precision;
+  update two_tower.state set serving_side = v_side;
+  if v_is_switch and not two_tower.flip_slots(true) then
+    raise exception 'the switch was changed while its index was built' using errcode = '55000',
+      hint = 'Build again: the job is tried again by itself.';
+  end if;
+  update two_tower.schedules set last_run_at = null where kind = 'check_serving_index';
+  return v_build;
+end
+$$;
+comment on function two_tower.build_serving_index(text) is
+  'Definer: workers own no table. Builds the side that nobody reads from the live vectors and points to it; with a new version whose slot is full, switches to that too. Readers never wait, writers for the last moment only. All or nothing: a crash leaves what served. Returns the id of the build.';
+
+create function two_tower.copy_to_serving_index(p_post_ids bigint[]) returns integer
+language plpgsql set search_path = '' as $$
+declare
+  v_state two_tower.state := (select s from two_tower.state s);
+  v_written integer;
+begin
+  if v_state.serving_side is null then
+    return 0;
+  end if;
+  execute format('
+    with posts as materialized (
+      select v.post_id, v.embedding, v.is_deleted from two_tower.live_embeddings v
+      where v.slot = $1 and v.post_id = any ($2)
+    ), gone as (
+      delete from %1$s c using posts p where c.post_id = p.post_id and p.is_deleted
+    )
+    insert into %1$s as c (post_id, embedding)
+    select p.post_id, p.embedding
+    from posts p
+      left join %1$s o on o.post_id = p.post_id
+      cross join two_tower.settings s
+    where not p.is_deleted and (o.post_id is null
+      or (o.embedding::extensions.vector operator(extensions.<=>) p.embedding)
+        > s.serving_drift_tolerance)
+    order by p.post_id
+    on conflict (post_id) do update set embedding = excluded.embedding',
+    format('two_tower.serving_embeddings_%s', v_state.serving_side))
+  using v_state.active_slot, p_post_ids;
+  get diagnostics v_written = row_count;
+  return v_written;
+end
+$$;
+comment on function two_tower.copy_to_serving_index(bigint[]) is
+  'Brings the copies of these posts up to date: missing ones, and those that have drifted by settings.serving_drift_tolerance, are written, deleted posts removed. Returns how many were written.';
+
+create function two_tower.add_to_serving_index() returns trigger
+language plpgsql set search_path = '' as $$
+declare
+  v_post_ids bigint[];
+begin
+  select array_agg(n.post_id) into v_post_ids
+  from new_rows n join two_tower.state s on s.active_slot = n.slot and s.serving_side is not null;
+  if v_post_ids is not null then
+    perform two_tower.copy_to_serving_index(v_post_ids);
+  end if;
+  return null;
+end
+$$;
+comment on function two_tower.add_to_serving_index() is 'A new post is searchable at once, not when the refresh comes round to it.';
+create trigger add_to_serving_index after insert on two_tower.live_embeddings
+  referencing new table as new_rows
+  for each statement execute function two_tower.add_to_serving_index();
+
+-- New posts are shown to a few readers whatever their score, until they were shown often enough or
+-- somebody engages. A pool of its own keeps that from costing a look at all posts.
+create table two_tower.exploration_pool (
+  post_id bigint primary key references public.posts (id) on delete cascade,
+  shuffled bigint not null,
+  impressions integer not null default 0
+);
+comment on table two_tower.exploration_pool is 'Posts that have not had settings.exploration_impressions yet and that nobody has engaged with.';
+comment on column two_tower.exploration_pool.shuffled is 'A hash of the post: readers start at random places in this order.';
+create index exploration_pool_shuffled_idx on two_tower.exploration_pool (shuffled);
+
+create function two_tower.add_to_exploration_pool() returns trigger
+language plpgsql set search_path = '' as $$
+begin
+  insert into two_tower.exploration_pool (post_id, shuffled)
+  select n.post_id, hashint8extended(n.post_id, 0)
+  from new_rows n join two_tower.state s on s.active_slot = n.slot
+  where n.is_pretrained and not n.is_deleted
+  order by n.post_id
+  on conflict do nothing;
+  return null;
+end
+$$;
+comment on function two_tower.add_to_exploration_pool() is 'Every new post is explored.';
+create trigger add_to_exploration_pool after insert on two_tower.live_embeddings
+  referencing new table as new_rows
+  for each statement execute function two_tower.add_to_exploration_pool();
+
+create function two_tower.posts_to_explore(p_start bigint, p_limit integer)
+returns setof bigint language sql stable set search_path = '' as $$
+  (select post_id from two_tower.exploration_pool where shuffled >= p_start
+   order by shuffled limit p_limit)
+  union all
+  (select post_id from two_tower.exploration_pool where shuffled < p_start
+   order by shuffled limit p_limit)
+  limit p_limit;
+$$;
+comment on function two_tower.posts_to_explore(bigint, integer) is 'The next so many posts of the pool from a place in its shuffled order, round its end.';
+
+-- Events that commit late are overtaken by the cursor. That costs an impression, or a refresh that
+-- the round makes up for.
+create function two_tower.follow_events(p_limit integer default 5000) returns integer
+language plpgsql set search_path = '' as $$
+declare
+  v_newest bigint := (select max(id) from public.engagement_events);
+  v_last bigint;
+  v_engaged bigint[];
+  v_shown bigint[];
+  v_times integer[];
+begin
+  select greatest(position, v_newest - 20 * p_limit) into v_last
+  from two_tower.cursors where name = 'followed_events';
+  with next as materialized (
+    select e.id, e.post_id, s.strength
+    from (select id, post_id, event_type from public.engagement_events where id > v_last
+          order by id limit p_limit) e
+      join two_tower.signals s using (event_type)
+  ), shown as (
+    select post_id, count(*)::integer as times from next where strength = 0 group by post_id
+  )
+  select (select max(id) from next),
+    (select array_agg(distinct post_id) from next where strength <> 0),
+    (select array_agg(post_id) from shown), (select array_agg(times) from shown)
+  into v_last, v_engaged, v_shown, v_times;
+  if v_last is null then
+    return 0;
+  end if;
+  update two_tower.exploration_pool p set impressions = p.impressions + n.times
+  from unnest(v_shown, v_times) as n (post_id, times) where p.post_id = n.post_id;
+  delete from two_tower.exploration_pool p using two_tower.settings s
+  where p.post_id = any (v_engaged)
+    or (p.post_id = any (v_shown) and p.impressions >= s.exploration_impressions);
+  update two_tower.cursors set position = v_last where name = 'followed_events';
+  return two_tower.copy_to_serving_index(v_engaged[1:500]);
+end
+$$;
+comment on function two_tower.follow_events(integer) is
+  'Looks at the next so many events: counts impressions of explored posts, and refreshes the served copies of posts that were engaged with. Returns how many copies were written.';
+
+create function two_tower.refresh_serving_index(p_limit integer default 500) returns integer
+language plpgsql set search_path = '' as $$
+declare
+  v_state two_tower.state := (select s from two_tower.state s);
+  v_post_ids bigint[];
+  v_written integer;
+begin
+  v_written := two_tower.follow_events();
+  if v_state.serving_side is null then
+    return v_written;
+  end if;
+  select array_agg(v.post_id) into v_post_ids from (
+    select post_id from two_tower.live_embeddings
+    where slot = v_state.active_slot
+      and post_id > (select position from two_tower.cursors where name = 'serving_round')
+    order by post_id limit p_limit) v;
+  update two_tower.cursors set position = coalesce(v_post_ids[cardinality(v_post_ids)], 0)
+  where name = 'serving_round';
+  v_written := v_written + two_tower.copy_to_serving_index(v_post_ids);
+  if v_written > 0 then
+    update two_tower.serving_builds set replaced = replaced + v_written
+    where id = (select max(id) from two_tower.serving_builds);
+  end if;
+  return v_written;
+end
+$$;
+comment on function two_tower.refresh_serving_index(integer) is
+  'One bounded step that keeps the index fresh: posts of the newest events, then the next so many posts on a round that never ends. Returns how many copies were written.';
+
+-- By name, so that each side has a plan of its own with its own HNSW index.
+create function two_tower.nearest_posts(p_vector extensions.vector, p_limit integer)
+returns setof bigint language plpgsql stable set search_path = '' as $$
+declare
+  v_state two_tower.state := (select s from two_tower.state s);
+begin
+  if v_state.serving_side is null then
+    return query
+    select v.post_id from two_tower.live_embeddings v
+    where v.slot = v_state.active_slot and not v.is_deleted
+    order by v.embedding operator(extensions.<#>) p_vector limit p_limit;
+    return;
+  end if;
+  perform set_config('hnsw.ef_search', greatest(40, least(p_limit, 1000))::text, true);
+  return query execute format(
+    'select post_id from two_tower.serving_embeddings_%s
+     order by embedding operator(extensions.<#>) $1 limit %s', v_state.serving_side, p_limit)
+  using p_vector::extensions.halfvec(128);
+end
+$$;
+comment on function two_tower.nearest_posts(extensions.vector, integer) is
+  'About the nearest so many posts by their served copies; exactly the nearest where there is no index.';
+
+create function two_tower.check_serving_index(p_sample integer default 30) returns void
+language plpgsql set search_path = '' as $$
+declare
+  v_build two_tower.serving_builds;
+  v_slot smallint := (select active_slot from two_tower.state);
+  v_over_fetch integer := (select over_fetch from two_tower.settings);
+  v_percent real := (select least(100, 100 * 50.0 * p_sample / greatest(1, c.reltuples))
+    from pg_catalog.pg_class c where c.oid = 'two_tower.user_embeddings'::regclass);
+  v_recall double precision;
+  v_short double precision;
+begin
+  if (select serving_side is null from two_tower.state) then
+    return;
+  end if;
+  with readers as materialized (
+    select u.user_id, two_tower.encode_user(u.user_id) as vector
+    from (
+      select user_id from two_tower.user_embeddings tablesample system (v_percent)
+      where engagement_count > 0 order by random() limit p_sample) u
+  ), found as (
+    select r.user_id, array(
+        select c.post_id from two_tower.nearest_posts(r.vector, v_over_fetch) as c (post_id)
+      ) as candidates, array(
+        select v.post_id from two_tower.live_embeddings v
+        where v.slot = v_slot and not v.is_deleted
+        order by v.embedding operator(extensions.<#>) r.vector limit 50) as truth
+    from readers r where r.vector is not null
+  )
+  select avg((select count(*) from unnest(f.truth) t where t = any (f.candidates))
+           / nullif(cardinality(f.truth), 0)::double precision),
+    avg(((select count(*) from unnest(f.candidates) as c (post_id)
+            join two_tower.live_embeddings v on v.slot = v_slot and v.post_id = c.post_id
+            cross join lateral two_tower.if_eligible(f.user_id, v.post_id, v.author_id)
+          where not v.is_deleted) < 50)::integer)
+  into v_recall, v_short from found f;
+
+  update two_tower.serving_builds set recall = v_recall, short_share = v_short,
+    checked_at = two_tower.now(), recall_when_built = coalesce(recall_when_built, v_recall)
+  where id = (select max(id) from two_tower.serving_builds) returning * into v_build;
+  if exists (select from two_tower.settings s
+             where v_build.recall < v_build.recall_when_built - s.serving_recall_tolerance
+               or v_build.replaced > s.serving_rebuild_share * v_build.posts) then
+    perform two_tower.enqueue_job('build_serving_index');
+  end if;
+end
+$$;
+comment on function two_tower.check_serving_index(integer) is
+  'Samples users, compares what the index proposes with the true nearest, and asks for a build when recall has fallen by settings.serving_recall_tolerance or settings.serving_rebuild_share of the copies were replaced.';
