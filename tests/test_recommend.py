@@ -76,12 +76,10 @@ class World:
         }
 
 
-@pytest.mark.parametrize("exact_scan_limit", [100000, 0])
 @pytest.mark.parametrize("seed", range(4))
 def test_all_that_is_eligible_comes_back_and_nothing_else(
-    db: psycopg.Connection[Any], seed: int, exact_scan_limit: int
+    db: psycopg.Connection[Any], seed: int
 ) -> None:
-    db.execute("update two_tower.settings set exact_scan_limit = %s", [exact_scan_limit])
     world = World(db, seed)
     for user in world.users:
         exclude = set(world.posts[:7])
@@ -102,9 +100,9 @@ def test_the_personal_part_is_the_cosine_with_the_re_encoded_user(
     world.act(user, world.posts[0], "like")
     rows = db.execute(
         "select s.post_id, s.personal, v.embedding"
-        " from two_tower.score_posts(%s, '{}', null) s"
+        " from two_tower.score_posts(two_tower.reader_of(%s), %s::bigint[]) s"
         " join two_tower.live_embeddings v using (post_id)",
-        [user],
+        [user, world.posts],
     ).fetchall()
     row = db.execute("select two_tower.encode_user(%s)", [user]).fetchone()
     assert row is not None
@@ -135,8 +133,9 @@ def test_warmth_grows_without_a_cliff(db: psycopg.Connection[Any]) -> None:
     largest = []
     for post in [p for p in world.posts if p not in world.deleted][:20]:
         row = db.execute(
-            "select max(abs(personal)), max(fresh) from two_tower.score_posts(%s, '{}', null)",
-            [user],
+            "select max(abs(personal)), max(fresh)"
+            " from two_tower.score_posts(two_tower.reader_of(%s), %s::bigint[])",
+            [user, world.posts],
         ).fetchone()
         assert row is not None
         largest.append(row[1])
@@ -171,18 +170,6 @@ def test_without_any_encoded_post_the_newest_posts_come(db: psycopg.Connection[A
 
 def test_an_empty_database_gives_an_empty_page(db: psycopg.Connection[Any]) -> None:
     assert db.execute(RANKED, [add_user(db), 5, []]).fetchall() == []
-
-
-def test_a_new_post_is_a_candidate_of_the_index_at_once(
-    fresh_database: Callable[[], str],
-) -> None:
-    # a database of its own: what other tests rolled back still lies in the shared one's index
-    with connect(fresh_database()) as db:
-        world = World(db, seed=8, posts=40)
-        row = db.execute("select embedding, slot from two_tower.live_embeddings limit 1").fetchone()
-        assert row is not None
-        near = db.execute("select two_tower.nearest_posts(%s, %s, 1000)", list(row)).fetchall()
-        assert {n[0] for n in near} == set(world.posts)
 
 
 def test_recommend_writes_nothing(db: psycopg.Connection[Any]) -> None:

@@ -13,7 +13,7 @@ from rich.status import Status
 from rich.table import Table
 
 from python_jobs.bench import growth, inserts
-from python_jobs.bench.world import world
+from python_jobs.bench.world import fill, world
 
 
 @click.group()
@@ -31,6 +31,7 @@ def bench_inserts(quick: bool, users: int, posts: int, as_json: bool, check: boo
     """What an event costs against a plain insert of the same row."""
     rounds, seconds = (2, 1) if quick else (5, 3)
     with progress("filling a database") as status, world(users, posts) as target:
+        fill(target)
         report = inserts.measure(target, rounds, {"seconds": seconds}, status.update)
     if as_json:
         click.echo(json.dumps(report, indent=2))
@@ -48,6 +49,7 @@ def bench_inserts(quick: bool, users: int, posts: int, as_json: bool, check: boo
 def bench_growth(events: int, users: int, posts: int, as_json: bool) -> None:
     """What grows when a million events arrive at full speed, a tenth of them likes."""
     with progress("filling a database") as status, world(users, posts) as target:
+        fill(target)
         report = growth.measure(target, events, 10, status.update)
     if as_json:
         click.echo(json.dumps(report, indent=2))

@@ -137,10 +137,6 @@ def _add_reader(
         " select %s, unnest(%s::uuid[]), 'block_author'",
         [
             reader,
-            [
-                user_id(READERS + 1 + int(a))
-                for a in chance.choice(AUTHORS, BLOCKED, replace=False)
-            ],
+            [user_id(READERS + 1 + int(a)) for a in chance.choice(AUTHORS, BLOCKED, replace=False)],
         ],
     )
-

@@ -95,8 +95,10 @@ create table two_tower.settings (
     constraint posts_per_author_is_positive check (posts_per_author > 0),
   exact_scan_limit integer not null default 5000
     constraint exact_scan_limit_is_bounded check (exact_scan_limit between 0 and 1000000),
-  over_fetch integer not null default 200
+  over_fetch integer not null default 100
     constraint over_fetch_is_bounded check (over_fetch between 40 and 1000),
+  ef_search integer not null default 400
+    constraint ef_search_is_bounded check (ef_search between 40 and 1000),
   exploration_impressions integer not null default 20
     constraint exploration_impressions_is_bounded
       check (exploration_impressions between 0 and 100000),
@@ -108,7 +110,7 @@ create table two_tower.settings (
       check (serving_recall_tolerance between 0 and 0.5),
   serving_rebuild_share real not null default 0.5
     constraint serving_rebuild_share_is_positive check (serving_rebuild_share > 0),
-  serving_build_megabytes integer not null default 256
+  serving_build_megabytes integer not null default 1024
     constraint serving_build_megabytes_is_bounded
       check (serving_build_megabytes between 16 and 1048576)
 );
@@ -152,11 +154,12 @@ comment on column two_tower.settings.exploration_share is 'Share of a page given
 comment on column two_tower.settings.posts_per_author is 'At most so many posts of one author on a page, while others are left.';
 comment on column two_tower.settings.exploration_impressions is 'A new post is explored until it was shown so often, or somebody engaged with it.';
 comment on column two_tower.settings.exact_scan_limit is 'With at most so many posts, all are scanned; above, the serving index proposes.';
-comment on column two_tower.settings.over_fetch is 'Candidates taken from the serving index before filters and re-ranking.';
+comment on column two_tower.settings.over_fetch is 'Unseen posts taken from the serving index, at least, to be scored by their live vectors; twice the page where that is more.';
+comment on column two_tower.settings.ef_search is 'Breadth of the search in the serving index (hnsw.ef_search): more finds more and takes longer.';
 comment on column two_tower.settings.serving_drift_tolerance is 'Cosine distance from its live vector at which a served copy is refreshed.';
 comment on column two_tower.settings.serving_recall_tolerance is 'The serving index is rebuilt when its sampled recall has fallen by so much.';
 comment on column two_tower.settings.serving_rebuild_share is 'The serving index is rebuilt when so many of its copies, as a share of the posts, were replaced.';
-comment on column two_tower.settings.serving_build_megabytes is 'maintenance_work_mem of a build; 100,000 posts need about 60 MB, and less memory means a slower build.';
+comment on column two_tower.settings.serving_build_megabytes is 'The most memory that a build of the serving index takes; it needs about 1 MB per 1,000 posts, and is slow with less.';
 insert into two_tower.settings default values;
 
 create table two_tower.signals (

@@ -163,28 +163,31 @@ create index profile_embeddings_to_encode_idx
 -- live vectors of the last engagements, so that a user is always in the space in which the posts
 -- are now.
 create function two_tower.encode_user(p_user_id uuid) returns extensions.vector
-language sql stable set search_path = '' as $$
-  select case when s.learning_rule = 'literal'
-    then case when extensions.vector_norm(u.embedding) > 0 then u.embedding end
-    else extensions.l2_normalize((
-    select extensions.sum(part.weight operator(extensions.*) part.embedding)
-    from (
-      select array_fill(u.base_weight, array[128])::extensions.vector as weight,
-             u.base_embedding as embedding
-      where u.base_embedding is not null
-      union all
-      select array_fill((r.strength * greatest(1e-12, s.history_decay
-                         ^ (cardinality(u.recent_post_ids) - r.place)))::real,
-                        array[128])::extensions.vector,
-             v.embedding
-      from unnest(u.recent_post_ids, u.recent_strengths)
-             with ordinality as r (post_id, strength, place)
-        join two_tower.live_embeddings v on v.slot = st.active_slot and v.post_id = r.post_id
-    ) part
-  )) end
-  from two_tower.user_embeddings u
-    cross join two_tower.settings s cross join two_tower.state st
-  where u.user_id = p_user_id;
+language plpgsql stable set search_path = '' as $$
+begin
+  return (
+    select case when s.learning_rule = 'literal'
+      then case when extensions.vector_norm(u.embedding) > 0 then u.embedding end
+      else extensions.l2_normalize((
+      select extensions.sum(part.weight operator(extensions.*) part.embedding)
+      from (
+        select array_fill(u.base_weight, array[128])::extensions.vector as weight,
+               u.base_embedding as embedding
+        where u.base_embedding is not null
+        union all
+        select array_fill((r.strength * greatest(1e-12, s.history_decay
+                           ^ (cardinality(u.recent_post_ids) - r.place)))::real,
+                          array[128])::extensions.vector,
+               v.embedding
+        from unnest(u.recent_post_ids, u.recent_strengths)
+               with ordinality as r (post_id, strength, place)
+          join two_tower.live_embeddings v on v.slot = st.active_slot and v.post_id = r.post_id
+      ) part
+    )) end
+    from two_tower.user_embeddings u
+      cross join two_tower.settings s cross join two_tower.state st
+    where u.user_id = p_user_id);
+end
 $$;
 comment on function two_tower.encode_user(uuid) is
   'The vector a user is served with. Contrastive: norm(base + sum of decay^age * strength * live vector). Literal: the stored one. Null for a user of whom nothing is known.';

@@ -55,13 +55,12 @@ insert into two_tower.cursors (name) values ('serving_round'), ('followed_events
 
 create function two_tower.needs_serving_index() returns boolean
 language sql stable set search_path = '' as $$
-  select count(*) > max(few.exact_scan_limit) from (
-    select s.exact_scan_limit
-    from two_tower.settings s
-      cross join lateral (
-        select from two_tower.live_embeddings v
-        where v.slot = (select active_slot from two_tower.state)
-        limit s.exact_scan_limit + 1) v) few;
+  select s.exact_scan_limit < (
+    select count(*) from (
+      select from two_tower.live_embeddings v
+      where v.slot = (select active_slot from two_tower.state)
+      limit s.exact_scan_limit + 1) v)
+  from two_tower.settings s;
 $$;
 comment on function two_tower.needs_serving_index() is 'Whether there are more posts than settings.exact_scan_limit.';
 
@@ -72,6 +71,28 @@ language sql stable set search_path = '' as $$
 $$;
 comment on function two_tower.serving_build_is_due() is 'Whether a worker must build: the first index, or the one of a version whose slot is full. A worn index is reported by check_serving_index().';
 
+create function two_tower.copy_missing_posts(p_side smallint, p_slot smallint) returns bigint
+language plpgsql set search_path = '' as $$
+declare
+  v_copied bigint;
+begin
+  execute format('
+    with missing as materialized (
+      select v.post_id from two_tower.live_embeddings v where v.slot = $1
+      except select c.post_id from two_tower.serving_embeddings_%1$s c
+    )
+    insert into two_tower.serving_embeddings_%1$s (post_id, embedding)
+    select v.post_id, v.embedding
+    from missing m join two_tower.live_embeddings v on v.slot = $1 and v.post_id = m.post_id
+    where not v.is_deleted order by v.post_id', p_side)
+  using p_slot;
+  get diagnostics v_copied = row_count;
+  return v_copied;
+end
+$$;
+comment on function two_tower.copy_missing_posts(smallint, smallint) is
+  'Copies the posts of a slot that a side lacks. Returns how many.';
+
 create function two_tower.build_serving_index(p_reason text default 'by hand') returns bigint
 language plpgsql security definer set search_path = '' as $$
 declare
@@ -80,40 +101,32 @@ declare
   v_is_switch boolean := two_tower.slot_is_full();
   v_slot smallint := (v_state.active_slot + v_is_switch::integer) % 2;
   v_table text := format('two_tower.serving_embeddings_%s', v_side);
-  v_missing text := format('insert into %s (post_id, embedding)
-    select v.post_id, v.embedding from two_tower.live_embeddings v
-    where v.slot = $1 and not v.is_deleted
-      and v.post_id > coalesce((select max(post_id) from %1$s), 0)
-    on conflict do nothing', v_table);
   v_started timestamptz := clock_timestamp();
-  v_version bigint;
+  v_posts bigint;
   v_build bigint;
 begin
   if not pg_try_advisory_xact_lock(two_tower.switch_lock() + 2) then
     raise exception 'another build of the serving index is running' using errcode = '55P03',
       hint = 'Wait for it: select * from two_tower.jobs where kind = ''build_serving_index''.';
   end if;
-  perform set_config('maintenance_work_mem',
-    (select serving_build_megabytes from two_tower.settings) || 'MB', true);
   execute format('truncate %s', v_table);
   execute format('drop index if exists %s_hnsw', v_table);
-  execute v_missing using v_slot;
+  v_posts := two_tower.copy_missing_posts(v_side, v_slot);
+  perform set_config('maintenance_work_mem', (select least(s.serving_build_megabytes,
+    64 + v_posts / 1000) from two_tower.settings s) || 'MB', true);
   execute format('create index serving_embeddings_%s_hnsw on %s
-    using hnsw (embedding extensions.halfvec_ip_ops)', v_side, v_table);
-  execute v_missing using v_slot;
+    using hnsw (embedding extensions.halfvec_ip_ops) with (ef_construction = 200)', v_side, v_table);
+  v_posts := v_posts + two_tower.copy_missing_posts(v_side, v_slot);
 
-  -- Nobody stores a vector between this lock and the commit, so nothing new is missed.
+  -- Nobody stores a vector between this lock and the commit, so nothing is missed.
   perform two_tower.lock_switch(10);
-  execute v_missing using v_slot;
-  select case when v_is_switch then filling_version
-    else two_tower.active_version('candidate_tower') end
-  into v_version from two_tower.state;
-  execute format('insert into two_tower.serving_builds
-      (side, model_version, reason, posts, index_bytes, seconds)
-    select $1, $2, $3, count(*), pg_catalog.pg_relation_size(''%s_hnsw''), $4 from %1$s
-    returning id', v_table)
-  into v_build using v_side, v_version, p_reason,
-    extract(epoch from clock_timestamp() - v_started)::double precision;
+  v_posts := v_posts + two_tower.copy_missing_posts(v_side, v_slot);
+  insert into two_tower.serving_builds (side, model_version, reason, posts, index_bytes, seconds)
+  select v_side, case when v_is_switch then s.filling_version
+      else two_tower.active_version('candidate_tower') end, p_reason, v_posts,
+    pg_catalog.pg_relation_size((v_table || '_hnsw')::regclass),
+    extract(epoch from clock_timestamp() - v_started)
+  from two_tower.state s returning id into v_build;
   update two_tower.state set serving_side = v_side;
   if v_is_switch and not two_tower.flip_slots(true) then
     raise exception 'the switch was changed while its index was built' using errcode = '55000',
@@ -207,17 +220,6 @@ create trigger add_to_exploration_pool after insert on two_tower.live_embeddings
   referencing new table as new_rows
   for each statement execute function two_tower.add_to_exploration_pool();
 
-create function two_tower.posts_to_explore(p_start bigint, p_limit integer)
-returns setof bigint language sql stable set search_path = '' as $$
-  (select post_id from two_tower.exploration_pool where shuffled >= p_start
-   order by shuffled limit p_limit)
-  union all
-  (select post_id from two_tower.exploration_pool where shuffled < p_start
-   order by shuffled limit p_limit)
-  limit p_limit;
-$$;
-comment on function two_tower.posts_to_explore(bigint, integer) is 'The next so many posts of the pool from a place in its shuffled order, round its end.';
-
 -- Events that commit late are overtaken by the cursor. That costs an impression, or a refresh that
 -- the round makes up for.
 create function two_tower.follow_events(p_limit integer default 5000) returns integer
@@ -287,28 +289,45 @@ $$;
 comment on function two_tower.refresh_serving_index(integer) is
   'One bounded step that keeps the index fresh: posts of the newest events, then the next so many posts on a round that never ends. Returns how many copies were written.';
 
--- By name, so that each side has a plan of its own with its own HNSW index.
-create function two_tower.nearest_posts(p_vector extensions.vector, p_limit integer)
-returns setof bigint language plpgsql stable set search_path = '' as $$
+-- Each side by its name, and so with a plan of its own that locks that side alone: the other one
+-- may be being built. The plan reads the index in order and asks of each post whether it was seen.
+-- The limit that the planner sees is a constant, or it would plan for a tenth of the table.
+create function two_tower.nearest_posts(p_vector extensions.vector, p_limit integer,
+  p_user_id uuid default null, p_excluded bigint[] default '{}', p_is_wide boolean default false)
+returns bigint[] language plpgsql stable set search_path = ''
+  set plan_cache_mode = force_generic_plan as $$
 declare
-  v_state two_tower.state := (select s from two_tower.state s);
+  v_side smallint := (select serving_side from two_tower.state);
+  v_vector extensions.halfvec(128) := p_vector;
 begin
-  if v_state.serving_side is null then
-    return query
-    select v.post_id from two_tower.live_embeddings v
-    where v.slot = v_state.active_slot and not v.is_deleted
-    order by v.embedding operator(extensions.<#>) p_vector limit p_limit;
-    return;
+  if v_side is null then
+    return null;
   end if;
-  perform set_config('hnsw.ef_search', greatest(40, least(p_limit, 1000))::text, true);
-  return query execute format(
-    'select post_id from two_tower.serving_embeddings_%s
-     order by embedding operator(extensions.<#>) $1 limit %s', v_state.serving_side, p_limit)
-  using p_vector::extensions.halfvec(128);
+  perform set_config('hnsw.ef_search', least(1000, greatest(s.ef_search, p_limit))::text, true),
+    set_config('hnsw.iterative_scan', case when p_is_wide then 'relaxed_order' else 'off' end, true)
+  from two_tower.settings s;
+  if v_side = 0 then
+    return array(
+      select n.post_id from (
+        select s.post_id from two_tower.serving_embeddings_0 s
+        where s.post_id <> all (p_excluded)
+          and not (select exists (select from two_tower.user_posts u
+            where u.user_id = p_user_id and u.post_id = s.post_id))
+        order by s.embedding operator(extensions.<#>) v_vector limit 1000) n
+      limit p_limit);
+  end if;
+  return array(
+    select n.post_id from (
+      select s.post_id from two_tower.serving_embeddings_1 s
+      where s.post_id <> all (p_excluded)
+        and not (select exists (select from two_tower.user_posts u
+          where u.user_id = p_user_id and u.post_id = s.post_id))
+      order by s.embedding operator(extensions.<#>) v_vector limit 1000) n
+    limit p_limit);
 end
 $$;
-comment on function two_tower.nearest_posts(extensions.vector, integer) is
-  'About the nearest so many posts by their served copies; exactly the nearest where there is no index.';
+comment on function two_tower.nearest_posts(extensions.vector, integer, uuid, bigint[], boolean) is
+  'About the nearest so many posts (1,000 at most) by their served copies that the user has not seen; null where there is no serving index. p_is_wide: goes on beyond ef_search while posts are missing, to hnsw.max_scan_tuples; otherwise fewer come back.';
 
 create function two_tower.check_serving_index(p_sample integer default 30) returns void
 language plpgsql set search_path = '' as $$
@@ -324,27 +343,27 @@ begin
   if (select serving_side is null from two_tower.state) then
     return;
   end if;
-  with readers as materialized (
+  with sample as materialized (
     select u.user_id, two_tower.encode_user(u.user_id) as vector
     from (
       select user_id from two_tower.user_embeddings tablesample system (v_percent)
       where engagement_count > 0 order by random() limit p_sample) u
-  ), found as (
-    select r.user_id, array(
-        select c.post_id from two_tower.nearest_posts(r.vector, v_over_fetch) as c (post_id)
-      ) as candidates, array(
-        select v.post_id from two_tower.live_embeddings v
-        where v.slot = v_slot and not v.is_deleted
-        order by v.embedding operator(extensions.<#>) r.vector limit 50) as truth
-    from readers r where r.vector is not null
   )
-  select avg((select count(*) from unnest(f.truth) t where t = any (f.candidates))
-           / nullif(cardinality(f.truth), 0)::double precision),
-    avg(((select count(*) from unnest(f.candidates) as c (post_id)
-            join two_tower.live_embeddings v on v.slot = v_slot and v.post_id = c.post_id
-            cross join lateral two_tower.if_eligible(f.user_id, v.post_id, v.author_id)
-          where not v.is_deleted) < 50)::integer)
-  into v_recall, v_short from found f;
+  select avg((select count(*) from unnest(f.exact) e where e = any (f.near)) / 50.0),
+    avg(((
+      select count(*) from unnest(f.unseen) as c (post_id)
+        join two_tower.live_embeddings v on v.slot = v_slot and v.post_id = c.post_id
+      where not v.is_deleted and two_tower.is_eligible(f.user_id, v.post_id, v.author_id)
+    ) < 50)::integer)
+  into v_recall, v_short
+  from (
+    select s.user_id, two_tower.nearest_posts(s.vector, v_over_fetch) as near,
+      two_tower.nearest_posts(s.vector, v_over_fetch, s.user_id) as unseen,
+      array(select v.post_id from two_tower.live_embeddings v
+            where v.slot = v_slot and not v.is_deleted
+            order by v.embedding operator(extensions.<#>) s.vector limit 50) as exact
+    from sample s where s.vector is not null
+  ) f;
 
   update two_tower.serving_builds set recall = v_recall, short_share = v_short,
     checked_at = two_tower.now(), recall_when_built = coalesce(recall_when_built, v_recall)
@@ -357,4 +376,4 @@ begin
 end
 $$;
 comment on function two_tower.check_serving_index(integer) is
-  'Samples users, compares what the index proposes with the true nearest, and asks for a build when recall has fallen by settings.serving_recall_tolerance or settings.serving_rebuild_share of the copies were replaced.';
+  'Samples users, compares what the index proposes with the true nearest 50, and asks for a build when recall has fallen by settings.serving_recall_tolerance or settings.serving_rebuild_share of the copies were replaced.';
