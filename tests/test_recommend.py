@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import random
 import uuid
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import psycopg
 import pytest
 from conftest import add_user
-
-from python_jobs.db import connect
 
 RANKED = "select post_id, score, source from two_tower.recommend_for(%s, %s, %s)"
 

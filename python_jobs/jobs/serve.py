@@ -9,9 +9,9 @@ import psycopg
 
 def build_serving_index(connection: psycopg.Connection[Any]) -> dict[str, Any]:
     """Builds the side that nobody reads and lets it answer. Returns what the build reports."""
+    connection.execute("select two_tower.build_serving_index('job')")
     row = connection.execute(
-        "select posts, index_bytes from two_tower.serving_builds"
-        " where id = two_tower.build_serving_index('job')"
+        "select posts, index_bytes from two_tower.serving_builds order by id desc limit 1"
     ).fetchone()
     assert row is not None
     return dict(row)
