@@ -34,7 +34,8 @@ _REASONS = (
     (r"Limit", "no more than are needed"),
     (r"Aggregate", "gathered into arrays, or summed to the reader's vector"),
     (r"Append", "one after the other"),
-    (r"Nested Loop|Hash Join|Merge Join", "each row with its match"),
+    (r"Nested Loop|Join", "each row with its match"),
+    (r"Hash", "hashed for the join above"),
     (r"Subquery Scan", "in the order of the inner query"),
     (r"Result", "one value, or a condition that is asked first"),
 )

@@ -95,7 +95,7 @@ create table two_tower.settings (
     constraint posts_per_author_is_positive check (posts_per_author > 0),
   exact_scan_limit integer not null default 5000
     constraint exact_scan_limit_is_bounded check (exact_scan_limit between 0 and 1000000),
-  over_fetch integer not null default 100
+  over_fetch integer not null default 150
     constraint over_fetch_is_bounded check (over_fetch between 40 and 1000),
   ef_search integer not null default 400
     constraint ef_search_is_bounded check (ef_search between 40 and 1000),
@@ -154,7 +154,7 @@ comment on column two_tower.settings.exploration_share is 'Share of a page given
 comment on column two_tower.settings.posts_per_author is 'At most so many posts of one author on a page, while others are left.';
 comment on column two_tower.settings.exploration_impressions is 'A new post is explored until it was shown so often, or somebody engaged with it.';
 comment on column two_tower.settings.exact_scan_limit is 'With at most so many posts, all are scanned; above, the serving index proposes.';
-comment on column two_tower.settings.over_fetch is 'Unseen posts taken from the serving index, at least, to be scored by their live vectors; twice the page where that is more.';
+comment on column two_tower.settings.over_fetch is 'Unseen posts taken from the serving index, at least, to be scored by their live vectors; three times the page where that is more.';
 comment on column two_tower.settings.ef_search is 'Breadth of the search in the serving index (hnsw.ef_search): more finds more and takes longer.';
 comment on column two_tower.settings.serving_drift_tolerance is 'Cosine distance from its live vector at which a served copy is refreshed.';
 comment on column two_tower.settings.serving_recall_tolerance is 'The serving index is rebuilt when its sampled recall has fallen by so much.';

@@ -2,6 +2,7 @@
 -- ones of followed authors, and new ones to explore. Each filter stands where it costs least:
 -- what was seen is left out while candidates are gathered, deleted and own posts where a post's
 -- row is read anyway, and authors are looked up from the best post down until the page is full.
+-- "not (select exists" where it says so: that is asked row by row, however much a user has seen.
 -- A page that is short is made again from a scan of all posts; one that is short after that, or
 -- fails, is filled by simpler rules. Nothing here writes.
 
@@ -167,8 +168,8 @@ begin
        order by created_at desc limit v_newest)
     ) c
     where c.post_id <> all (p_excluded)
-      and not exists (select from two_tower.user_posts u
-        where u.user_id = p_reader.user_id and u.post_id = c.post_id)
+      and not (select exists (select from two_tower.user_posts u
+        where u.user_id = p_reader.user_id and u.post_id = c.post_id))
     union all
     (select p.id
      from (
@@ -184,8 +185,8 @@ begin
        cross join lateral (
          select p.id, p.created_at from public.posts p
          where p.author_id = f.followed_id and p.deleted_at is null and p.id <> all (p_excluded)
-           and not exists (select from two_tower.user_posts u
-             where u.user_id = p_reader.user_id and u.post_id = p.id)
+           and not (select exists (select from two_tower.user_posts u
+             where u.user_id = p_reader.user_id and u.post_id = p.id))
          order by p.created_at desc limit 5) p
      order by p.created_at desc limit p_limit));
 end
@@ -264,7 +265,7 @@ create function two_tower.learned_page(p_user_id uuid, p_limit integer, p_exclud
 language plpgsql stable set search_path = '' as $$
 declare
   v_reader two_tower.reader := two_tower.reader_of(p_user_id);
-  v_count integer := greatest(v_reader.over_fetch, 2 * p_limit);
+  v_count integer := least(1000, greatest(v_reader.over_fetch, 3 * p_limit));
   v_explored bigint[] := two_tower.explored_posts(v_reader, p_limit, p_excluded);
   v_listed bigint[] := two_tower.listed_posts(v_reader,
     case when v_reader.warmth < 1 then v_count else p_limit end, p_excluded);
