@@ -101,6 +101,18 @@ def test_the_plans_of_a_page_can_be_read(feed: World) -> None:
         assert line.strip() != "#", "a node without its reason"
 
 
+def test_posts_of_followed_authors_are_candidates_wherever_they_are(
+    db: psycopg.Connection[Any],
+) -> None:
+    newcomer, author = user_id(READERS + 1), user_id(READERS + 1500)
+    db.execute("insert into public.follows values (%s, %s)", [newcomer, author])
+    rows = db.execute(
+        "select author_id::text, source from two_tower.recommend_for(%s, 20)", [newcomer]
+    ).fetchall()
+    theirs = value(db, "select count(*) from public.posts where author_id = %s", author)
+    assert rows.count((author, "followed")) == theirs == 3
+
+
 def test_a_reader_who_has_seen_all_that_is_near_gets_what_comes_next(
     db: psycopg.Connection[Any],
 ) -> None:
@@ -112,10 +124,8 @@ def test_a_reader_who_has_seen_all_that_is_near_gets_what_comes_next(
         [reader, reader, reader],
     )
     db.execute("update two_tower.settings set exploration_share = 0")
-    wide = value(db, "select two_tower.nearest_posts(two_tower.encode_user(%s), 100, %s, '{}', true)",
-                 reader, reader)  # fmt: skip
-    narrow = value(db, "select two_tower.nearest_posts(two_tower.encode_user(%s), 100, %s)",
-                   reader, reader)  # fmt: skip
+    nearest = "select two_tower.nearest_posts(two_tower.encode_user(%s), 100, %s, '{}', %s)"
+    narrow, wide = (value(db, nearest, reader, reader, is_wide) for is_wide in (False, True))
     assert len(narrow) < 50 < len(wide)
     assert len({row[0] for row in db.execute(PAGE, [reader])}) == 50
 
@@ -219,13 +229,6 @@ def test_no_post_is_missing_that_was_stored_while_a_build_was_at_work(feed: Worl
         finally:
             stop.set()
             thread.join()
-        connection.execute(
-            "select two_tower.store_base_embeddings(array_agg(p.id), array_agg(e.v))"
-            " from public.posts p, (select array_fill(0.1::real, array[384])::extensions.vector) e (v)"
-            " where p.id > %s and not exists (select from two_tower.live_embeddings v"
-            "   where v.post_id = p.id)",
-            [posts],
-        )
         assert value(connection, "select max(id) from public.posts") > posts
         side = value(connection, "select serving_side from two_tower.state")
         missing = (
@@ -264,7 +267,8 @@ def test_a_worn_index_is_rebuilt_beside_itself_and_recall_is_kept(feed: World) -
         assert replaced > POSTS / 2
         assert value(connection, "select count(*) from two_tower.serving_builds") == builds + 1
         row = connection.execute(
-            "select reason, replaced, recall >= recall_when_built - .02 from two_tower.serving_index"
+            "select reason, replaced, recall >= recall_when_built - .02"
+            " from two_tower.serving_index"
         ).fetchone()
         assert row == ("job", 0, True)
     assert min(lengths) == 50

@@ -263,21 +263,20 @@ comment on function two_tower.follow_events(integer) is
 create function two_tower.refresh_serving_index(p_limit integer default 500) returns integer
 language plpgsql set search_path = '' as $$
 declare
-  v_state two_tower.state := (select s from two_tower.state s);
+  v_slot smallint := (select active_slot from two_tower.state);
   v_post_ids bigint[];
   v_written integer;
 begin
   v_written := two_tower.follow_events();
-  if v_state.serving_side is null then
-    return v_written;
-  end if;
   select array_agg(v.post_id) into v_post_ids from (
     select post_id from two_tower.live_embeddings
-    where slot = v_state.active_slot
+    where slot = v_slot
       and post_id > (select position from two_tower.cursors where name = 'serving_round')
     order by post_id limit p_limit) v;
   update two_tower.cursors set position = coalesce(v_post_ids[cardinality(v_post_ids)], 0)
   where name = 'serving_round';
+  delete from two_tower.exploration_pool p using two_tower.live_embeddings v
+  where p.post_id = any (v_post_ids) and v.slot = v_slot and v.post_id = p.post_id and v.is_deleted;
   v_written := v_written + two_tower.copy_to_serving_index(v_post_ids);
   if v_written > 0 then
     update two_tower.serving_builds set replaced = replaced + v_written
@@ -287,7 +286,7 @@ begin
 end
 $$;
 comment on function two_tower.refresh_serving_index(integer) is
-  'One bounded step that keeps the index fresh: posts of the newest events, then the next so many posts on a round that never ends. Returns how many copies were written.';
+  'One bounded step that keeps the index fresh: posts of the newest events, then the next so many posts on a round that never ends, on which deleted posts are let go too. Returns how many copies were written.';
 
 -- Each side by its name, and so with a plan of its own that locks that side alone: the other one
 -- may be being built. The plan reads the index in order and asks of each post whether it was seen.
