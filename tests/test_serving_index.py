@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,13 +13,17 @@ from typing import Any
 import numpy as np
 import psycopg
 import pytest
-from conftest import as_user, reachable_folder
+from conftest import add_user, as_user, reachable_folder
+from reference import add_posts
 
+from python_jobs.bench import serving
+from python_jobs.bench.command import show_serving
 from python_jobs.bench.feed import AUTHORS, READERS, fill_feed, live_vectors, user_id
 from python_jobs.bench.plan import explain_page
 from python_jobs.bench.serving import find_truth, recall_of_pages
 from python_jobs.bench.world import World, world
 from python_jobs.db import connect
+from python_jobs.jobs.serve import finish_switch
 from python_jobs.local.postgres import Cluster, free_port
 from python_jobs.worker import Worker
 
@@ -236,10 +241,10 @@ def test_no_post_is_missing_that_was_stored_while_a_build_was_at_work(feed: Worl
             f" (select from two_tower.serving_embeddings_{side} s where s.post_id = v.post_id)"
         )
         assert value(connection, missing) == 0
+        # A post that is removed for good takes its copy along.
         connection.execute("delete from public.posts where content = 'meanwhile'")
-        connection.execute(
-            f"delete from two_tower.serving_embeddings_{side} where post_id > %s".encode(), [posts]
-        )
+        copies = f"select count(*) from two_tower.serving_embeddings_{side}"
+        assert value(connection, copies) == POSTS
 
 
 def test_a_worn_index_is_rebuilt_beside_itself_and_recall_is_kept(feed: World) -> None:
@@ -277,6 +282,29 @@ def test_a_worn_index_is_rebuilt_beside_itself_and_recall_is_kept(feed: World) -
         connection.execute("select two_tower.build_serving_index('to compare')")
     fresh = recalls(feed)
     assert min(k - f for k, f in zip(kept, fresh, strict=True)) > -0.02
+
+
+def test_a_switch_brings_an_index_of_its_own(fresh_database: Callable[[], str]) -> None:
+    with connect(fresh_database(), autocommit=True) as connection:
+        add_posts(connection, 80, [add_user(connection)], np.random.default_rng(3))
+        connection.execute("update two_tower.settings set exact_scan_limit = 10")
+        connection.execute("select two_tower.build_serving_index()")
+        value(connection, "select two_tower.checkpoint()")
+        value(connection, "select two_tower.rollback()")
+        finish_switch(connection)
+        row = connection.execute(
+            "select active_slot, serving_side, filling_version from two_tower.state"
+        ).fetchone()
+        assert row == (1, 1, None)
+        apart = (
+            "select max(s.embedding::extensions.vector operator(extensions.<=>) v.embedding),"
+            " count(*) from two_tower.serving_embeddings_1 s"
+            " join two_tower.live_embeddings v on v.slot = 1 and v.post_id = s.post_id"
+        )
+        distance, copies = connection.execute(apart).fetchone() or (None, 0)
+        assert distance < 1e-4
+        assert copies == 80
+        assert len(connection.execute(PAGE, [add_user(connection)]).fetchall()) == 50
 
 
 def test_a_copy_is_refreshed_when_it_has_drifted_and_not_before(
@@ -368,3 +396,28 @@ def wait_for(what: Callable[[], Any], seconds: float = 30) -> None:
     while not what():
         assert time.monotonic() < deadline, "the standby did not follow"
         time.sleep(0.05)
+
+
+def test_the_bench_measures_pages_against_the_bare_index(
+    feed: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "SAMPLE", 10)
+    said: list[str] = []
+    report = serving.measure(feed, 800, 1, {"transactions": 5}, said.append)
+    for state in ("fresh", "worn"):
+        cases = report[state]["cases"]
+        assert len(cases) == 2 * len(serving.INTERESTS) * len(serving.CLIENTS)
+        assert all(0 < case["p50_ms"] <= case["p99_ms"] for case in cases)
+        for interests, bare in report[state]["bare"].items():
+            assert (
+                bare["recall"] >= report[state]["recall"][interests] - 0.001 or bare["ef"] == 1000
+            )
+            assert 50 <= bare["rows"] <= bare["ef"]
+    with feed.connect() as connection:
+        likes = "select count(*) from public.engagement_events where event_type = 'like'"
+        assert value(connection, likes) >= 800
+        assert value(connection, "select count(*) from two_tower.deferred_pushes") == 0
+    assert {b["is_kept"] for b in report["budgets"] if "recall@50" in b["budget"]} == {True}
+    json.dumps(report, default=str)
+    show_serving(report)
+    assert "bare HNSW, ef" in capsys.readouterr().out

@@ -132,7 +132,10 @@ begin
     raise exception 'the switch was changed while its index was built' using errcode = '55000',
       hint = 'Build again: the job is tried again by itself.';
   end if;
-  update two_tower.schedules set last_run_at = null where kind = 'check_serving_index';
+  -- Not waited for: a tick that has this row may itself be waiting for the switch.
+  update two_tower.schedules set last_run_at = null
+  where kind in (select kind from two_tower.schedules where kind = 'check_serving_index'
+                 for update skip locked);
   return v_build;
 end
 $$;
@@ -191,6 +194,23 @@ comment on function two_tower.add_to_serving_index() is 'A new post is searchabl
 create trigger add_to_serving_index after insert on two_tower.live_embeddings
   referencing new table as new_rows
   for each statement execute function two_tower.add_to_serving_index();
+
+create function two_tower.remove_from_serving_index() returns trigger
+language plpgsql set search_path = '' as $$
+declare
+  v_side smallint := (select serving_side from two_tower.state);
+begin
+  if v_side is not null then
+    execute format('delete from two_tower.serving_embeddings_%s c using old_rows o
+      where c.post_id = o.post_id', v_side);
+  end if;
+  return null;
+end
+$$;
+comment on function two_tower.remove_from_serving_index() is 'A post that is removed for good takes its copy along. No foreign key: deleting posts would wait for a build.';
+create trigger remove_from_serving_index after delete on two_tower.live_embeddings
+  referencing old table as old_rows
+  for each statement execute function two_tower.remove_from_serving_index();
 
 -- New posts are shown to a few readers whatever their score, until they were shown often enough or
 -- somebody engages. A pool of its own keeps that from costing a look at all posts.
@@ -348,7 +368,8 @@ begin
       select user_id from two_tower.user_embeddings tablesample system (v_percent)
       where engagement_count > 0 order by random() limit p_sample) u
   )
-  select avg((select count(*) from unnest(f.exact) e where e = any (f.near)) / 50.0),
+  select avg((select count(*) from unnest(f.exact) e where e = any (f.near))
+      / greatest(1, cardinality(f.exact))::double precision),
     avg(((
       select count(*) from unnest(f.unseen) as c (post_id)
         join two_tower.live_embeddings v on v.slot = v_slot and v.post_id = c.post_id
