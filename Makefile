@@ -5,7 +5,7 @@ STAMP := $(VENV)/installed
 PYTHON = $(shell for p in python3.13 python3.12 python3.11 python3.14 python3; do \
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: demo test test-long bench bench-large eval lint clean
+.PHONY: demo test test-long bench bench-large eval faiss lint clean
 
 demo: $(STAMP)
 	@$(VENV)/bin/two-tower demo
@@ -21,11 +21,17 @@ eval: $(STAMP)
 	  --disable-pip-version-check --constraint constraints.txt --editable '.[eval]'
 	@$(VENV)/bin/two-tower evaluate
 
-bench: $(STAMP)
+bench: $(STAMP) faiss
 	@$(VENV)/bin/two-tower bench inserts
+	@$(VENV)/bin/two-tower bench serving
 
-bench-large: $(STAMP)
+bench-large: $(STAMP) faiss
 	@$(VENV)/bin/two-tower bench growth
+	@$(VENV)/bin/two-tower bench serving --posts 1000000
+
+faiss: $(STAMP)
+	@$(VENV)/bin/python -c 'import faiss' 2>/dev/null || $(VENV)/bin/python -m pip install --quiet \
+	  --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 
 lint: $(STAMP)
 	@$(VENV)/bin/ruff check .

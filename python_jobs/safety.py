@@ -14,6 +14,7 @@ from rich.console import Console
 
 from python_jobs.db import connect
 from python_jobs.errors import CommandError
+from python_jobs.jobs.serve import finish_switch
 from python_jobs.status import as_table
 
 REPORT = {
@@ -85,9 +86,8 @@ def rollback(number: int | None, yes: bool) -> None:
         click.confirm("What was learned since the checkpoint is gone then. Go on?", abort=True)
     began = time.monotonic()
     number = ask("select two_tower.rollback(%s)", number)
-    while ask("select filling_checkpoint is not null from two_tower.state"):
-        if ask("select two_tower.take_step()") == {"flip_slots": 0}:
-            time.sleep(0.2)  # statements were learning: nobody waits for us
+    with connect(autocommit=True) as connection:
+        finish_switch(connection)
     seconds = time.monotonic() - began
     click.echo(f"Checkpoint {number} serves again, after {seconds:.1f} s. Go on: two-tower resume")
 

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from python_jobs.bench import growth, inserts
 from python_jobs.bench.command import show_growth, show_inserts
 from python_jobs.bench.pgbench import pgbench
-from python_jobs.bench.world import World, world
+from python_jobs.bench.world import World, fill, world
 from python_jobs.cli import main
 from python_jobs.errors import CommandError
 
@@ -19,6 +19,7 @@ from python_jobs.errors import CommandError
 @pytest.fixture(scope="module")
 def small() -> Iterator[World]:
     with world(users=3000, posts=1000) as made:
+        fill(made)
         yield made
 
 

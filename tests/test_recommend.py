@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import random
 import uuid
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import psycopg
 import pytest
 from conftest import add_user
-
-from python_jobs.db import connect
 
 RANKED = "select post_id, score, source from two_tower.recommend_for(%s, %s, %s)"
 
@@ -76,23 +73,6 @@ class World:
         }
 
 
-@pytest.mark.parametrize("exact_scan_limit", [100000, 0])
-@pytest.mark.parametrize("seed", range(4))
-def test_all_that_is_eligible_comes_back_and_nothing_else(
-    db: psycopg.Connection[Any], seed: int, exact_scan_limit: int
-) -> None:
-    db.execute("update two_tower.settings set exact_scan_limit = %s", [exact_scan_limit])
-    world = World(db, seed)
-    for user in world.users:
-        exclude = set(world.posts[:7])
-        eligible = world.eligible(user, exclude)
-        rows = db.execute(RANKED, [user, 500, list(exclude)]).fetchall()
-        assert {row[0] for row in rows} == eligible
-        assert len(rows) == len(eligible)
-        few = db.execute(RANKED, [user, 5, list(exclude)]).fetchall()
-        assert len(few) == min(5, len(eligible))
-
-
 def test_the_personal_part_is_the_cosine_with_the_re_encoded_user(
     db: psycopg.Connection[Any],
 ) -> None:
@@ -102,9 +82,9 @@ def test_the_personal_part_is_the_cosine_with_the_re_encoded_user(
     world.act(user, world.posts[0], "like")
     rows = db.execute(
         "select s.post_id, s.personal, v.embedding"
-        " from two_tower.score_posts(%s, '{}', null) s"
+        " from two_tower.score_posts(two_tower.reader_of(%s), %s::bigint[]) s"
         " join two_tower.live_embeddings v using (post_id)",
-        [user],
+        [user, world.posts],
     ).fetchall()
     row = db.execute("select two_tower.encode_user(%s)", [user]).fetchone()
     assert row is not None
@@ -135,8 +115,9 @@ def test_warmth_grows_without_a_cliff(db: psycopg.Connection[Any]) -> None:
     largest = []
     for post in [p for p in world.posts if p not in world.deleted][:20]:
         row = db.execute(
-            "select max(abs(personal)), max(fresh) from two_tower.score_posts(%s, '{}', null)",
-            [user],
+            "select max(abs(personal)), max(fresh)"
+            " from two_tower.score_posts(two_tower.reader_of(%s), %s::bigint[])",
+            [user, world.posts],
         ).fetchone()
         assert row is not None
         largest.append(row[1])
@@ -173,19 +154,112 @@ def test_an_empty_database_gives_an_empty_page(db: psycopg.Connection[Any]) -> N
     assert db.execute(RANKED, [add_user(db), 5, []]).fetchall() == []
 
 
-def test_a_new_post_is_a_candidate_of_the_index_at_once(
-    fresh_database: Callable[[], str],
-) -> None:
-    # a database of its own: what other tests rolled back still lies in the shared one's index
-    with connect(fresh_database()) as db:
-        world = World(db, seed=8, posts=40)
-        row = db.execute("select embedding, slot from two_tower.live_embeddings limit 1").fetchone()
-        assert row is not None
-        near = db.execute("select two_tower.nearest_posts(%s, %s, 1000)", list(row)).fetchall()
-        assert {n[0] for n in near} == set(world.posts)
-
-
 def test_recommend_writes_nothing(db: psycopg.Connection[Any]) -> None:
     world = World(db, seed=9, posts=30)
     db.execute("set transaction read only")
     assert db.execute(RANKED, [world.users[0], 5, []]).fetchall()
+
+
+def test_followed_authors_count_at_once(db: psycopg.Connection[Any]) -> None:
+    world = World(db, seed=12)
+    newcomer, author = add_user(db), world.users[4]
+    before = [row[0] for row in db.execute(RANKED, [newcomer, 10, []])]
+    db.execute("insert into public.follows values (%s, %s)", [newcomer, author])
+    after = db.execute(RANKED, [newcomer, 10, []]).fetchall()
+    theirs = [row for row in after if world.author[row[0]] == author]
+    assert len(theirs) > sum(world.author[post] == author for post in before)
+
+
+def test_explored_posts_are_spread_over_all_new_posts_and_leave_when_they_were_shown(
+    db: psycopg.Connection[Any],
+) -> None:
+    db.execute("update two_tower.settings set exploration_share = .2, exploration_impressions = 3")
+    vectors = np.random.default_rng(13).normal(size=(100, 384)).astype(np.float32)
+    posts = [
+        row[0]
+        for row in db.execute(
+            "insert into public.posts (author_id, content) select null, 'p' || n"
+            " from generate_series(1, 100) n returning id"
+        )
+    ]
+    db.execute("select two_tower.store_base_embeddings(%s::bigint[], %s)", [posts, list(vectors)])
+    explored: list[int] = []
+    for _ in range(60):
+        reader = add_user(db)
+        rows = db.execute(RANKED, [reader, 20, []]).fetchall()
+        shown = [row[0] for row in rows if row[2] == "exploration"]
+        assert len(shown) == 4 or len(shown) == 5
+        explored += shown
+        db.execute(
+            "insert into public.engagement_events (user_id, post_id, event_type)"
+            " select %s, p, 'view' from unnest(%s::bigint[]) p",
+            [reader, shown],
+        )
+        db.execute("select two_tower.follow_events()")
+    counts = [explored.count(post) for post in posts]
+    assert max(counts) == 3
+    assert sum(count > 0 for count in counts) > 75
+    left = db.execute("select post_id from two_tower.exploration_pool").fetchall()
+    assert {row[0] for row in left} == {p for p, n in zip(posts, counts, strict=True) if n < 3}
+
+
+def test_a_share_of_less_than_a_post_is_a_post_on_some_pages(db: psycopg.Connection[Any]) -> None:
+    World(db, seed=14)
+    pages = [db.execute(RANKED, [add_user(db), 5, []]).fetchall() for _ in range(60)]
+    explored = [sum(row[2] == "exploration" for row in page) for page in pages]
+    assert set(explored) == {0, 1}
+
+
+def test_an_engagement_or_a_deletion_ends_the_exploration_of_a_post(
+    db: psycopg.Connection[Any],
+) -> None:
+    world = World(db, seed=15, posts=20)
+    db.execute("select two_tower.refresh_serving_index()")
+    engaged = {
+        row[0]
+        for row in db.execute(
+            "select post_id from public.engagement_events e join two_tower.signals s"
+            " using (event_type) where s.strength <> 0"
+        )
+    }
+    pool = {row[0] for row in db.execute("select post_id from two_tower.exploration_pool")}
+    assert pool == set(world.posts) - engaged - world.deleted
+
+
+@pytest.mark.parametrize(
+    ("broken", "source"),
+    [
+        ([], {"personal", "popular", "fresh", "exploration"}),
+        (["learned_page(uuid, integer, bigint[])"], {"content", "popular", "recent"}),
+        (
+            ["learned_page(uuid, integer, bigint[])", "is_eligible(uuid, bigint, uuid)"],
+            set(),
+        ),
+    ],
+)
+def test_what_fails_is_made_up_for_by_simpler_rules(
+    db: psycopg.Connection[Any], broken: list[str], source: set[str]
+) -> None:
+    world = World(db, seed=16)
+    reader = world.users[1]
+    db.execute("select two_tower.refresh_popular_candidates()")
+    warnings: list[str] = []
+    db.add_notice_handler(lambda notice: warnings.append(notice.message_primary or ""))
+    for number, function in enumerate(broken):
+        db.execute(f"alter function two_tower.{function} rename to broken_{number}".encode())
+    rows = db.execute(RANKED, [reader, 30, []]).fetchall()
+    eligible = world.eligible(reader, set())
+    assert {row[0] for row in rows} <= eligible
+    assert len(rows) == (30 if source else 0)
+    assert {row[2] for row in rows} <= source
+    assert bool(warnings) == bool(broken)
+    if len(broken) == 1:
+        assert rows[0][2] == "content"
+
+
+def test_an_author_fills_no_page_while_others_are_left(db: psycopg.Connection[Any]) -> None:
+    world = World(db, seed=17)
+    db.execute("update two_tower.settings set posts_per_author = 2, exploration_share = 0")
+    rows = db.execute(RANKED, [world.users[0], 8, []]).fetchall()
+    by_author = [world.author[row[0]] for row in rows if world.author[row[0]]]
+    assert max(by_author.count(author) for author in by_author) <= 2

@@ -12,8 +12,10 @@ from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
-from python_jobs.bench import growth, inserts
-from python_jobs.bench.world import world
+from python_jobs.bench import growth, inserts, serving
+from python_jobs.bench.feed import AUTHORS, READERS, fill_feed
+from python_jobs.bench.plan import explain_page
+from python_jobs.bench.world import fill, world
 
 
 @click.group()
@@ -31,6 +33,7 @@ def bench_inserts(quick: bool, users: int, posts: int, as_json: bool, check: boo
     """What an event costs against a plain insert of the same row."""
     rounds, seconds = (2, 1) if quick else (5, 3)
     with progress("filling a database") as status, world(users, posts) as target:
+        fill(target)
         report = inserts.measure(target, rounds, {"seconds": seconds}, status.update)
     if as_json:
         click.echo(json.dumps(report, indent=2))
@@ -48,11 +51,44 @@ def bench_inserts(quick: bool, users: int, posts: int, as_json: bool, check: boo
 def bench_growth(events: int, users: int, posts: int, as_json: bool) -> None:
     """What grows when a million events arrive at full speed, a tenth of them likes."""
     with progress("filling a database") as status, world(users, posts) as target:
+        fill(target)
         report = growth.measure(target, events, 10, status.update)
     if as_json:
         click.echo(json.dumps(report, indent=2))
     else:
         show_growth(report)
+
+
+@bench.command("serving")
+@click.option("--posts", default=100_000, show_default=True, type=click.IntRange(10_000))
+@click.option("--engagements", default=200_000, show_default=True, type=click.IntRange(0))
+@click.option("--quick", is_flag=True, help="One short round, for a first look.")
+@click.option("--explain", is_flag=True, help="Print the plans of a page, and nothing else.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--check", is_flag=True, help="Exit with 1 when a budget is exceeded.")
+def bench_serving(
+    posts: int, engagements: int, quick: bool, explain: bool, as_json: bool, check: bool
+) -> None:
+    """What a page costs against the bare index, and what it misses of exact search."""
+    rounds, seconds = (1, 1) if quick else (3, 3)
+    memory = f"{max(512, posts // 400)}MB"  # the vectors of a feed that is being read are in memory
+    with (
+        progress("filling a database") as status,
+        world(READERS + AUTHORS, posts, {"shared_buffers": memory}) as target,
+    ):
+        fill_feed(target)
+        if explain:
+            status.update("building the serving index")
+            serving.build(target)
+            click.echo(explain_page(target, 4))
+            return
+        report = serving.measure(target, engagements, rounds, {"seconds": seconds}, status.update)
+    if as_json:
+        click.echo(json.dumps(report, indent=2, default=str))
+    else:
+        show_serving(report)
+    if check and not all(line["is_kept"] for line in report["budgets"]):
+        sys.exit(1)
 
 
 def progress(message: str) -> Status:
@@ -88,10 +124,7 @@ def show_inserts(report: dict[str, Any]) -> None:
         table(
             "Budgets",
             ["budget", "figure", "bound", ""],
-            [
-                [b["budget"], f"{b['figure']:,.2f}", b["bound"], "kept" if b["is_kept"] else "OVER"]
-                for b in report["budgets"]
-            ],
+            budget_rows(report),
         )
     )
     show_facts(console, {**report["versions"], **report["verdicts"]})
@@ -131,6 +164,67 @@ def show_growth(report: dict[str, Any]) -> None:
     )
     names = ("events_per_s", "wal_bytes_per_event", "ticks", "longest_tick_s", "left_in_queue")
     show_facts(console, {**{k: f"{report[k]:,.1f}" for k in names}, **report["versions"]})
+
+
+def show_serving(report: dict[str, Any]) -> None:
+    """Tables for people."""
+    console = wide_console()
+    states = {"fresh": "On a fresh index", "worn": f"After {report['engagements']:,} engagements"}
+    for state, title in states.items():
+        if state not in report:
+            continue
+        measured = report[state]
+        rows = []
+        for case in measured["cases"]:
+            k = case["interests"]
+            bare = measured["bare"][k]
+            is_bare = case["case"] == "bare HNSW"
+            rows.append(
+                [
+                    case["case"] + (f", ef {bare['ef']}, {bare['rows']} rows" if is_bare else ""),
+                    *(str(k), str(case["clients"])),
+                    f"{bare['recall'] if is_bare else measured['recall'][k]:.3f}",
+                    *(f"{case[f'p{p}_ms']:.2f}" for p in (50, 95, 99)),
+                    f"{case['pages_per_s']:,.0f}",
+                ]
+            )
+        head = ["", "interests", "clients", "recall@50", "p50 ms", "p95 ms", "p99 ms", "pages/s"]
+        console.print(table(f"{title}: pages of 50, 1,000 seen, 20 blocked", head, rows))
+    if faiss := report["faiss"]:
+        columns = {"ef": 0, "recall": 3, "p50_ms": 2, "p99_ms": 2}
+        rows = [
+            [str(k), *(f"{f[name]:.{digits}f}" for name, digits in columns.items())]
+            for k, f in faiss["interests"].items()
+        ]
+        head = ["interests", "ef", "recall@50", "p50 ms", "p99 ms"]
+        title = "FAISS HNSW in memory, as a reference: no filter, no transaction, no update"
+        console.print(table(title, head, rows))
+    console.print(table("Budgets", ["budget", "figure", "bound", ""], budget_rows(report)))
+    facts = {
+        "build": f"{report['build']['seconds']:.0f} s",
+        "index": f"{report['build']['index_bytes'] / 2**20:.0f} MB",
+    }
+    if faiss:
+        facts["FAISS build"] = f"{faiss['build_s']:.0f} s"
+        facts["FAISS index"] = f"{faiss['index_bytes'] / 2**20:.0f} MB"
+    if "worn" in report:
+        facts["likes/s with a worker beside"] = (
+            f"{report['engagements'] / report['engaging_s']:,.0f}"
+        )
+        facts["copies replaced"] = f"{report['index']['replaced']:,}"
+        facts["builds"] = str(report["builds"])
+        facts["recall after a fresh build"] = ", ".join(
+            f"{recall:.3f}" for recall in report["rebuilt_recall"].values()
+        )
+    show_facts(console, {**facts, **report["versions"]})
+
+
+def budget_rows(report: dict[str, Any]) -> list[list[str]]:
+    """Rows of the table of budgets."""
+    return [
+        [b["budget"], f"{b['figure']:,.2f}", b["bound"], "kept" if b["is_kept"] else "OVER"]
+        for b in report["budgets"]
+    ]
 
 
 def table(title: str, head: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:

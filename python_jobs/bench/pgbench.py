@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import tempfile
@@ -42,11 +43,12 @@ def pgbench(
     clients: int = 1,
     seconds: float | None = None,
     transactions: int | None = None,
+    options: str = "",
 ) -> Run:
     """Runs a script for so many seconds, or so many transactions for each client.
 
     The latency of each client's first transaction is left out: a new connection plans and compiles
-    what it runs, and a pool keeps its connections.
+    what it runs, and a pool keeps its connections. options: of the sessions, as PGOPTIONS has them.
 
     Raises CommandError when the wheel has no pgbench or a transaction fails.
     """
@@ -65,6 +67,7 @@ def pgbench(
                 *("-j", str(min(clients, 2)), "-l", f"--log-prefix={folder}/log", *how_long),
                 world.url,
             ],
+            env={**os.environ, "PGOPTIONS": options},
             capture_output=True,
             text=True,
             check=False,

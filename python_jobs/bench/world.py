@@ -105,30 +105,31 @@ class World:
 
 
 @contextmanager
-def world(users: int, posts: int) -> Iterator[World]:
-    """A server that keeps what it acknowledges, gone at the end of the block."""
+def world(users: int, posts: int, settings: dict[str, str] | None = None) -> Iterator[World]:
+    """A migrated, empty database on a server that keeps what it acknowledges, gone afterwards."""
     binaries = find_binaries()
     with tempfile.TemporaryDirectory(prefix="two-tower-bench-", dir="/var/tmp") as name:
         Path(name).chmod(0o755)
-        settings = {
+        defaults = {
             "max_connections": "60",
             "shared_buffers": "512MB",
             "max_wal_size": "8GB",
             "checkpoint_timeout": "30min",
         }
-        cluster = Cluster(Path(name) / "postgres", free_port(), settings=settings)
+        cluster = Cluster(
+            Path(name) / "postgres", free_port(), settings={**defaults, **(settings or {})}
+        )
         cluster.start()
         try:
             bootstrap(cluster.url(user=SUPERUSER), cluster.password)
             migrate(cluster.url(), project_dir())
-            filled = World(cluster, binaries, users, posts)
-            _fill(filled)
-            yield filled
+            yield World(cluster, binaries, users, posts)
         finally:
             cluster.stop("immediate")
 
 
-def _fill(target: World) -> None:
+def fill(target: World) -> None:
+    """Users who have a full history, and posts in random directions."""
     with target.connect(superuser=True) as connection:
         # Rows as if they had long been there: no trigger, no job.
         connection.execute("set session_replication_role = replica")

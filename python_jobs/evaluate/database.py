@@ -113,10 +113,10 @@ class TwoTower(System):
 
     def _train(self, kind: str) -> None:
         from python_jobs.jobs import HANDLERS
+        from python_jobs.jobs.serve import finish_switch
 
         HANDLERS[kind](self.connection)
-        while self._value("select filling_version from two_tower.state") is not None:
-            self._value("select two_tower.take_step()")
+        finish_switch(self.connection)
 
     def collapse(self) -> float | None:
         """Mean cosine of the 200 most engaged posts, as the audit measures it."""

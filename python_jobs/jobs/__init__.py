@@ -8,6 +8,7 @@ from typing import Any
 import psycopg
 
 from python_jobs.jobs.encode import encode_posts, encode_profiles
+from python_jobs.jobs.serve import build_serving_index, check_serving_index
 from python_jobs.jobs.train import train_candidate_tower, train_user_tower
 
 Handler = Callable[[psycopg.Connection[Any]], dict[str, Any]]
@@ -15,6 +16,8 @@ Handler = Callable[[psycopg.Connection[Any]], dict[str, Any]]
 HANDLERS: dict[str, Handler] = {
     "encode_posts": encode_posts,
     "encode_profiles": encode_profiles,
+    "build_serving_index": build_serving_index,
+    "check_serving_index": check_serving_index,
     "train_candidate_tower": train_candidate_tower,
     "train_user_tower": train_user_tower,
 }

@@ -95,11 +95,24 @@ create table two_tower.settings (
     constraint posts_per_author_is_positive check (posts_per_author > 0),
   exact_scan_limit integer not null default 5000
     constraint exact_scan_limit_is_bounded check (exact_scan_limit between 0 and 1000000),
-  over_fetch integer not null default 200
+  over_fetch integer not null default 150
     constraint over_fetch_is_bounded check (over_fetch between 40 and 1000),
+  ef_search integer not null default 400
+    constraint ef_search_is_bounded check (ef_search between 40 and 1000),
+  exploration_impressions integer not null default 20
+    constraint exploration_impressions_is_bounded
+      check (exploration_impressions between 0 and 100000),
   serving_drift_tolerance real not null default 0.01
     constraint serving_drift_tolerance_is_small
-      check (serving_drift_tolerance between 0 and 0.2::real)
+      check (serving_drift_tolerance between 0 and 0.2::real),
+  serving_recall_tolerance real not null default 0.02
+    constraint serving_recall_tolerance_is_small
+      check (serving_recall_tolerance between 0 and 0.5),
+  serving_rebuild_share real not null default 0.5
+    constraint serving_rebuild_share_is_positive check (serving_rebuild_share > 0),
+  serving_build_megabytes integer not null default 1024
+    constraint serving_build_megabytes_is_bounded
+      check (serving_build_megabytes between 16 and 1048576)
 );
 comment on table two_tower.settings is 'Every constant, in one row. Change it with an UPDATE: the next statement uses it.';
 comment on column two_tower.settings.learning_rule is 'contrastive (default) or literal (the specification to the letter, kept to compare with).';
@@ -139,9 +152,14 @@ comment on column two_tower.settings.recency_weight is 'Weight of freshness (0 t
 comment on column two_tower.settings.recency_half_life is 'Half-life of the freshness of a post in the ranking of cold users.';
 comment on column two_tower.settings.exploration_share is 'Share of a page given to posts with few engagements.';
 comment on column two_tower.settings.posts_per_author is 'At most so many posts of one author on a page, while others are left.';
-comment on column two_tower.settings.exact_scan_limit is 'With at most so many posts, all are scored; above, the serving index proposes.';
-comment on column two_tower.settings.over_fetch is 'Candidates taken from the serving index before filters and re-ranking.';
+comment on column two_tower.settings.exploration_impressions is 'A new post is explored until it was shown so often, or somebody engaged with it.';
+comment on column two_tower.settings.exact_scan_limit is 'With at most so many posts, all are scanned; above, the serving index proposes.';
+comment on column two_tower.settings.over_fetch is 'Unseen posts taken from the serving index, at least, to be scored by their live vectors; three times the page where that is more.';
+comment on column two_tower.settings.ef_search is 'Breadth of the search in the serving index (hnsw.ef_search): more finds more and takes longer.';
 comment on column two_tower.settings.serving_drift_tolerance is 'Cosine distance from its live vector at which a served copy is refreshed.';
+comment on column two_tower.settings.serving_recall_tolerance is 'The serving index is rebuilt when its sampled recall has fallen by so much.';
+comment on column two_tower.settings.serving_rebuild_share is 'The serving index is rebuilt when so many of its copies, as a share of the posts, were replaced.';
+comment on column two_tower.settings.serving_build_megabytes is 'The most memory that a build of the serving index takes; it needs about 1 MB per 1,000 posts, and is slow with less.';
 insert into two_tower.settings default values;
 
 create table two_tower.signals (

@@ -6,6 +6,7 @@ create table two_tower.state (
   id boolean primary key default true constraint state_is_one_row check (id),
   active_slot smallint not null default 0 constraint there_are_two_slots
     check (active_slot in (0, 1)),
+  serving_side smallint constraint there_are_two_sides check (serving_side in (0, 1)),
   filling_version bigint references two_tower.model_weights (version),
   filled_up_to bigint not null default 0,
   filling_checkpoint bigint,
@@ -19,6 +20,7 @@ create table two_tower.state (
   constraint a_freeze_has_a_reason check ((frozen_at is null) = (frozen_reason is null))
 );
 comment on table two_tower.state is 'The pointer: which slot of live vectors serves, what is being filled, whether learning is frozen.';
+comment on column two_tower.state.serving_side is 'The side of the serving index that answers; null when there is none and all posts are scanned.';
 comment on column two_tower.state.filling_version is 'The candidate tower whose vectors are being written to the other slot; null when none.';
 comment on column two_tower.state.filled_up_to is 'The other slot is filled for posts up to this id.';
 comment on column two_tower.state.filling_checkpoint is 'The checkpoint that is being rolled back to; null when none.';
@@ -30,6 +32,12 @@ insert into two_tower.state default values;
 -- Tables of a row or a few are never analysed by themselves, and guesses about them would ruin
 -- plans.
 analyze two_tower.settings, two_tower.signals, two_tower.state;
+
+create function two_tower.last_uuid() returns uuid
+language sql immutable parallel safe set search_path = '' as $$
+  select 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid;
+$$;
+comment on function two_tower.last_uuid() is 'The largest id: all users are restored.';
 
 create function two_tower.switch_lock() returns bigint
 language sql immutable parallel safe set search_path = '' as 'select 2842384801';
@@ -162,28 +170,31 @@ create index profile_embeddings_to_encode_idx
 -- live vectors of the last engagements, so that a user is always in the space in which the posts
 -- are now.
 create function two_tower.encode_user(p_user_id uuid) returns extensions.vector
-language sql stable set search_path = '' as $$
-  select case when s.learning_rule = 'literal'
-    then case when extensions.vector_norm(u.embedding) > 0 then u.embedding end
-    else extensions.l2_normalize((
-    select extensions.sum(part.weight operator(extensions.*) part.embedding)
-    from (
-      select array_fill(u.base_weight, array[128])::extensions.vector as weight,
-             u.base_embedding as embedding
-      where u.base_embedding is not null
-      union all
-      select array_fill((r.strength * greatest(1e-12, s.history_decay
-                         ^ (cardinality(u.recent_post_ids) - r.place)))::real,
-                        array[128])::extensions.vector,
-             v.embedding
-      from unnest(u.recent_post_ids, u.recent_strengths)
-             with ordinality as r (post_id, strength, place)
-        join two_tower.live_embeddings v on v.slot = st.active_slot and v.post_id = r.post_id
-    ) part
-  )) end
-  from two_tower.user_embeddings u
-    cross join two_tower.settings s cross join two_tower.state st
-  where u.user_id = p_user_id;
+language plpgsql stable set search_path = '' as $$
+begin
+  return (
+    select case when s.learning_rule = 'literal'
+      then case when extensions.vector_norm(u.embedding) > 0 then u.embedding end
+      else extensions.l2_normalize((
+      select extensions.sum(part.weight operator(extensions.*) part.embedding)
+      from (
+        select array_fill(u.base_weight, array[128])::extensions.vector as weight,
+               u.base_embedding as embedding
+        where u.base_embedding is not null
+        union all
+        select array_fill((r.strength * greatest(1e-12, s.history_decay
+                           ^ (cardinality(u.recent_post_ids) - r.place)))::real,
+                          array[128])::extensions.vector,
+               v.embedding
+        from unnest(u.recent_post_ids, u.recent_strengths)
+               with ordinality as r (post_id, strength, place)
+          join two_tower.live_embeddings v on v.slot = st.active_slot and v.post_id = r.post_id
+      ) part
+    )) end
+    from two_tower.user_embeddings u
+      cross join two_tower.settings s cross join two_tower.state st
+    where u.user_id = p_user_id);
+end
 $$;
 comment on function two_tower.encode_user(uuid) is
   'The vector a user is served with. Contrastive: norm(base + sum of decay^age * strength * live vector). Literal: the stored one. Null for a user of whom nothing is known.';

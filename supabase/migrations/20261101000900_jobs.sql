@@ -201,6 +201,8 @@ insert into two_tower.schedules (kind, every, every_events, runs_in, description
   ('prune_jobs', '1 day', null, 'database', 'Deletes jobs that ended long ago.'),
   ('refresh_popular_candidates', '5 minutes', null, 'database',
     'Lists the most popular posts, for large corpora.'),
+  ('check_serving_index', '1 hour', null, 'worker',
+    'Samples the recall of the serving index, and asks for a build when it is worn.'),
   ('checkpoint', '1 day', null, 'database', 'Snapshot to roll back to. Also after each promotion.'),
   ('run_audit', '7 days', null, 'database', 'Audits the quality of the embeddings.'),
   ('prune_weights', '1 day', null, 'database', 'Forgets tensors of versions long past.'),

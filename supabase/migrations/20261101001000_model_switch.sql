@@ -346,17 +346,43 @@ $$;
 comment on function two_tower.fill_slot(integer) is
   'Fills the other slot for the next so many posts: those nobody engaged with are projected by the new tower, the others keep their live vector, which stays in the same space; in a rollback, those of the checkpoint have its vectors, and all others are projected. Returns how many; 0 when all are filled. A crash here loses one step, which is done again.';
 
-create function two_tower.flip_slots() returns boolean
+create function two_tower.slot_is_full() returns boolean
+language sql stable set search_path = '' as $$
+  select s.filling_version is not null
+    and coalesce(s.restored_up_to >= two_tower.last_uuid(), true)
+    and not exists (select from two_tower.live_embeddings v
+                    where v.slot = s.active_slot and v.post_id > s.filled_up_to)
+  from two_tower.state s;
+$$;
+comment on function two_tower.slot_is_full() is 'Whether a slot is being filled, and nothing is missing in it.';
+
+create function two_tower.lock_switch(p_attempts integer) returns void
 language plpgsql set search_path = '' set lock_timeout = '2s' as $$
+begin
+  for v_attempt in 1..p_attempts loop
+    begin
+      perform pg_advisory_xact_lock(two_tower.switch_lock());
+      return;
+    exception when lock_not_available then
+      if v_attempt = p_attempts then
+        raise;
+      end if;
+    end;
+    perform pg_sleep(0.5);
+  end loop;
+end
+$$;
+comment on function two_tower.lock_switch(integer) is
+  'Takes the switch lock exclusively. While it is waited for, new statements that learn wait too: so 2 s at most, and they go on between attempts. Raises 55P03 after the last one.';
+
+create function two_tower.flip_slots(p_has_index boolean default false) returns boolean
+language plpgsql set search_path = '' as $$
 declare
   v_state two_tower.state;
 begin
-  perform pg_advisory_xact_lock(two_tower.switch_lock());
+  perform two_tower.lock_switch(1);
   select * into v_state from two_tower.state for update;
-  if v_state.filling_version is null or v_state.restored_up_to < two_tower.last_uuid() or exists (
-    select from two_tower.live_embeddings
-      where slot = v_state.active_slot and post_id > v_state.filled_up_to
-  ) then
+  if not two_tower.slot_is_full() then
     return false;
   end if;
   perform two_tower.activate_version(v_state.filling_version);
@@ -366,14 +392,15 @@ begin
     update two_tower.schedules set last_run_at = null where kind = 'checkpoint';
   end if;
   update two_tower.state set active_slot = 1 - active_slot, filling_version = null,
-    filling_checkpoint = null, restored_up_to = null;
+    filling_checkpoint = null, restored_up_to = null,
+    serving_side = case when p_has_index then serving_side end;
   return true;
 exception when lock_not_available then
   return false;
 end
 $$;
-comment on function two_tower.flip_slots() is
-  'Makes the filled slot the one that serves, if it is complete. Waits at most 2 s for statements that are learning, and otherwise leaves it to the next tick. The old slot stays as what served before.';
+comment on function two_tower.flip_slots(boolean) is
+  'Makes the filled slot the one that serves, if it is complete, with the serving index just built for it or with none. Waits at most 2 s for statements that are learning, and otherwise leaves it to the next tick. The old slot stays as what served before.';
 
 create function two_tower.store_user_encodings(
   p_version bigint, p_user_ids uuid[], p_embeddings extensions.vector[]

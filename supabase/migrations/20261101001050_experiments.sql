@@ -28,7 +28,7 @@ create function two_tower.check_overrides(p_overrides jsonb) returns void
 language plpgsql set search_path = '' as $$
 declare
   v_served text[] := '{cold_until, popularity_weight, followed_weight, recency_weight,
-    recency_half_life, exploration_share, posts_per_author, exact_scan_limit, over_fetch}';
+    recency_half_life, exploration_share, posts_per_author, over_fetch}';
   v_unknown text;
   v_row two_tower.settings;
 begin
@@ -105,23 +105,32 @@ language sql stable set search_path = '' as $$
 $$;
 comment on function two_tower.arm_of(text, uuid) is 'The arm of a user in an experiment, or null.';
 
+-- These are asked for every page, mostly while no experiment runs: plpgsql keeps its plans.
 create function two_tower.served_arm(p_user_id uuid) returns text
-language sql stable set search_path = '' as $$
-  select two_tower.arm_of(e.name, p_user_id) from two_tower.experiments e
-  where e.started_at is not null and e.ended_at is null;
+language plpgsql stable set search_path = '' as $$
+begin
+  return (select two_tower.arm_of(e.name, p_user_id) from two_tower.experiments e
+          where e.started_at is not null and e.ended_at is null);
+end
 $$;
 comment on function two_tower.served_arm(uuid) is 'The arm that a user is in now; null when no experiment runs, or outside of its shares.';
 
 create function two_tower.settings_for(p_user_id uuid) returns two_tower.settings
-language sql stable set search_path = '' as $$
-  select case when x.overrides is null then s else jsonb_populate_record(s, x.overrides) end
-  from two_tower.settings s
-    left join (
-      select a.overrides
-      from two_tower.experiments e join two_tower.experiment_arms a on a.experiment = e.name
-      where e.started_at is not null and e.ended_at is null
-        and a.arm = two_tower.arm_of(e.name, p_user_id)
-    ) x on true;
+language plpgsql stable set search_path = '' as $$
+declare
+  v_settings two_tower.settings;
+  v_overrides jsonb;
+begin
+  select * into v_settings from two_tower.settings;
+  select a.overrides into v_overrides
+  from two_tower.experiments e join two_tower.experiment_arms a on a.experiment = e.name
+  where e.started_at is not null and e.ended_at is null
+    and a.arm = two_tower.arm_of(e.name, p_user_id);
+  if found then
+    v_settings := jsonb_populate_record(v_settings, v_overrides);
+  end if;
+  return v_settings;
+end
 $$;
 comment on function two_tower.settings_for(uuid) is 'The settings that a user is served with: those of the arm where an experiment runs.';
 

@@ -111,6 +111,8 @@ insert into two_tower.metric_targets (name, unit, target_low, target_high, alert
   ('dead_jobs', 'jobs', null, 0, null, 5, false, 'Jobs that failed for good in a day.'),
   ('embedding_drift', 'cosine distance per day', null, 0.1, null, 0.3, true,
     'How far posts that were engaged with moved since the newest checkpoint, within one version.'),
+  ('serving_recall', 'share', 0.9, null, 0.7, null, false,
+    'Share of the 50 nearest posts that the serving index proposes, over a sample of users.'),
   ('mean_cosine', 'cosine', null, 0.3, null, 0.6, true,
     'Between the 200 most engaged posts: near 1, the space has collapsed. Measured by audits.'),
   ('norm_error', 'length', null, 0.0001, null, 0.001, true,
@@ -169,6 +171,7 @@ language sql stable set search_path = '' as $$
     from (select from two_tower.deferred_events limit 200000) q
   union all select 'dead_jobs', count(*) from two_tower.jobs
     where state = 'dead' and finished_at > two_tower.now() - interval '1 day'
+  union all select 'serving_recall', (select recall from two_tower.serving_index)
   union all select 'embedding_drift', two_tower.measure_drift();
 $$;
 comment on function two_tower.measure_metrics() is 'The metrics as they are now. Null where there is nothing to measure.';

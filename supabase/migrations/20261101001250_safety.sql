@@ -214,12 +214,6 @@ $$;
 comment on function two_tower.rollback(bigint) is
   'Begins the way back to a checkpoint (null: the newest good one) and returns its id. Learning freezes, queued steps are void, ticks restore posts and users, then the slots flip. resume() goes on from there; events stay recorded, and what they taught since is gone.';
 
-create function two_tower.last_uuid() returns uuid
-language sql immutable parallel safe set search_path = '' as $$
-  select 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid;
-$$;
-comment on function two_tower.last_uuid() is 'The largest id: all users are restored.';
-
 create function two_tower.restore_users(p_limit integer default 2000) returns integer
 language plpgsql set search_path = '' as $$
 declare

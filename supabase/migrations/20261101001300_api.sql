@@ -39,21 +39,27 @@ comment on function public.recommend(integer, bigint[]) is
 create function two_tower.similar_posts_for_caller(p_post_id bigint, p_limit integer)
 returns table (post_id bigint, author_id uuid, content text, created_at timestamptz,
   score double precision)
-language sql stable security definer set search_path = '' as $$
-  select p.id, p.author_id, p.content, p.created_at, c.similarity
-  from (
-    select v.post_id, -(v.embedding operator(extensions.<#>) o.embedding) as similarity
-    from two_tower.live_embeddings o
-      cross join lateral two_tower.nearest_posts(o.embedding, o.slot, 200) as near (post_id)
-      join two_tower.live_embeddings v on v.slot = o.slot and v.post_id = near.post_id
-    where o.slot = (select active_slot from two_tower.state) and o.post_id = p_post_id
-      and v.post_id <> p_post_id
-      and not v.is_deleted
-      and not exists (select from public.author_blocks b
-                      where b.user_id = two_tower.signed_in_user() and b.author_id = v.author_id)
-  ) c join public.posts p on p.id = c.post_id
-  order by c.similarity desc, p.id
-  limit least(100, greatest(1, coalesce(p_limit, 20)));
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  v_user_id uuid := two_tower.signed_in_user();
+  v_slot smallint := (select active_slot from two_tower.state);
+  v_vector extensions.vector := (select embedding from two_tower.live_embeddings v
+    where v.slot = v_slot and v.post_id = p_post_id);
+begin
+  return query
+  select p.id, p.author_id, p.content, p.created_at,
+    -(v.embedding operator(extensions.<#>) v_vector) as similarity
+  from unnest(coalesce(two_tower.nearest_posts(v_vector, 200), array(
+      select n.post_id from two_tower.live_embeddings n where n.slot = v_slot and not n.is_deleted
+      order by n.embedding operator(extensions.<#>) v_vector limit 200))) as near (post_id)
+    join two_tower.live_embeddings v on v.slot = v_slot and v.post_id = near.post_id
+    join public.posts p on p.id = v.post_id
+  where v.post_id <> p_post_id and not v.is_deleted
+    and not exists (select from two_tower.withheld_authors a
+                    where a.user_id = v_user_id and a.author_id = v.author_id)
+  order by similarity desc, p.id
+  limit case when v_vector is null then 0 else least(100, greatest(1, coalesce(p_limit, 20))) end;
+end
 $$;
 comment on function two_tower.similar_posts_for_caller(bigint, integer) is 'Definer: reads embeddings, on which clients have no grant.';
 
@@ -74,8 +80,8 @@ language sql stable security definer set search_path = '' as $$
   from two_tower.popular_candidates c
     join public.posts p on p.id = c.post_id
   where p.deleted_at is null and not exists (
-    select from public.author_blocks b
-      where b.user_id = two_tower.signed_in_user() and b.author_id = p.author_id)
+    select from two_tower.withheld_authors a
+      where a.user_id = two_tower.signed_in_user() and a.author_id = p.author_id)
   order by c.popularity desc, p.id desc
   limit least(100, greatest(1, coalesce(p_limit, 20)));
 $$;
@@ -110,13 +116,17 @@ returns table (
   personal double precision, popular double precision, fresh double precision,
     followed double precision
 ) language sql stable security definer set search_path = '' as $$
-  with reader as (select two_tower.signed_in_user() as user_id), ranked as (
-    select x.*, rank() over (order by x.personal + x.popular + x.fresh + x.followed desc) as place
-    from reader r cross join lateral two_tower.score_posts(r.user_id, '{}', null) x
+  with reader as materialized (
+    select u.user_id, two_tower.reader_of(u.user_id) as reader
+    from (select two_tower.signed_in_user() as user_id) u
+  ), page as (
+    select l.post_id, l.place
+    from reader r
+      cross join lateral two_tower.recommend_for(r.user_id, 500) with ordinality
+        as l (post_id, author_id, content, created_at, score, source, arm, place)
   )
-  select p_post_id, k.post_id is not null,
+  select p_post_id, e.is_eligible,
          case
-           when k.post_id is not null then 'eligible'
            when p.id is null then 'there is no such post'
            when p.deleted_at is not null then 'the post is deleted'
            when p.author_id = r.user_id then 'it is your own post'
@@ -126,15 +136,17 @@ returns table (
            when exists (select from public.author_blocks b
              where b.user_id = r.user_id and b.author_id = p.author_id)
              then 'you blocked or muted its author'
-           when v.post_id is null then 'its text is not encoded yet'
-           else 'it is not available to you' end,
-         k.place, k.personal, k.popular, k.fresh, k.followed
+           when not e.is_eligible then 'it is not available to you'
+           when k.post_id is null then 'eligible, but its text is not encoded yet'
+           else 'eligible' end,
+         page.place, k.personal, k.popular, k.fresh, k.followed
   from reader r
     left join public.posts p on p.id = p_post_id
     left join two_tower.user_posts u on u.user_id = r.user_id and u.post_id = p_post_id
-    left join two_tower.live_embeddings v on v.slot = (select active_slot from two_tower.state)
-      and v.post_id = p_post_id
-    left join ranked k on k.post_id = p_post_id;
+    cross join lateral (select p.id is not null and p.deleted_at is null
+      and two_tower.is_eligible(r.user_id, p.id, p.author_id) as is_eligible) e
+    left join lateral two_tower.score_posts(r.reader, array[p_post_id]) k on e.is_eligible
+    left join page on page.post_id = p_post_id;
 $$;
 comment on function two_tower.explain_to_caller(bigint) is
   'Definer: reads embeddings for the caller only. Does not tell who blocked the caller.';
@@ -148,7 +160,7 @@ returns table (
   select * from two_tower.explain_to_caller(p_post_id);
 $$;
 comment on function public.explain_recommendation(bigint) is
-  'Why a post is where it is for the signed-in user: its place by score among all eligible posts and the parts of the score; or why it is not recommended.';
+  'Why a post is where it is for the signed-in user: its place on a page of 500 (null: further down) and the parts of its score; or why it is not recommended.';
 
 create function two_tower.begin_batch() returns timestamptz
 language plpgsql security definer set search_path = '' as $$

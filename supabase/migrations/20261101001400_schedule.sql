@@ -30,13 +30,14 @@ begin
       return jsonb_build_object(v_step, v_count);
     end if;
   end loop;
-  if (select filling_version is not null from two_tower.state) then
+  if (select filling_version is not null from two_tower.state)
+    and not two_tower.needs_serving_index() then
     return jsonb_build_object('flip_slots', two_tower.flip_slots()::integer);
   end if;
   return '{}';
 end
 $$;
-comment on function two_tower.take_step() is 'One bounded step of what was deferred, in turn; when a slot is full, the flip. Returns the step and its count, {} if nothing was left to do.';
+comment on function two_tower.take_step() is 'One bounded step of what was deferred, in turn; when a slot is full and needs no serving index, the flip. Returns the step and its count, {} if nothing was left to do.';
 
 create function two_tower.tick() returns jsonb
 language plpgsql set search_path = '' as $$
@@ -51,6 +52,8 @@ begin
     select 'encode_posts' as kind where exists (select from two_tower.posts_to_encode(1))
     union all
     select 'encode_profiles' where exists (select from two_tower.profiles_to_encode(1))
+    union all
+    select 'build_serving_index' where two_tower.serving_build_is_due()
   ) w
   where not exists (select from two_tower.jobs j
                     where j.kind = w.kind and j.state in ('pending', 'running'));
@@ -62,7 +65,7 @@ begin
     return jsonb_build_object('started', v_started);
   end if;
   return two_tower.take_step()
-    || jsonb_build_object('serving_refreshed', two_tower.refresh_serving_embeddings(500));
+    || jsonb_build_object('serving_refreshed', two_tower.refresh_serving_index(500));
 end
 $$;
 comment on function two_tower.tick() is

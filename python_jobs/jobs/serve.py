@@ -1,0 +1,54 @@
+"""The serving index: SQL does all of it; a worker lends the minutes that no tick should take.
+
+A large build outlasts the time limit that a hosted database puts on statements.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import psycopg
+
+
+def build_serving_index(connection: psycopg.Connection[Any]) -> dict[str, Any]:
+    """Builds the side that nobody reads and lets it answer. Returns its posts and bytes."""
+    with connection.transaction():
+        connection.execute("set local statement_timeout = 0")
+        connection.execute("select two_tower.build_serving_index('job')")
+    built = "select jsonb_build_object('posts', posts, 'index_bytes', index_bytes)"
+    return dict(
+        _value(connection, built + " from two_tower.serving_builds order by id desc limit 1")
+    )
+
+
+def check_serving_index(connection: psycopg.Connection[Any]) -> dict[str, Any]:
+    """Samples the recall of the index that answers; asks for a build when it is worn."""
+    with connection.transaction():
+        connection.execute("set local statement_timeout = 0")
+        connection.execute("select two_tower.check_serving_index()")
+    found = "select coalesce(jsonb_agg(jsonb_build_object('recall', recall)) -> 0, '{}')"
+    return dict(_value(connection, found + " from two_tower.serving_index"))
+
+
+def finish_switch(connection: psycopg.Connection[Any]) -> None:
+    """Takes steps, and builds the index where one is needed, until the slot that is filled serves.
+
+    connection: in autocommit. What workers do meanwhile is not done twice.
+    """
+    while _value(connection, "select filling_version is not null from two_tower.state"):
+        if _value(
+            connection, "select two_tower.needs_serving_index() and two_tower.slot_is_full()"
+        ):
+            try:
+                build_serving_index(connection)
+            except psycopg.errors.LockNotAvailable:
+                time.sleep(0.5)  # a worker is building it
+        elif _value(connection, "select two_tower.take_step()") in ({}, {"flip_slots": 0}):
+            time.sleep(0.2)  # statements were learning: nobody waits for us
+
+
+def _value(connection: psycopg.Connection[Any], query: str) -> Any:
+    row = connection.execute(query.encode()).fetchone()
+    assert row is not None
+    return next(iter(row.values())) if isinstance(row, dict) else row[0]
