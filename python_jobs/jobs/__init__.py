@@ -7,14 +7,16 @@ from typing import Any
 
 import psycopg
 
+from python_jobs.jobs.candidate_tower import train_candidate_tower
 from python_jobs.jobs.encode import encode_posts, encode_profiles
-from python_jobs.jobs.train import train_candidate_tower, train_user_tower
+from python_jobs.jobs.user_tower import encode_active_users, train_user_tower
 
 Handler = Callable[[psycopg.Connection[Any]], dict[str, Any]]
 
 HANDLERS: dict[str, Handler] = {
     "encode_posts": encode_posts,
     "encode_profiles": encode_profiles,
+    "encode_users": encode_active_users,
     "train_candidate_tower": train_candidate_tower,
     "train_user_tower": train_user_tower,
 }
