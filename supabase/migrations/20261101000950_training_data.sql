@@ -168,7 +168,7 @@ language sql stable set search_path = '' as $$
   ), drawn as (
     select b.low + (hashint8extended(n, p_before) & 9223372036854775807) % b.span as post_id,
       min(n) as turn
-    from bounds b cross join generate_series(1, 2 * p_count) as n group by 1
+    from bounds b cross join generate_series(1, 4 * p_count) as n group by 1
   )
   select v.post_id, extract(epoch from v.created_at)::double precision / 3600,
     coalesce(p.embedding, v.embedding)

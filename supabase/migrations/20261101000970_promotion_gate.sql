@@ -275,7 +275,8 @@ comment on function two_tower.rank_held_out_users(bigint, uuid[], extensions.vec
   'Reciprocal ranks of the positives from t0 on, served with the candidate''s vectors at each weight of settings.user_tower_weights (and 0), and with the active version''s at its own (weight null).';
 
 -- The weights are chosen on the same events that judge, so each half of the users is judged by the
--- weights that are best for the other half; those that serve are the best for both.
+-- weights that are best for the other half; those that serve are the best for both. Best is the
+-- largest gain over weight 0 less one standard error: a weight has to show that it helps.
 create function two_tower.judge_user_tower(p_version bigint, p_user_ids uuid[],
   p_candidate extensions.vector[], p_active extensions.vector[]) returns boolean
 language plpgsql set search_path = '' as $$
@@ -286,14 +287,17 @@ declare
   v_user_ids uuid[];
 begin
   with ranked as materialized (
-    select r.*, (hashtextextended(r.user_id::text, 0) & 1)::integer as half
+    select r.*, (hashtextextended(r.user_id::text, 0) & 1)::integer as half,
+      r.rank - max(r.rank) filter (where r.weight = 0) over (partition by r.event_id) as gain
     from two_tower.rank_held_out_users(v_from, p_user_ids, p_candidate, p_active) r
   ), choice as materialized (
     select distinct on (f.judged, r.class) f.judged, r.class, r.weight
     from (values (0, 1), (1, 0), (2, 0), (2, 1)) as f (judged, half)
       join ranked r on r.half = f.half and r.weight is not null
     group by f.judged, r.class, r.weight
-    order by f.judged, r.class, avg(r.rank) desc, r.weight
+    order by f.judged, r.class,
+      avg(r.gain) - case when r.weight > 0 then stddev_samp(r.gain) / sqrt(count(*)) else 0 end
+        desc nulls last, r.weight
   ), difference as (
     select s.user_id, c.rank - s.rank as difference
     from ranked s
