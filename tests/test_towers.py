@@ -14,8 +14,6 @@ from python_jobs.towers.candidate import (
     CandidateConfig,
     CandidateData,
     CandidateTower,
-    fit_projection,
-    projection_tensors,
     train_candidate,
 )
 from python_jobs.towers.user import (
@@ -275,38 +273,6 @@ def test_an_unknown_author_is_the_zero_vector_before_and_after_training() -> Non
     )  # fmt: skip
     assert not again.tensors["author.weight"][0].any()
     assert (again.tensors["author.weight"][1:] != 1).all()
-
-
-def test_the_first_tower_is_the_projection_itself() -> None:
-    projection = fit_projection(unit(50, 384))
-    assert np.allclose(projection @ projection.T, np.eye(128), atol=1e-5)
-    tower = CandidateTower()
-    weights.load(tower, projection_tensors(projection))
-    base = unit(20, 384)
-    expected = base @ projection.T
-    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    found = tower(torch.as_tensor(base, dtype=torch.float32)).detach().numpy()
-    assert np.abs(found - expected).max() < 1e-5
-
-
-def test_a_fitted_projection_keeps_the_order_of_cosines() -> None:
-    base = unit(40, 384) @ (unit(384, 384) * np.linspace(1, 0.02, 384)[:, None]) + 0.5 * unit(384)
-    base = np.repeat(base, 5, axis=0) + 0.02 * RANDOM.normal(size=(200, 384))
-    base /= np.linalg.norm(base, axis=1, keepdims=True)
-    live = base @ fit_projection(base).T
-    live /= np.linalg.norm(live, axis=1, keepdims=True)
-    pairs = np.triu_indices(len(base), 1)
-    ranks = [(v @ v.T)[pairs].argsort().argsort() for v in (base, live)]
-    assert np.corrcoef(*ranks)[0, 1] > 0.9
-    assert (fit_projection(base) == fit_projection(base.copy())).all()
-
-
-@pytest.mark.parametrize(
-    "broken", [np.zeros((0, 384)), np.zeros((3, 5)), np.full((2, 384), np.nan)]
-)
-def test_a_projection_is_not_fitted_to_broken_vectors(broken: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="base"):
-        fit_projection(broken)
 
 
 def test_negatives_are_corrected_by_how_often_they_are_expected_among_all_candidates() -> None:

@@ -29,42 +29,6 @@ class CandidateTower(nn.Module):
         return F.normalize(self.output(F.relu(self.hidden(base))), dim=-1)
 
 
-def fit_projection(base: np.ndarray) -> np.ndarray:
-    """Orthonormal rows W [128, 384] that keep most of the base embeddings [n, 384]: PCA.
-
-    Not centred, because cosines are about the origin: subtracting the mean changes their order.
-    Fewer posts than 128 leave directions that no post tells apart; they are filled up by the
-    eigenvectors that follow. Raises ValueError for an empty base and for values not finite.
-    """
-    if base.ndim != 2 or base.shape[1] != BASE or len(base) == 0:
-        raise ValueError(f"base must be [n, {BASE}] with n > 0, not {base.shape}.")
-    if not np.isfinite(base).all():
-        raise ValueError("base holds values that are not finite.")
-    exact = base.astype(np.float64)
-    _, vectors = np.linalg.eigh(exact.T @ exact)  # columns, by rising eigenvalue
-    rows = vectors[:, : -OUTPUT - 1 : -1].T  # [128, 384]
-    # An eigenvector is known up to its sign: the largest entry is made positive.
-    largest = rows[np.arange(OUTPUT), np.abs(rows).argmax(1)]
-    return np.asarray(rows * np.sign(largest)[:, None], dtype=np.float32)
-
-
-def projection_tensors(projection: np.ndarray) -> dict[str, np.ndarray]:
-    """Tensors with which the tower is the projection W [128, 384] itself, at norm 1.
-
-    hidden = [W; -W] and output = [I, -I], because relu(Wx) - relu(-Wx) = Wx.
-    Raises ValueError for another shape.
-    """
-    if projection.shape != (OUTPUT, BASE):
-        raise ValueError(f"The projection must be [{OUTPUT}, {BASE}], not {projection.shape}.")
-    identity = np.eye(OUTPUT, dtype=np.float32)
-    return {
-        "hidden.weight": np.concatenate([projection, -projection]).astype(np.float32),
-        "hidden.bias": np.zeros(HIDDEN, dtype=np.float32),
-        "output.weight": np.concatenate([identity, -identity], axis=1),
-        "output.bias": np.zeros(OUTPUT, dtype=np.float32),
-    }
-
-
 @dataclass(frozen=True)
 class CandidateConfig:
     """How to train. loss: sampled_softmax or squared_error. anchor_weight: of the fit to live

@@ -137,45 +137,6 @@ returns extensions.vector language sql stable strict set search_path = '' as $$
 $$;
 comment on function two_tower.candidate_tower(extensions.vector) is 'Runs the active candidate tower.';
 
--- The first version is a projection, not noise: 128 orthonormal rows W of a cosine transform with
--- random signs, which keep distances as a random projection does. hidden = [W; -W] and output = [I,
--- -I] make relu(Wx) - relu(-Wx) = Wx.
-create function two_tower.create_first_candidate_tower() returns bigint
-language plpgsql set search_path = '' as $$
-declare
-  v_version bigint;
-begin
-  insert into two_tower.model_weights (tower, state, config, verdict, decided_at)
-  values ('candidate_tower', 'active', '{"start": "randomised cosine transform"}', 'first version',
-    two_tower.now())
-  returning version into v_version;
-
-  insert into two_tower.model_tensors (version, name, row_index, row)
-  select v_version, 'hidden.weight', k.k + s.offset,
-         array_agg((s.sign * case when hashint4(j.j) & 1 = 0 then 1 else -1 end
-                    * sqrt(2.0 / 384) * cos(pi() * (2 * j.j + 1) * (3 * k.k + 1) / 768))::real
-                   order by j.j)::extensions.vector
-  from generate_series(0, 127) as k (k)
-    cross join (values (1, 0), (-1, 128)) as s (sign, "offset")
-    cross join generate_series(0, 383) as j (j)
-  group by k.k, s.offset;
-
-  insert into two_tower.model_tensors (version, name, row_index, row)
-  select v_version, 'output.weight', k.k,
-         array_agg(case h.h when k.k then 1 when k.k + 128 then -1 else 0 end::real
-           order by h.h)::extensions.vector
-  from generate_series(0, 127) as k (k) cross join generate_series(0, 255) as h (h)
-  group by k.k;
-
-  insert into two_tower.model_tensors (version, name, row_index, row) values
-    (v_version, 'hidden.bias', 0, array_fill(0::real, array[256])::extensions.vector),
-    (v_version, 'output.bias', 0, array_fill(0::real, array[128])::extensions.vector);
-  return v_version;
-end
-$$;
-comment on function two_tower.create_first_candidate_tower() is 'Stores and activates the projection that a project starts with.';
-select two_tower.create_first_candidate_tower();
-
 create function two_tower.store_weights(
   p_tower text, p_names text[], p_row_indexes integer[], p_rows extensions.vector[],
   p_config jsonb, p_metrics jsonb, p_parent_version bigint default null,

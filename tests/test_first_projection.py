@@ -1,4 +1,4 @@
-"""The projection that a project starts with is centred on the project's own posts."""
+"""The projection that a project starts with is fitted to, and centred on, its own posts."""
 
 from __future__ import annotations
 
@@ -30,6 +30,9 @@ def vectors(connection: Connection, column: str) -> dict[int, np.ndarray[Any, An
     return {post_id: np.array(vector, float) for post_id, vector in rows}
 
 
+VECTORS = ("base_embedding", "embedding")
+
+
 def settle(connection: Connection) -> None:
     """Ticks until no version is being put in place."""
     for _ in range(20):
@@ -48,7 +51,7 @@ def posts(db: Connection) -> list[int]:
 
 def test_the_hundredth_post_centres_the_projection(db: Connection, posts: list[int]) -> None:
     first = value(db, "select two_tower.active_version('candidate_tower')")
-    assert not value(db, "select two_tower.centre_first_tower()")
+    assert not value(db, "select two_tower.improve_first_tower()")
     liked = posts[0]
     insert_events(db, [Event(add_user(db), liked, "like")])
     before = vectors(db, "embedding")
@@ -77,18 +80,94 @@ def test_the_hundredth_post_centres_the_projection(db: Connection, posts: list[i
     assert np.corrcoef(wanted, got)[0, 1] > 0.5
 
     # Not again before there are ten times as many, nor for a version that was trained.
-    assert not value(db, "select two_tower.centre_first_tower()")
+    assert not value(db, "select two_tower.improve_first_tower()")
     add_posts(db, 900, [add_user(db)], np.random.default_rng(83))
     db.execute("update two_tower.model_weights set config = config - 'start'")
-    assert not value(db, "select two_tower.centre_first_tower()")
+    assert not value(db, "select two_tower.improve_first_tower()")
     db.execute(
         "update two_tower.model_weights set config = config || '{\"start\": 1}' where version = %s",
         [version],
     )
-    assert value(db, "select two_tower.centre_first_tower()")
+    assert value(db, "select two_tower.improve_first_tower()")
     settle(db)
     again = value(db, "select config from two_tower.model_weights where state = 'active'")
     assert again["centred_on"] == 1000
+
+
+def spearman(one: np.ndarray[Any, Any], two: np.ndarray[Any, Any]) -> float:
+    """Rank correlation of the cosines of all pairs of rows."""
+    ranks = []
+    for rows in (one, two):
+        unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        cosines = (unit @ unit.T)[np.triu_indices(len(rows), 1)]
+        ranks.append(cosines.argsort().argsort())
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def alike(db: Connection, count: int, seed: int) -> None:
+    """Posts as texts are: they lean to one side and differ in few directions, with a long tail."""
+    rng = np.random.default_rng(seed)
+    spread = np.random.default_rng(5).normal(size=(384, 384)) / (1 + np.arange(384)[:, None])
+    base = rng.normal(size=(count, 384)) @ spread + 2 * spread[0]
+    base /= np.linalg.norm(base, axis=1, keepdims=True)
+    ids = [
+        row[0]
+        for row in db.execute(
+            "insert into public.posts (author_id, content)"
+            " select null, 'post ' || n from generate_series(1, %s) n returning id",
+            [count],
+        )
+    ]
+    db.execute("select two_tower.store_base_embeddings(%s::bigint[], %s)", [ids, list(base)])
+
+
+def test_before_anything_is_learned_the_projection_is_fitted_and_then_centred(
+    db: Connection,
+) -> None:
+    db.execute("update two_tower.schedules set is_enabled = false")
+    alike(db, 100, 1)
+    data_free = spearman(*(np.array(list(vectors(db, c).values())) for c in VECTORS))
+    assert value(db, "select two_tower.tick()") == {"fitted": 1}
+    settle(db)
+    base, live = (np.array(list(vectors(db, column).values())) for column in VECTORS)
+    fitted = spearman(base, live)
+    assert fitted > max(0.95, data_free)
+    stored = value(db, "select metrics from two_tower.model_weights where state = 'active'")
+    assert stored["agreement"]["with_texts"] == pytest.approx(fitted, abs=0.002)
+
+    assert value(db, "select two_tower.tick()") == {"centred": 1}
+    settle(db)
+    live = np.array(list(vectors(db, "embedding").values()))
+    assert abs(np.mean(live @ live.T)) < 0.05
+    centred = base - base.mean(0)
+    assert spearman(centred, live) > 0.95
+    stored = value(db, "select metrics from two_tower.model_weights where state = 'active'")
+    assert stored["agreement"]["with_texts"] < stored["agreement"]["with_centred_texts"]
+    assert stored["agreement"]["with_centred_texts"] == pytest.approx(
+        spearman(centred, live), abs=0.002
+    )
+    assert value(db, "select two_tower.tick()") == {"serving_refreshed": 0}
+    states = db.execute(
+        "select state, verdict from two_tower.model_weights order by version"
+    ).fetchall()
+    assert states == [
+        ("archived", "first version"),
+        ("archived", "accepted: fitted on 100 posts"),
+        ("active", "accepted: centred on 100 posts"),
+    ]
+
+
+def test_rows_are_orthonormal_also_where_posts_are_few(db: Connection) -> None:
+    db.execute("update two_tower.schedules set is_enabled = false")
+    alike(db, 120, 2)
+    assert value(db, "select two_tower.improve_first_tower()") == "fitted"
+    rows = db.execute(
+        "select row::real[] from two_tower.model_tensors where name = 'hidden.weight'"
+        " and version = (select filling_version from two_tower.state) order by row_index"
+    ).fetchall()
+    weight = np.array([row[0] for row in rows], float)
+    assert np.abs(weight[:128] @ weight[:128].T - np.eye(128)).max() < 1e-4
+    assert np.array_equal(weight[:128], -weight[128:])
 
 
 def test_nothing_is_centred_while_learning_is_frozen_or_a_slot_is_filled(
@@ -96,20 +175,20 @@ def test_nothing_is_centred_while_learning_is_frozen_or_a_slot_is_filled(
 ) -> None:
     add_posts(db, 1, [add_user(db)], np.random.default_rng(84))
     value(db, "select two_tower.freeze('a test')")
-    assert not value(db, "select two_tower.centre_first_tower()")
+    assert not value(db, "select two_tower.improve_first_tower()")
     value(db, "select two_tower.resume()")
     version = value(db, "select two_tower.active_version('candidate_tower')")
     db.execute("update two_tower.state set filling_version = %s", [version])
-    assert not value(db, "select two_tower.centre_first_tower()")
+    assert not value(db, "select two_tower.improve_first_tower()")
     db.execute("update two_tower.state set filling_version = null")
-    assert value(db, "select two_tower.centre_first_tower()")
+    assert value(db, "select two_tower.improve_first_tower()")
 
 
-def test_two_ticks_at_once_centre_once(fresh_database: Any) -> None:
+def test_two_ticks_at_once_fit_once(fresh_database: Any) -> None:
     url = fresh_database()
     with connect(url) as one, connect(url, autocommit=True) as other:
         add_posts(other, 100, [add_user(other)], np.random.default_rng(85))
-        assert value(one, "select two_tower.tick()") == {"centred": 1}
+        assert value(one, "select two_tower.tick()") == {"fitted": 1}
         assert "skipped" in value(other, "select two_tower.tick()")
         one.commit()
         settle(other)
