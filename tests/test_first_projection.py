@@ -194,3 +194,29 @@ def test_two_ticks_at_once_fit_once(fresh_database: Any) -> None:
         settle(other)
         count = "select count(*) from two_tower.model_weights"
         assert value(other, count) == 2
+
+
+@pytest.mark.parametrize("kind", ["one text", "two texts", "axes"])
+def test_posts_that_do_not_differ_leave_a_projection_all_the_same(
+    db: Connection, kind: str
+) -> None:
+    db.execute("update two_tower.schedules set is_enabled = false")
+    rows = {"one text": [0] * 100, "two texts": [0, 1] * 50, "axes": list(range(100))}[kind]
+    base = np.eye(384)[rows] if kind == "axes" else np.random.default_rng(3).normal(size=(2, 384))[rows]
+    base /= np.linalg.norm(base, axis=1, keepdims=True)
+    base[:, 7] = 2e-36  # as the encoder leaves a dimension that it does not use
+    ids = [
+        row[0]
+        for row in db.execute(
+            "insert into public.posts (author_id, content)"
+            " select null, 'same' from generate_series(1, 100) returning id"
+        )
+    ]
+    db.execute("select two_tower.store_base_embeddings(%s::bigint[], %s)", [ids, list(base)])
+    for step in ("fitted", "centred"):
+        assert value(db, "select two_tower.tick()") == {step: 1}
+        settle(db)
+    norms = value(
+        db, "select max(abs(1 - extensions.vector_norm(embedding))) from two_tower.live_embeddings"
+    )
+    assert norms < 1e-4

@@ -107,7 +107,7 @@ class _Tensors:
         self.positive, self.negatives = rows(data.positive), rows(data.negatives)
         self.mask = torch.as_tensor(data.mask, dtype=torch.bool, device=device)
         self.anchor, self.anchor_live = rows(data.anchor), real(data.anchor_live)
-        self.anchor_weight = real(data.anchor_weight)
+        self.anchor_weight = torch.as_tensor(data.anchor_weight, dtype=torch.float32)
         self.rejected_user, self.rejected = real(data.rejected_user), rows(data.rejected)
         drawn = data.negatives[data.mask.astype(bool)]
         self.positive_share = real(np.bincount(data.positive, minlength=len(data.base)))
@@ -127,7 +127,8 @@ def train_candidate(
     config = config or CandidateConfig()
     data.validate()
     device = weights.device()
-    torch.manual_seed(config.seed)
+    # Not the global generator: something else in the process may draw from it meanwhile.
+    draw = torch.Generator().manual_seed(config.seed)
     tower = CandidateTower()
     weights.load(tower, start)
     tower.to(device)
@@ -139,8 +140,10 @@ def train_candidate(
     history: list[float] = []
     while len(history) < config.epochs and (not history or time.monotonic() < deadline):
         total, seen = 0.0, 0
-        for batch in torch.split(torch.randperm(len(given.user)), config.batch_size):
-            loss = _loss(tower, given, batch.to(device), config)
+        for batch in torch.split(
+            torch.randperm(len(given.user), generator=draw), config.batch_size
+        ):
+            loss = _loss(tower, given, batch.to(device), config, draw)
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()
@@ -156,7 +159,11 @@ def train_candidate(
 
 
 def _loss(
-    tower: CandidateTower, given: _Tensors, batch: Tensor, config: CandidateConfig
+    tower: CandidateTower,
+    given: _Tensors,
+    batch: Tensor,
+    config: CandidateConfig,
+    draw: torch.Generator,
 ) -> Tensor:
     """Loss of a batch of positives, with its share of explicit negatives and of anchors.
 
@@ -167,10 +174,12 @@ def _loss(
     if len(given.rejected):
         # As many as in proportion to the positives, so that an epoch sees each about once.
         share = max(1, len(batch) * len(given.rejected) // len(given.user))
-        some = torch.randint(len(given.rejected), (share,)).to(batch.device)
+        some = torch.randint(len(given.rejected), (share,), generator=draw).to(batch.device)
         parts.append(given.rejected[some])
     if len(given.anchor):
-        picked = torch.multinomial(given.anchor_weight, config.batch_size, replacement=True)
+        picked = torch.multinomial(
+            given.anchor_weight, config.batch_size, replacement=True, generator=draw
+        ).to(batch.device)
         parts.append(given.anchor[picked])
     posts, place = torch.unique(torch.cat(parts), return_inverse=True)
     # Not posts[place]: the gradient of index_select is summed in one order, on every run the same.

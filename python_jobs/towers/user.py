@@ -104,13 +104,25 @@ class UserTower(nn.Module):
         super().__init__()
         self.author = nn.Embedding(authors, SIZE, padding_idx=UNKNOWN)
         self.action = nn.Embedding(actions, SIZE)
-        with torch.no_grad():
-            self.author.weight.mul_(0.1)
-            self.action.weight.mul_(0.1)
         self.post = nn.Linear(OUTPUT, SIZE)
         self.recency = nn.Linear(1, SIZE)
         self.blocks = nn.ModuleList(Block(config.heads) for _ in range(config.layers))
         self.projection = nn.Linear(SIZE, OUTPUT)
+
+    @torch.no_grad()
+    def initialise(self, seed: int) -> None:
+        """Random weights. Not by the global generator: something else in the process may draw from
+        it meanwhile."""
+        draw = torch.Generator().manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            if name in ("author.weight", "action.weight"):
+                parameter.normal_(0, 0.1, generator=draw)
+            elif parameter.ndim == 2:
+                bound = parameter.shape[1] ** -0.5
+                parameter.uniform_(-bound, bound, generator=draw)
+            elif name.endswith("bias"):
+                parameter.zero_()
+        self.author.weight[UNKNOWN] = 0
 
     def forward(
         self, posts: Tensor, authors: Tensor, actions: Tensor, ages: Tensor, mask: Tensor
@@ -213,9 +225,9 @@ def train_user(
     if table is None or not targets or len(pool) == 0:
         raise ValueError("There is no user with an engagement before a positive one.")
     device = weights.device()
-    torch.manual_seed(config.seed)
     draw = np.random.default_rng(config.seed)
     tower = UserTower(authors, actions, config)
+    tower.initialise(config.seed)
     weights.load(tower, {**weights.dump(tower), **start})
     tower.to(device)
     begins = np.array([table.starts[table.ends > rows[0]][0] for rows in targets])

@@ -57,6 +57,7 @@ declare
   v_done extensions.vector[] := '{}';
   v_row extensions.vector;
   v_other extensions.vector;
+  v_part double precision;
 begin
   for v_place in 1..cardinality(p_rows) loop
     foreach v_row in array array[p_rows[v_place], p_spare[v_place]] loop
@@ -64,9 +65,11 @@ begin
       -- Twice: what rounding leaves of the others after once can be as large as the rest.
       for v_round in 1..2 loop
         foreach v_other in array v_done loop
-          v_row := v_row operator(extensions.+) (array_fill(
-            (v_row operator(extensions.<#>) v_other)::real, array[384])::extensions.vector
-            operator(extensions.*) v_other);
+          v_part := v_row operator(extensions.<#>) v_other;
+          -- What underflows is an error here, so what is next to nothing is taken for nothing.
+          continue when abs(v_part) < 1e-12;
+          v_row := v_row operator(extensions.+)
+            (array_fill(v_part::real, array[384])::extensions.vector operator(extensions.*) v_other);
         end loop;
       end loop;
       exit when extensions.vector_norm(v_row) > 1e-3;
@@ -170,15 +173,20 @@ begin
     and name = 'hidden.weight' and row_index < 128 order by row_index);
   v_mean := array_fill(0::real, array[384])::extensions.vector;
   if v_did = 'fitted' then
-    v_sample := array(select base_embedding from two_tower.base_embeddings
+    -- Half precision makes zeros of dimensions that the encoder leaves at 1e-36: products with
+    -- them would underflow, which is an error here.
+    v_sample := array(select base_embedding::extensions.halfvec::extensions.vector
+      from two_tower.base_embeddings
       where base_embedding is not null order by post_id desc limit 1000);
     -- A step of subspace iteration, W <- orthonormal(W X'X): it keeps nearly all that 128
     -- dimensions can keep of the posts X, because what tells texts apart lies in few directions.
     v_rows := two_tower.orthonormal(array(
-      select extensions.sum(array_fill((x operator(extensions.<#>) w.row)::real, array[384])
-        ::extensions.vector operator(extensions.*) x)
-      from unnest(v_rows) with ordinality as w (row, place) cross join unnest(v_sample) as x
-      group by w.place order by w.place), v_rows);
+      select coalesce(extensions.sum(array_fill(p.part::real, array[384])::extensions.vector
+        operator(extensions.*) x) filter (where abs(p.part) > 1e-12), w.row)
+      from unnest(v_rows) with ordinality as w (row, place)
+        cross join unnest(v_sample) as x
+        cross join lateral (select x operator(extensions.<#>) w.row as part) p
+      group by w.place, w.row order by w.place), v_rows);
     v_active.config := v_active.config - 'centred_on';
   else
     v_mean := (select extensions.avg(b.base_embedding) from (
