@@ -105,38 +105,38 @@ def _train(connection: Connection) -> dict[str, Any]:
     )
     if number is None:
         return {"rejected": "weights that are not finite"}
-    accepted = _judge(connection, number, version, learned, known if parent else None, held_out)
+    accepted = judge_user_tower(connection, number, version, learned)
     return {"version": number, "accepted": accepted, **result.metrics}
 
 
-def _judge(
-    connection: Connection,
-    number: int,
-    version: Version,
-    learned: dict[Any, np.ndarray],
-    active: Version | None,
-    held_out: int,
+def judge_user_tower(
+    connection: Connection, number: int, version: Version, learned: dict[Any, np.ndarray]
 ) -> bool:
-    """Both versions' vectors of the users with held-out events, as of t0; SQL does the rest."""
+    """Has a version judged: encodes the users with held-out events by it and by the active one, as
+    of t0; SQL does the rest. learned: what the version learned of authors."""
+    held_out = value(
+        connection, "select held_out_from from two_tower.model_weights where version = %s", number
+    )
+    serving = value(connection, "select two_tower.active_version('user_tower')")
+    active = Version(*load(connection, serving)) if serving else None
     ids = _ids(connection, "select two_tower.users_to_judge(%s) as id", held_out)
     users: list[UUID] = []
-    candidate: list[np.ndarray | None] = []
-    serving: list[np.ndarray | None] = []
+    candidate: list[np.ndarray] = []
+    now_served: list[np.ndarray | None] = []
     for batch in _batches(ids):
         some, vectors = encode(connection, version, batch, held_out, learned)
         users += some
         candidate += list(vectors)
-        serving += (
+        now_served += (
             list(encode(connection, active, batch, held_out)[1]) if active else [None] * len(some)
         )
-    return bool(
-        value(
-            connection,
-            "select two_tower.judge_user_tower(%s, %s::uuid[], %s::extensions.vector[],"
-            " %s::extensions.vector[])",
-            number, users, candidate, serving,
-        )
+    accepted = value(
+        connection,
+        "select two_tower.judge_user_tower(%s, %s::uuid[], %s::extensions.vector[],"
+        " %s::extensions.vector[])",
+        number, users, candidate, now_served,
     )  # fmt: skip
+    return bool(accepted)
 
 
 def encode(

@@ -59,16 +59,24 @@ def load(connection: Connection, version: int) -> tuple[dict[str, np.ndarray], d
     return from_rows((r["name"], r["row_index"], array(r["row"])) for r in stored), config
 
 
+def load_authors(connection: Connection, version: int) -> dict[Any, np.ndarray]:
+    """What a version of the user tower learned of authors [64] each."""
+    query = "select author_id, embedding from two_tower.model_authors where version = %s"
+    found = rows(connection, query + " order by author_id", version)
+    return {row["author_id"]: array(row["embedding"]) for row in found}
+
+
 def store(
     connection: Connection,
     tower: str,
     result: TrainingResult,
     origin: Origin,
     authors: dict[Any, np.ndarray] | None = None,
+    metrics: dict[str, Any] | None = None,
 ) -> int | None:
     """Stores a candidate and returns its version; None when it was not finite and is `rejected`.
 
-    authors: what a user tower learned of each. Raises psycopg.DatabaseError with SQLSTATE TT004
+    authors: what a user tower learned of each. metrics: more than the training's. Raises psycopg.DatabaseError with SQLSTATE TT004
     for tensors of another shape than the tower's.
     """
     where = (origin.parent, origin.trained_from, origin.held_out_from)
@@ -88,7 +96,7 @@ def store(
         "select two_tower.store_weights(%s, %s::text[], %s::integer[], %s, %s, %s, %s, %s, %s,"
         " %s::uuid[], %s::extensions.vector[])",
         tower, list(names), list(indexes), list(tensor_rows), Jsonb(result.config),
-        Jsonb(result.metrics), *where, list(authors), list(authors.values()),
+        Jsonb({**result.metrics, **(metrics or {})}), *where, list(authors), list(authors.values()),
     )  # fmt: skip
     assert isinstance(version, int)
     return version
