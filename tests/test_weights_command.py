@@ -80,10 +80,11 @@ def test_an_imported_version_is_judged_by_what_comes_after_it(
 
     database.run("import", str(path))
     version = world.value("select max(version) from two_tower.model_weights")
+    later = world.add_posts(160)
     for user in world.users[:32]:
-        world.like(user, world.new_posts[80:], 4)
+        world.like(user, later, 4)
     done = database.run("judge", str(version))
-    assert "accepted: better than the active version" in done.output, done.output
+    assert "accepted: better than the active version" in done.output, world.version(version)
 
 
 def test_a_user_tower_is_judged_by_its_own_vectors(database: Database) -> None:

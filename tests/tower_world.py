@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import psycopg
+import torch
 from conftest import add_user
 from psycopg.types.json import Jsonb
 
@@ -15,6 +16,9 @@ from python_jobs.jobs.versions import array, matrix
 from python_jobs.towers import weights
 
 Connection = psycopg.Connection[Any]
+# Threads that wait for each other on shared cores make these small matrices many times slower, and
+# a training that meets its time limit is not the same one again.
+torch.set_num_threads(1)
 TOPICS = 16
 # Of a post's text, this much is its topic; the rest is noise in which versions can differ.
 SHARE = 0.3
@@ -33,10 +37,11 @@ class World:
 
     connection: Connection
     users: list[str]
-    old_posts: list[int]
-    new_posts: list[int]
+    author: str
     topics: np.ndarray
     rng: np.random.Generator
+    old_posts: list[int] = field(default_factory=list)
+    new_posts: list[int] = field(default_factory=list)
 
     def value(self, query: str, *parameters: Any) -> Any:
         """The one value that a query returns."""
@@ -45,6 +50,23 @@ class World:
     def topic_of(self, user: str) -> int:
         """The topic that a user likes."""
         return self.users.index(user) % TOPICS
+
+    def add_posts(self, count: int) -> list[int]:
+        """So many posts, of one topic after the other."""
+        noise = self.rng.normal(size=(count, 384))
+        noise /= np.linalg.norm(noise, axis=1, keepdims=True)
+        base = SHARE * self.topics[np.arange(count) % TOPICS] + np.sqrt(1 - SHARE**2) * noise
+        rows = self.connection.execute(
+            "insert into public.posts (author_id, content)"
+            " select %s, 'post ' || n from generate_series(1, %s) n returning id",
+            [self.author, count],
+        ).fetchall()
+        ids = [row["id"] if isinstance(row, dict) else row[0] for row in rows]
+        self.connection.execute(
+            "select two_tower.store_base_embeddings(%s::bigint[], %s)",
+            [ids, list(base.astype(np.float32))],
+        )
+        return ids
 
     def like(self, user: str, posts: list[int], count: int) -> None:
         """Likes of so many posts of the user's topic."""
@@ -170,23 +192,8 @@ def make_world(connection: Connection, cold: int = 16, warm: int = 16) -> World:
     users = sign_up(cold + warm)
     author = sign_up(1)[0]
 
-    def posts(count: int) -> list[int]:
-        noise = rng.normal(size=(count, 384))
-        noise /= np.linalg.norm(noise, axis=1, keepdims=True)
-        base = SHARE * topics[np.arange(count) % TOPICS] + np.sqrt(1 - SHARE**2) * noise
-        rows = connection.execute(
-            "insert into public.posts (author_id, content)"
-            " select %s, 'post ' || n from generate_series(1, %s) n returning id",
-            [author, count],
-        ).fetchall()
-        ids = [row["id"] if isinstance(row, dict) else row[0] for row in rows]
-        connection.execute(
-            "select two_tower.store_base_embeddings(%s::bigint[], %s)",
-            [ids, list(base.astype(np.float32))],
-        )
-        return ids
-
-    world = World(connection, users, posts(20 * TOPICS), posts(10 * TOPICS), topics, rng)
+    world = World(connection, users, author, topics, rng)
+    world.old_posts, world.new_posts = world.add_posts(20 * TOPICS), world.add_posts(10 * TOPICS)
     for place, user in enumerate(users):
         world.like(user, world.old_posts, 1 if place < cold else 8)
     # As many again as are held out, so that t0 lies between the two.
