@@ -202,7 +202,11 @@ def test_posts_that_do_not_differ_leave_a_projection_all_the_same(
 ) -> None:
     db.execute("update two_tower.schedules set is_enabled = false")
     rows = {"one text": [0] * 100, "two texts": [0, 1] * 50, "axes": list(range(100))}[kind]
-    base = np.eye(384)[rows] if kind == "axes" else np.random.default_rng(3).normal(size=(2, 384))[rows]
+    base = (
+        np.eye(384)[rows]
+        if kind == "axes"
+        else np.random.default_rng(3).normal(size=(2, 384))[rows]
+    )
     base /= np.linalg.norm(base, axis=1, keepdims=True)
     base[:, 7] = 2e-36  # as the encoder leaves a dimension that it does not use
     ids = [

@@ -27,7 +27,9 @@ def served(world: World) -> tuple[Any, ...]:
         world.value("select s::text from two_tower.state s"),
         world.value("select two_tower.active_version('candidate_tower')"),
         world.value("select two_tower.active_version('user_tower')"),
-        world.value("select string_agg(u::text, ' ' order by u.user_id) from two_tower.user_embeddings u"),
+        world.value(
+            "select string_agg(u::text, ' ' order by u.user_id) from two_tower.user_embeddings u"
+        ),
     )
 
 
@@ -52,8 +54,9 @@ def test_the_verdict_is_the_mean_and_its_interval_clustered_by_user(db: Connecti
         [differences.tolist(), users],
     ).fetchone()
     assert row is not None
-    totals = {u: sum(d - differences.mean() for d, v in zip(differences, users, strict=True) if u == v)
-              for u in set(users)}  # fmt: skip
+    totals: dict[str, float] = {}
+    for user, difference in zip(users, differences, strict=True):
+        totals[user] = totals.get(user, 0) + difference - differences.mean()
     groups = len(totals)
     error = np.sqrt(sum(t**2 for t in totals.values()) * groups / (groups - 1)) / 300
     assert row[1]["events"] == 300
@@ -282,7 +285,9 @@ def test_a_class_that_the_tower_does_not_help_keeps_its_profile(world: World) ->
         "insert into public.profiles (user_id, bio) values (%s, 'sailing')", [user]
     )
     profile = world.topics[1].astype(np.float32)
-    world.value("select two_tower.store_profile_embeddings(%s::uuid[], %s, '{1}')", [user], [profile])
+    world.value(
+        "select two_tower.store_profile_embeddings(%s::uuid[], %s, '{1}')", [user], [profile]
+    )
     base = "select base_source::text from two_tower.user_embeddings where user_id = %s"
     assert world.value(base, user) == "profile"
     version = world.user_tower()
@@ -411,7 +416,7 @@ def test_a_user_tower_of_another_shape_is_not_stored(world: World, name: str) ->
 
 
 def test_a_tensor_that_is_none_of_the_tower_is_not_stored(world: World) -> None:
-    with pytest.raises(psycopg.errors.DatabaseError, match="blocks.1"):
+    with pytest.raises(psycopg.errors.DatabaseError, match=r"blocks\.1"):
         world.user_tower(**{"blocks.1.wide.bias": np.zeros((1, 128))})
 
 

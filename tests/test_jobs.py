@@ -145,7 +145,9 @@ def test_a_post_does_not_wait_for_a_training(fresh_database: Callable[[], str]) 
                 connection.execute(
                     "insert into public.posts (author_id, content) values (null, 'a boat')"
                 )
-                encoded = "select count(*) from two_tower.post_embeddings where embedding is not null"
+                encoded = (
+                    "select count(*) from two_tower.post_embeddings where embedding is not null"
+                )
                 wait_until(lambda: value(connection, encoded))
                 state = "select state from two_tower.jobs where kind = 'train_user_tower'"
                 assert value(connection, state) == "running"

@@ -200,8 +200,8 @@ def test_the_service_role_stores_what_a_user_tower_learned(db: psycopg.Connectio
             "  select version, %s, array_fill(0.5::real, array[64])::extensions.vector from version"
             "), action as ("
             "  insert into two_tower.model_tensors (version, name, row_index, row)"
-            "  select version, 'action.weight', 2, array_fill(1::real, array[64])::extensions.vector"
-            "  from version"
+            "  select version, 'action.weight', 2,"
+            "  array_fill(1::real, array[64])::extensions.vector from version"
             ") select version from version",
             [author],
         )

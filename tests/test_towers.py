@@ -223,7 +223,9 @@ def test_padding_and_order_in_the_batch_do_not_change_a_users_vector() -> None:
     assert np.allclose(together, turned, atol=1e-5)
 
 
-def test_a_window_holds_what_was_before_its_target_and_never_the_target_or_what_came_later() -> None:
+def test_a_window_holds_what_was_before_its_target_and_never_the_target_or_what_came_later() -> (
+    None
+):
     histories = planted_histories(3, unit(1, 128))
     table = Histories(histories, 3)
     for user, history in enumerate(histories):
@@ -355,7 +357,9 @@ def test_padding_of_negatives_does_not_change_the_training() -> None:
     assert all(np.abs(one[name] - two[name]).max() < 1e-4 for name in one)
 
 
-@pytest.mark.parametrize("name", ["base", "user", "negatives", "mask", "anchor_live", "rejected_user"])
+@pytest.mark.parametrize(
+    "name", ["base", "user", "negatives", "mask", "anchor_live", "rejected_user"]
+)
 def test_data_of_another_shape_is_refused_by_name(name: str) -> None:
     data = planted_pairs(10)
     broken = replace(data, **{name: np.zeros((7, 3))})

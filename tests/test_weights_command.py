@@ -54,7 +54,9 @@ def test_an_export_is_imported_as_the_same_tensors_config_and_authors(
         metadata = import_file(path)[1]
         for key in ("config", "metrics", "trained_from", "held_out_from", "verdict"):
             assert key in metadata
-        assert json.loads(metadata["held_out_from"]) == world.value("select two_tower.held_out_from()")
+        assert json.loads(metadata["held_out_from"]) == world.value(
+            "select two_tower.held_out_from()"
+        )
         done = database.run("import", str(path))
         assert done.exit_code == 0, done.output
         copy = world.value("select max(version) from two_tower.model_weights")
@@ -98,7 +100,9 @@ def test_a_forced_version_is_listed_with_who_and_why(database: Database) -> None
     version = database.world.worse()
     assert database.run("force", str(version), "a trial").exit_code == 0
     database.world.settle()
-    (row,) = [r for r in json.loads(database.run("list", "--json").output) if r["version"] == version]
+    (row,) = [
+        r for r in json.loads(database.run("list", "--json").output) if r["version"] == version
+    ]
     assert row["state"] == "active"
     assert row["verdict"] == "forced by postgres: a trial"
     assert "forced by" in database.run("list").output

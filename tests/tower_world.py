@@ -141,7 +141,10 @@ class World:
         )  # fmt: skip
 
     def judge_users(
-        self, version: int, vectors: dict[str, np.ndarray], active: dict[str, np.ndarray] | None = None
+        self,
+        version: int,
+        vectors: dict[str, np.ndarray],
+        active: dict[str, np.ndarray] | None = None,
     ) -> bool:
         """The gate's word on a user tower that gives users these vectors."""
         old = [(active or {}).get(user) for user in vectors]

@@ -66,14 +66,17 @@ def encode_active_users(connection: Connection) -> dict[str, Any]:
 def _train(connection: Connection) -> dict[str, Any]:
     held_out = value(connection, "select two_tower.held_out_from()")
     found = _histories(
-        connection, held_out, _ids(connection, "select two_tower.users_to_train(%s) as id", held_out)
+        connection,
+        held_out,
+        _ids(connection, "select two_tower.users_to_train(%s) as id", held_out),
     )
     if not any(any(row["is_positive"][1:]) for row in found):
         return {"skipped": "no user with an engagement before a positive one"}
     parent = value(connection, "select two_tower.active_version('user_tower')")
     known = Version(*load(connection, parent)) if parent else Version({}, {})
     event_types = [
-        row["event_type"] for row in rows(connection, "select * from two_tower.event_types_to_train()")
+        row["event_type"]
+        for row in rows(connection, "select * from two_tower.event_types_to_train()")
     ]
     noise = np.random.default_rng(0)
     authors = _authors(connection, found, noise)
@@ -190,9 +193,7 @@ def _authors(
     """
     wanted = sorted(_author_ids(found))
     query = "select * from two_tower.author_embeddings_of(%s::uuid[])"
-    known = {
-        row["author_id"]: array(row["embedding"]) for row in rows(connection, query, wanted)
-    }
+    known = {row["author_id"]: array(row["embedding"]) for row in rows(connection, query, wanted)}
     authors: dict[Any, np.ndarray] = {None: np.zeros(SIZE, dtype=np.float32)}
     for author in wanted:
         if author in known:
@@ -205,14 +206,18 @@ def _authors(
 def _actions(known: Version, event_types: list[str], noise: np.random.Generator) -> np.ndarray:
     """Rows for the event types of today: those that the version knew, small random ones else."""
     learned = dict(
-        zip(known.config.get("event_types", []), known.tensors.get("action.weight", []), strict=True)
+        zip(
+            known.config.get("event_types", []), known.tensors.get("action.weight", []), strict=True
+        )
     )
     return np.stack([
         learned.get(event_type, noise.normal(0, 0.1, SIZE)) for event_type in event_types
     ]).astype(np.float32)  # fmt: skip
 
 
-def _history(row: dict[str, Any], authors: dict[Any, np.ndarray], event_types: list[str]) -> History:
+def _history(
+    row: dict[str, Any], authors: dict[Any, np.ndarray], event_types: list[str]
+) -> History:
     """A row of two_tower.user_histories(), with authors and event types as rows of tables."""
     places = {author: place for place, author in enumerate(authors)}
     actions = {event_type: place for place, event_type in enumerate(event_types)}

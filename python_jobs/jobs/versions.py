@@ -76,7 +76,9 @@ def store(
 ) -> int | None:
     """Stores a candidate and returns its version; None when it was not finite and is `rejected`.
 
-    authors: what a user tower learned of each. metrics: more than the training's. Raises psycopg.DatabaseError with SQLSTATE TT004
+    authors: what a user tower learned of each. metrics: more than the training's.
+
+    Raises psycopg.DatabaseError with SQLSTATE TT004
     for tensors of another shape than the tower's.
     """
     where = (origin.parent, origin.trained_from, origin.held_out_from)

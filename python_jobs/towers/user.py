@@ -93,8 +93,10 @@ class Block(nn.Module):
         attended, _ = self.attention(
             ready[:, of], ready, ready, key_padding_mask=~mask, need_weights=False
         )
-        state = tokens[:, of] + attended
-        return state + self.narrow(F.relu(self.wide(self.between(state))))
+        state: Tensor = tokens[:, of] + attended
+        widened: Tensor = self.wide(self.between(state))
+        narrowed: Tensor = self.narrow(F.relu(widened))
+        return state + narrowed
 
 
 class UserTower(nn.Module):

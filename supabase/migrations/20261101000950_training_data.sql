@@ -51,7 +51,8 @@ comment on function two_tower.posts_as_of(bigint) is
   'Where posts stood before an event id: the vector at their last learned event of the newest settings.examples_read, and how many of those events were theirs.';
 
 create function two_tower.candidate_tower_pairs(p_before bigint)
-returns table (event_id bigint, label boolean, user_emb extensions.vector, post_id bigint, negative_ids bigint[])
+returns table (event_id bigint, label boolean, user_emb extensions.vector, post_id bigint,
+  negative_ids bigint[])
 language sql stable set search_path = '' as $$
   with positive as (
     select n.* from two_tower.settings s
@@ -129,15 +130,17 @@ language sql stable set search_path = '' as $$
   with post as materialized (
     select p.post_id, p.embedding from two_tower.posts_as_of(p_before) p where p_before is not null
   )
-  select a.user_id, array_agg(h.author_id order by h.created_at, h.id), array_agg(h.event_type order by h.created_at, h.id),
+  select a.user_id, array_agg(h.author_id order by h.created_at, h.id),
+    array_agg(h.event_type order by h.created_at, h.id),
     array_agg(h.label order by h.created_at, h.id), array_agg(h.hours order by h.created_at, h.id),
-    array_agg(h.embedding order by h.created_at, h.id), array_agg(h.post_id order by h.created_at, h.id)
+    array_agg(h.embedding order by h.created_at, h.id),
+    array_agg(h.post_id order by h.created_at, h.id)
   from unnest(p_user_ids) as a (user_id)
     cross join two_tower.settings s
     cross join two_tower.state st
     cross join lateral (
-      select e.id, e.created_at, e.post_id, g.event_type, coalesce(g.label, false) as label, v.author_id,
-        extract(epoch from e.created_at)::double precision / 3600 as hours,
+      select e.id, e.created_at, e.post_id, g.event_type, coalesce(g.label, false) as label,
+        v.author_id, extract(epoch from e.created_at)::double precision / 3600 as hours,
         case when p_before is null then v.embedding
           else coalesce(p.embedding, x.post_emb::extensions.vector) end as embedding
       from (
@@ -182,7 +185,8 @@ $$;
 comment on function two_tower.random_posts_as_of(bigint, integer) is
   'A uniform sample of posts with their vectors before t0 and their times, in hours: negatives of the user tower. Left out are posts that nobody had engaged with then and somebody has since.';
 
-create function two_tower.event_types_to_train() returns table (event_type text, is_positive boolean)
+create function two_tower.event_types_to_train()
+returns table (event_type text, is_positive boolean)
 language sql stable set search_path = '' as $$
   select s.event_type, coalesce(s.label, false) from two_tower.signals s order by s.bit;
 $$;
