@@ -9,6 +9,7 @@ from unittest.mock import patch
 import numpy as np
 import psycopg
 import pytest
+from conftest import as_user
 from psycopg.rows import dict_row
 from tower_world import World, make_world
 
@@ -56,7 +57,8 @@ def state(connection: Connection) -> list[Any]:
 def test_a_training_stores_a_version_with_metrics_interval_and_verdict(
     world: World, kind: str
 ) -> None:
-    outcome = HANDLERS[kind](world.connection)
+    with as_user(world.connection, None, "service_role"):  # as whom a worker works
+        outcome = HANDLERS[kind](world.connection)
     row = newest(world)
     assert row["version"] == outcome["version"]
     assert kind.endswith(row["tower"])
@@ -137,7 +139,8 @@ class Diverging(UserConfig):
 def test_an_accepted_user_tower_gives_active_users_their_vectors(world: World) -> None:
     version = world.user_tower()
     world.value("select two_tower.force_version(%s, 'a trial')", version)
-    outcome = encode_active_users(world.connection)
+    with as_user(world.connection, None, "service_role"):
+        outcome = encode_active_users(world.connection)
     assert outcome["users_encoded"] == len(world.users)
     sources = world.connection.execute(
         "select distinct base_source::text as source, base_weight from two_tower.user_embeddings"

@@ -157,7 +157,7 @@ begin
   insert into two_tower.model_authors (version, author_id, embedding)
   select v_version, a.author_id, a.embedding
   from unnest(p_author_ids, p_author_embeddings) as a (author_id, embedding)
-  where exists (select from auth.users u where u.id = a.author_id);
+  where exists (select from public.posts p where p.author_id = a.author_id);
   v_missing := two_tower.missing_tensors(v_version);
   if v_missing is not null then
     raise exception 'these weights can not be run: %', v_missing
@@ -167,7 +167,7 @@ begin
 end
 $$;
 comment on function two_tower.store_weights(text, text[], integer[], extensions.vector[], jsonb, jsonb, bigint, bigint, bigint, uuid[], extensions.vector[]) is
-  'Stores a new version as a candidate and returns its number. It serves nobody until the gate accepts it. Raises TT004, naming the tensors, for weights that can not be run. Authors who are gone are left out.';
+  'Stores a new version as a candidate and returns its number. It serves nobody until the gate accepts it. Raises TT004, naming the tensors, for weights that can not be run. Authors of no post here are left out.';
 
 create function two_tower.reject_training(p_tower text, p_reason text, p_config jsonb,
   p_metrics jsonb, p_parent_version bigint, p_trained_from bigint, p_held_out_from bigint)
