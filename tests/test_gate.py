@@ -306,6 +306,35 @@ def test_a_class_that_the_tower_does_not_help_keeps_its_profile(world: World) ->
     assert world.value(base, user) == "user_tower"
 
 
+def test_profiles_are_projected_again_when_another_candidate_tower_serves(world: World) -> None:
+    texts = world.rng.normal(size=(5, 384)).astype(np.float32)
+    users = world.users[:5]
+    for user in users:
+        world.connection.execute(
+            "insert into public.profiles (user_id, bio) values (%s, 'sailing')", [user]
+        )
+    world.value(
+        "select two_tower.store_profile_embeddings(%s::uuid[], %s, '{1,1,1,1,1}')",
+        users, list(texts),
+    )  # fmt: skip
+    version = world.better()
+    world.value("select two_tower.force_version(%s, 'a trial')", version)
+    world.settle()
+    assert world.value("select count(*) from two_tower.jobs where kind = 'encode_users'") == 1
+    last, rounds = "00000000-0000-0000-0000-000000000000", 0
+    while last := world.value("select two_tower.project_profiles(%s, 2)", last):
+        rounds += 1
+    assert rounds == 3
+    different = world.value(
+        "select count(*) from two_tower.user_embeddings u"
+        " join two_tower.profile_embeddings p using (user_id)"
+        " where extensions.vector_norm(u.base_embedding operator(extensions.-)"
+        "   two_tower.candidate_tower(p.base_embedding, %s)) > 1e-5",
+        version,
+    )
+    assert different == 0
+
+
 def test_only_the_version_that_serves_encodes_users(world: World) -> None:
     version = world.user_tower()
     with pytest.raises(psycopg.errors.InvalidParameterValue, match="does not serve"):

@@ -46,7 +46,11 @@ def train_user_tower(connection: Connection) -> dict[str, Any]:
 
 
 def encode_active_users(connection: Connection) -> dict[str, Any]:
-    """Encodes the users of settings.active_user_window with the version that serves."""
+    """Gives users their base vectors anew: those of settings.active_user_window by the user tower
+    that serves, and profiles by the candidate tower that serves."""
+    last: UUID | None = NOBODY
+    while last := value(connection, "select two_tower.project_profiles(%s)", last):
+        pass
     number = value(connection, "select two_tower.active_version('user_tower')")
     if number is None:
         return {"users_encoded": 0}

@@ -30,11 +30,11 @@ begin
   update two_tower.model_weights set state = 'active' where version = p_version;
   if v_tower = 'user_tower' then
     perform two_tower.take_over_embeddings(p_version);
-    perform two_tower.enqueue_job('encode_users');
   end if;
+  perform two_tower.enqueue_job('encode_users');
 end
 $$;
-comment on function two_tower.activate_version(bigint) is 'Makes a version the one that serves; the one before it is kept as archived. Users are encoded anew with a new user tower.';
+comment on function two_tower.activate_version(bigint) is 'Makes a version the one that serves; the one before it is kept as archived. Users get their base vectors anew: from a new user tower, or their profiles from a new candidate tower.';
 
 create function two_tower.take_over_embeddings(p_version bigint) returns void
 language sql set search_path = '' as $$
@@ -196,6 +196,28 @@ end
 $$;
 comment on function two_tower.store_user_encodings(bigint, uuid[], extensions.vector[]) is
   'Stores the active user tower''s vectors as the users'' base vectors, with the weight that the gate chose for their class; users of a class that they do not help keep what their profile says. Returns how many users there were.';
+
+create function two_tower.project_profiles(p_after uuid, p_limit integer default 500)
+returns uuid language plpgsql set search_path = '' as $$
+declare
+  v_last uuid;
+  v_stored integer;
+begin
+  with given as (
+    select u.user_id, b.*
+    from (
+      select e.user_id from two_tower.user_embeddings e
+      where e.user_id > p_after and e.base_source = 'profile' order by e.user_id limit p_limit
+    ) u cross join lateral two_tower.base_of(u.user_id, null, 0) b
+  )
+  select two_tower.store_bases(array_agg(g.user_id), array_agg(g.embedding), array_agg(g.weight),
+    array_agg(g.source)), (array_agg(g.user_id order by g.user_id desc))[1]
+  into v_stored, v_last from given g;
+  return v_last;
+end
+$$;
+comment on function two_tower.project_profiles(uuid, integer) is
+  'Projects profiles with the active candidate tower again, for the next so many users after the given id whose base vector is their profile''s. Returns the last one, null when there was none.';
 
 create function two_tower.store_profile_embeddings(
   p_user_ids uuid[], p_embeddings extensions.vector[], p_requests integer[]
