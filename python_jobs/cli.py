@@ -20,6 +20,7 @@ COMMANDS = {
     "freeze": ("python_jobs.safety", "freeze"),
     "resume": ("python_jobs.safety", "resume"),
     "rollback": ("python_jobs.safety", "rollback"),
+    "weights": ("python_jobs.weights", "weights"),
     "evaluate": ("python_jobs.evaluate.command", "evaluate"),
     "bench": ("python_jobs.bench.command", "bench"),
 }

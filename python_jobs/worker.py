@@ -1,7 +1,8 @@
 """The worker: claims a job, keeps its lease alive while it runs, says how it ended.
 
 All decisions are the database's: what is due (`two_tower.tick`), whose turn it is
-(`two_tower.claim_job`), when a failed job is tried again (`two_tower.fail_job`).
+(`two_tower.claim_job`), when a failed job is tried again (`two_tower.fail_job`). A worker works in
+two lanes at once, so that a new post does not wait for the minutes of a training.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,6 +30,8 @@ from python_jobs.jobs import HANDLERS
 LEASE_S = 60.0
 POLL_S = 0.5
 RECONNECT_S = 2.0
+ENCODING = ["encode_posts", "encode_profiles"]
+TRAINING = [kind for kind in HANDLERS if kind not in ENCODING]
 
 log = logging.getLogger("two_tower.worker")
 
@@ -49,25 +53,34 @@ class Worker:
 
         A lost connection is opened again; with `drain` it is an error (psycopg.OperationalError).
         """
+        lanes = [ENCODING + TRAINING] if drain else [ENCODING, TRAINING]
+        with ThreadPoolExecutor(len(lanes)) as pool:
+            return sum(pool.map(lambda kinds: self._lane(kinds, drain), lanes))
+
+    def _lane(self, kinds: list[str], drain: bool) -> int:
         done = 0
-        while not self.is_stopping.is_set():
-            try:
-                with open_connection(self.url) as connection:
-                    done += self._work(connection, drain)
+        try:
+            while not self.is_stopping.is_set():
+                try:
+                    with open_connection(self.url) as connection:
+                        done += self._work(connection, kinds, drain)
+                        if drain:
+                            break
+                except psycopg.OperationalError as error:
                     if drain:
-                        break
-            except psycopg.OperationalError as error:
-                if drain:
-                    raise
-                log.warning("connection lost, trying again: %s", str(error).strip())
-                self.is_stopping.wait(RECONNECT_S)
+                        raise
+                    log.warning("connection lost, trying again: %s", str(error).strip())
+                    self.is_stopping.wait(RECONNECT_S)
+        except BaseException:
+            self.is_stopping.set()  # one lane alone would look like a worker and be half of one
+            raise
         return done
 
-    def _work(self, connection: psycopg.Connection[Any], drain: bool) -> int:
+    def _work(self, connection: psycopg.Connection[Any], kinds: list[str], drain: bool) -> int:
         done = 0
         while not self.is_stopping.is_set():
             did_something = self._tick(connection)
-            if job := self._claim(connection):
+            if job := self._claim(connection, kinds):
                 self._run_job(connection, job)
                 done += 1
             elif not did_something:
@@ -92,10 +105,12 @@ class Worker:
         except psycopg.Error:
             log.exception("tick failed")
 
-    def _claim(self, connection: psycopg.Connection[Any]) -> dict[str, Any] | None:
+    def _claim(
+        self, connection: psycopg.Connection[Any], kinds: list[str]
+    ) -> dict[str, Any] | None:
         return connection.execute(
             "select * from two_tower.claim_job(%s, %s, %s * interval '1 second')",
-            [self.name, list(HANDLERS), self.lease_s],
+            [self.name, kinds, self.lease_s],
         ).fetchone()
 
     def _run_job(self, connection: psycopg.Connection[Any], job: dict[str, Any]) -> None:

@@ -138,10 +138,13 @@ def test_what_a_block_taught_is_not_taken_back_from_an_author_learned_anew(world
     world.send("block_author", world.posts[1])
     learned = np.ones(SIZE) / 8
     world.db.execute(
-        "select two_tower.store_entity_embeddings(array[%s]::uuid[],"
-        " array[%s::real[]::extensions.vector], '{}', '{}')",
+        "with version as ("
+        "  insert into two_tower.model_weights (tower) values ('user_tower') returning version"
+        ") insert into two_tower.model_authors (version, author_id, embedding)"
+        " select version, %s, %s::real[]::extensions.vector from version",
         [world.disliked, learned.tolist()],
     )
+    world.db.execute("select two_tower.activate_version(max(version)) from two_tower.model_weights")
     world.lift(world.disliked)
     assert np.allclose(world.author(world.disliked), learned)
 

@@ -11,15 +11,14 @@ from click.testing import CliRunner
 from python_jobs.bench import growth, inserts
 from python_jobs.bench.command import show_growth, show_inserts
 from python_jobs.bench.pgbench import pgbench
-from python_jobs.bench.world import World, fill, world
+from python_jobs.bench.world import World, filled_world
 from python_jobs.cli import main
 from python_jobs.errors import CommandError
 
 
 @pytest.fixture(scope="module")
 def small() -> Iterator[World]:
-    with world(users=3000, posts=1000) as made:
-        fill(made)
+    with filled_world(users=3000, posts=1000) as made:
         yield made
 
 

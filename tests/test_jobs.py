@@ -6,15 +6,19 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import psycopg
 import pytest
 from conftest import add_user
 
 from python_jobs.db import connect
+from python_jobs.jobs import HANDLERS
+from python_jobs.worker import Worker
 
 
 def value(connection: psycopg.Connection[Any], query: str, *arguments: Any) -> Any:
@@ -109,6 +113,48 @@ def test_two_workers_at_once_get_different_jobs(fresh_database: Callable[[], str
         assert first is not None
         assert second is not None
         assert first != second
+
+
+def test_one_job_of_a_kind_and_subject_runs_at_a_time(db: psycopg.Connection[Any]) -> None:
+    first = value(db, "select two_tower.enqueue_job('test')")
+    assert claim(db, "a") == first
+    second = value(db, "select two_tower.enqueue_job('test')")
+    assert claim(db, "b") is None
+    value(db, "select two_tower.complete_job(%s, 'a')", first)
+    assert claim(db, "b") == second
+
+
+def test_a_post_does_not_wait_for_a_training(fresh_database: Callable[[], str]) -> None:
+    """While the training lane is busy, the other one encodes: both run at one moment."""
+    started, may_end = threading.Event(), threading.Event()
+
+    def training(connection: psycopg.Connection[Any]) -> dict[str, Any]:
+        started.set()
+        assert may_end.wait(60)
+        return {}
+
+    url = fresh_database()
+    process = Worker(url)
+    with patch.dict(HANDLERS, {"train_user_tower": training}):
+        running = threading.Thread(target=process.run, args=[False])
+        running.start()
+        try:
+            with connect(url, autocommit=True) as connection:
+                value(connection, "select two_tower.enqueue_job('train_user_tower')")
+                assert started.wait(60)
+                connection.execute(
+                    "insert into public.posts (author_id, content) values (null, 'a boat')"
+                )
+                encoded = (
+                    "select count(*) from two_tower.post_embeddings where embedding is not null"
+                )
+                wait_until(lambda: value(connection, encoded))
+                state = "select state from two_tower.jobs where kind = 'train_user_tower'"
+                assert value(connection, state) == "running"
+        finally:
+            may_end.set()
+            process.is_stopping.set()
+            running.join()
 
 
 def test_a_schedule_by_time_makes_up_for_missed_runs_once(db: psycopg.Connection[Any]) -> None:

@@ -191,14 +191,21 @@ def test_a_setting_out_of_range_is_refused(db: psycopg.Connection[Any], assignme
 
 def test_the_service_role_stores_what_a_user_tower_learned(db: psycopg.Connection[Any]) -> None:
     author = add_user(db)
-    db.execute("insert into public.posts (author_id, content) values (%s, 'a')", [author])
-    vector = "array[array_fill(0.5::real, array[64])::extensions.vector]"
     with as_user(db, None, "service_role"):
         db.execute(
-            "select two_tower.store_entity_embeddings("
-            f"array[%s::uuid], {vector}, array['like'], {vector})",  # type: ignore[arg-type]
+            "with version as ("
+            "  insert into two_tower.model_weights (tower) values ('user_tower') returning version"
+            "), author as ("
+            "  insert into two_tower.model_authors (version, author_id, embedding)"
+            "  select version, %s, array_fill(0.5::real, array[64])::extensions.vector from version"
+            "), action as ("
+            "  insert into two_tower.model_tensors (version, name, row_index, row)"
+            "  select version, 'action.weight', 2,"
+            "  array_fill(1::real, array[64])::extensions.vector from version"
+            ") select version from version",
             [author],
         )
+        db.execute("select two_tower.activate_version(max(version)) from two_tower.model_weights")
     row = db.execute(
         "select (select count(*) from two_tower.author_embeddings where author_id = %s),"
         " (select count(*) from two_tower.action_embeddings where event_type = 'like')",

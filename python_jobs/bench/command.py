@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
-from python_jobs.bench import growth, inserts, serving
+from python_jobs.bench import growth, inserts, serving, towers
 from python_jobs.bench.feed import AUTHORS, READERS, fill_feed
 from python_jobs.bench.plan import explain_page
-from python_jobs.bench.world import fill, world
+from python_jobs.bench.world import filled_world, world
 
 
 @click.group()
@@ -32,8 +32,7 @@ def bench() -> None:
 def bench_inserts(quick: bool, users: int, posts: int, as_json: bool, check: bool) -> None:
     """What an event costs against a plain insert of the same row."""
     rounds, seconds = (2, 1) if quick else (5, 3)
-    with progress("filling a database") as status, world(users, posts) as target:
-        fill(target)
+    with progress("filling a database") as status, filled_world(users, posts) as target:
         report = inserts.measure(target, rounds, {"seconds": seconds}, status.update)
     if as_json:
         click.echo(json.dumps(report, indent=2))
@@ -50,8 +49,7 @@ def bench_inserts(quick: bool, users: int, posts: int, as_json: bool, check: boo
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def bench_growth(events: int, users: int, posts: int, as_json: bool) -> None:
     """What grows when a million events arrive at full speed, a tenth of them likes."""
-    with progress("filling a database") as status, world(users, posts) as target:
-        fill(target)
+    with progress("filling a database") as status, filled_world(users, posts) as target:
         report = growth.measure(target, events, 10, status.update)
     if as_json:
         click.echo(json.dumps(report, indent=2))
@@ -87,6 +85,33 @@ def bench_serving(
         click.echo(json.dumps(report, indent=2, default=str))
     else:
         show_serving(report)
+    if check and not all(line["is_kept"] for line in report["budgets"]):
+        sys.exit(1)
+
+
+@bench.command("towers")
+@click.option(
+    "--posts",
+    "sizes",
+    multiple=True,
+    default=(1000, 10_000, 100_000),
+    show_default=True,
+    type=click.IntRange(100),
+    help="May be repeated.",
+)
+@click.option("--users", default=1000, show_default=True, type=click.IntRange(100))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--check", is_flag=True, help="Exit with 1 when a budget is exceeded.")
+def bench_towers(sizes: tuple[int, ...], users: int, as_json: bool, check: bool) -> None:
+    """What training costs, and what readers and writers notice of a new tower."""
+    with progress("starting") as status:
+        report = towers.measure(
+            lambda posts: filled_world(users, posts), list(sizes), status.update
+        )
+    if as_json:
+        click.echo(json.dumps(report, indent=2))
+    else:
+        show_towers(report)
     if check and not all(line["is_kept"] for line in report["budgets"]):
         sys.exit(1)
 
@@ -227,6 +252,47 @@ def budget_rows(report: dict[str, Any]) -> list[list[str]]:
     ]
 
 
+def show_towers(report: dict[str, Any]) -> None:
+    """Tables for people."""
+    console = wide_console()
+    columns = {
+        "posts": "posts", "candidate tower s": "candidate_s", "CPU": "candidate_cpu_s",
+        "peak MB": "candidate_mb", "user tower s": "user_s", "CPU ": "user_cpu_s",
+        "peak MB ": "user_mb", "refresh s": "refresh_s",
+        "peak MB  ": "refresh_mb", "read p99 ms": "read_p99_ms", "during": "read_p99_during_ms",
+        "slowest write ms": "slowest_write_ms", "during ": "slowest_write_during_ms",
+        "new post s": "new_post_s", "beside training": "new_post_training_s",
+    }  # fmt: skip
+    rows = [
+        ["-" if row[key] is None else f"{row[key]:,.{0 if 'mb' in key or key == 'posts' else 1}f}"
+         for key in columns.values()]
+        for row in report["rows"]
+    ]  # fmt: skip
+    console.print(table("Training, by number of posts", columns, rows))
+    console.print(
+        table(
+            "Budgets, at the largest number of posts",
+            ["budget", "figure", "bound", ""],
+            [
+                [
+                    b["budget"],
+                    "-" if b["figure"] is None else f"{b['figure']:,.2f}",
+                    b["bound"],
+                    "kept" if b["is_kept"] else "OVER",
+                ]
+                for b in report["budgets"]
+            ],
+        )
+    )
+    last = report["rows"][-1]
+    facts = {
+        "pairs": last["pairs"], "users trained": last["users"],
+        "a process before its job": f"{last['start_mb']:.0f} MB",
+        "texts/s and core": f"{report['texts_per_s_and_core']:.0f}",
+    }  # fmt: skip
+    show_facts(console, {**facts, **report["versions"]})
+
+
 def table(title: str, head: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
     """A table whose first column is text and the others numbers."""
     made = Table(title=title, title_justify="left")
@@ -240,7 +306,7 @@ def table(title: str, head: Iterable[str], rows: Iterable[Iterable[str]]) -> Tab
 def wide_console() -> Console:
     """Tables are not cut where the output is no terminal."""
     console = Console()
-    return console if console.is_terminal else Console(width=140)
+    return console if console.is_terminal else Console(width=160)
 
 
 def show_facts(console: Console, facts: dict[str, Any]) -> None:

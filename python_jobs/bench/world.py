@@ -128,7 +128,15 @@ def world(users: int, posts: int, settings: dict[str, str] | None = None) -> Ite
             cluster.stop("immediate")
 
 
-def fill(target: World) -> None:
+@contextmanager
+def filled_world(users: int, posts: int) -> Iterator[World]:
+    """The same with users who have a full history, and posts in random directions."""
+    with world(users, posts) as target:
+        _fill(target)
+        yield target
+
+
+def _fill(target: World) -> None:
     """Users who have a full history, and posts in random directions."""
     with target.connect(superuser=True) as connection:
         # Rows as if they had long been there: no trigger, no job.

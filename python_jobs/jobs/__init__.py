@@ -7,9 +7,10 @@ from typing import Any
 
 import psycopg
 
+from python_jobs.jobs.candidate_tower import train_candidate_tower
 from python_jobs.jobs.encode import encode_posts, encode_profiles
 from python_jobs.jobs.serve import build_serving_index, check_serving_index
-from python_jobs.jobs.train import train_candidate_tower, train_user_tower
+from python_jobs.jobs.user_tower import encode_active_users, train_user_tower
 
 Handler = Callable[[psycopg.Connection[Any]], dict[str, Any]]
 
@@ -18,6 +19,7 @@ HANDLERS: dict[str, Handler] = {
     "encode_profiles": encode_profiles,
     "build_serving_index": build_serving_index,
     "check_serving_index": check_serving_index,
+    "encode_users": encode_active_users,
     "train_candidate_tower": train_candidate_tower,
     "train_user_tower": train_user_tower,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -28,42 +29,6 @@ class CandidateTower(nn.Module):
         return F.normalize(self.output(F.relu(self.hidden(base))), dim=-1)
 
 
-def fit_projection(base: np.ndarray) -> np.ndarray:
-    """Orthonormal rows W [128, 384] that keep most of the base embeddings [n, 384]: PCA.
-
-    Not centred, because cosines are about the origin: subtracting the mean changes their order.
-    Fewer posts than 128 leave directions that no post tells apart; they are filled up by the
-    eigenvectors that follow. Raises ValueError for an empty base and for values not finite.
-    """
-    if base.ndim != 2 or base.shape[1] != BASE or len(base) == 0:
-        raise ValueError(f"base must be [n, {BASE}] with n > 0, not {base.shape}.")
-    if not np.isfinite(base).all():
-        raise ValueError("base holds values that are not finite.")
-    exact = base.astype(np.float64)
-    _, vectors = np.linalg.eigh(exact.T @ exact)  # columns, by rising eigenvalue
-    rows = vectors[:, : -OUTPUT - 1 : -1].T  # [128, 384]
-    # An eigenvector is known up to its sign: the largest entry is made positive.
-    largest = rows[np.arange(OUTPUT), np.abs(rows).argmax(1)]
-    return np.asarray(rows * np.sign(largest)[:, None], dtype=np.float32)
-
-
-def projection_tensors(projection: np.ndarray) -> dict[str, np.ndarray]:
-    """Tensors with which the tower is the projection W [128, 384] itself, at norm 1.
-
-    hidden = [W; -W] and output = [I, -I], because relu(Wx) - relu(-Wx) = Wx.
-    Raises ValueError for another shape.
-    """
-    if projection.shape != (OUTPUT, BASE):
-        raise ValueError(f"The projection must be [{OUTPUT}, {BASE}], not {projection.shape}.")
-    identity = np.eye(OUTPUT, dtype=np.float32)
-    return {
-        "hidden.weight": np.concatenate([projection, -projection]).astype(np.float32),
-        "hidden.bias": np.zeros(HIDDEN, dtype=np.float32),
-        "output.weight": np.concatenate([identity, -identity], axis=1),
-        "output.bias": np.zeros(OUTPUT, dtype=np.float32),
-    }
-
-
 @dataclass(frozen=True)
 class CandidateConfig:
     """How to train. loss: sampled_softmax or squared_error. anchor_weight: of the fit to live
@@ -72,40 +37,47 @@ class CandidateConfig:
     loss: str = "sampled_softmax"
     temperature: float = 0.2
     anchor_weight: float = 16.0
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-3
     weight_decay: float = 1e-4
     batch_size: int = 128
-    epochs: int = 20
-    max_seconds: float = 30.0
+    epochs: int = 6
+    max_seconds: float = 25.0
     seed: int = 0
+
+
+def _no(*shape: int) -> Callable[[], np.ndarray]:
+    return lambda: np.zeros(shape, dtype=np.int64 if len(shape) == 1 else np.float32)
 
 
 @dataclass
 class CandidateData:
-    """user [n, 128], positive [n, 384], negatives [n, k, 384] with mask [n, k]; anchors: base
-    [m, 384] and live [m, 128] embeddings of engaged posts, weight [m]; rejected: user [e, 128]
-    and base [e, 384] of explicit negatives."""
+    """base [posts, 384]; all other posts are rows of it. Positives: user [n, 128], positive [n],
+    negatives [n, k] with mask [n, k]. Anchors, engaged posts with live vectors: anchor [m],
+    anchor_live [m, 128], anchor_weight [m]. Explicit negatives: rejected_user [e, 128],
+    rejected [e]."""
 
+    base: np.ndarray
     user: np.ndarray
     positive: np.ndarray
     negatives: np.ndarray
     mask: np.ndarray
-    anchor_base: np.ndarray
-    anchor_live: np.ndarray
-    anchor_weight: np.ndarray
-    rejected_user: np.ndarray = field(default_factory=lambda: np.zeros((0, OUTPUT)))
-    rejected_base: np.ndarray = field(default_factory=lambda: np.zeros((0, BASE)))
+    anchor: np.ndarray = field(default_factory=_no(0))
+    anchor_live: np.ndarray = field(default_factory=_no(0, OUTPUT))
+    anchor_weight: np.ndarray = field(default_factory=_no(0))
+    rejected_user: np.ndarray = field(default_factory=_no(0, OUTPUT))
+    rejected: np.ndarray = field(default_factory=_no(0))
 
     def validate(self) -> None:
-        """Raises ValueError for empty data, shapes that do not fit, and values not finite."""
-        n, m, e = len(self.user), len(self.anchor_base), len(self.rejected_user)
+        """Raises ValueError for empty data, shapes that do not fit, rows that are not there, and
+        values not finite."""
+        n, m, e = len(self.user), len(self.anchor), len(self.rejected)
         if n == 0:
             raise ValueError("There are no positives to train on.")
-        k = self.negatives.shape[1] if self.negatives.ndim == 3 else 0
+        k = self.negatives.shape[1] if self.negatives.ndim == 2 else 0
         shapes = {
-            "user": (n, OUTPUT), "positive": (n, BASE), "negatives": (n, k, BASE), "mask": (n, k),
-            "anchor_base": (m, BASE), "anchor_live": (m, OUTPUT), "anchor_weight": (m,),
-            "rejected_user": (e, OUTPUT), "rejected_base": (e, BASE),
+            "base": (len(self.base), BASE), "user": (n, OUTPUT), "positive": (n,),
+            "negatives": (n, k), "mask": (n, k), "anchor": (m,), "anchor_live": (m, OUTPUT),
+            "anchor_weight": (m,), "rejected_user": (e, OUTPUT), "rejected": (e,),
         }  # fmt: skip
         for name, shape in shapes.items():
             values = getattr(self, name)
@@ -113,38 +85,35 @@ class CandidateData:
                 raise ValueError(f"{name} must be {shape}, not {values.shape}.")
             if not np.isfinite(values).all():
                 raise ValueError(f"{name} holds values that are not finite.")
+        for name in ("positive", "negatives", "anchor", "rejected"):
+            rows = getattr(self, name)
+            if rows.size and not (rows.min() >= 0 and rows.max() < len(self.base)):
+                raise ValueError(f"{name} must be rows of base.")
         if m and ((self.anchor_weight < 0).any() or not self.anchor_weight.any()):
             raise ValueError("anchor_weight must not be negative, nor zero throughout.")
 
-    def draws(self) -> Draws:
-        """Which rows are the same post, and how often each post is drawn."""
-        mask = self.mask.astype(bool)
-        rows = np.concatenate([self.positive, self.negatives[mask]]).astype(np.float32)
-        _, post = np.unique(rows, axis=0, return_inverse=True)
-        post = post.reshape(-1)
-        liked, drawn = post[: len(self.user)], post[len(self.user) :]
-        negative = np.zeros(mask.shape, dtype=np.int64)
-        negative[mask] = drawn
-        count = int(post.max()) + 1
-        return Draws(
-            *(torch.as_tensor(part) for part in (
-                liked,
-                negative,
-                np.bincount(liked, minlength=count) / len(liked),
-                np.bincount(drawn, minlength=count) / max(1, len(drawn)),
-            ))
-        )  # fmt: skip
 
+class _Tensors:
+    """The data as tensors on a device, with how often each post is drawn [posts]."""
 
-@dataclass(frozen=True)
-class Draws:
-    """Posts as numbers: positive [n], negative [n, k]; by post, its share of the positives and of
-    the recorded negatives [posts]."""
+    def __init__(self, data: CandidateData, device: torch.device) -> None:
+        def real(values: np.ndarray) -> Tensor:
+            return torch.as_tensor(values, dtype=torch.float32, device=device)
 
-    positive: Tensor
-    negative: Tensor
-    positive_share: Tensor
-    negative_share: Tensor
+        def rows(values: np.ndarray) -> Tensor:
+            return torch.as_tensor(values, dtype=torch.long, device=device)
+
+        self.base, self.user = real(data.base), real(data.user)
+        self.positive, self.negatives = rows(data.positive), rows(data.negatives)
+        self.mask = torch.as_tensor(data.mask, dtype=torch.bool, device=device)
+        self.anchor, self.anchor_live = rows(data.anchor), real(data.anchor_live)
+        self.anchor_weight = torch.as_tensor(data.anchor_weight, dtype=torch.float32)
+        self.rejected_user, self.rejected = real(data.rejected_user), rows(data.rejected)
+        drawn = data.negatives[data.mask.astype(bool)]
+        self.positive_share = real(np.bincount(data.positive, minlength=len(data.base)))
+        self.positive_share /= len(data.user)
+        self.negative_share = real(np.bincount(drawn, minlength=len(data.base)))
+        self.negative_share /= max(1, len(drawn))
 
 
 def train_candidate(
@@ -152,26 +121,18 @@ def train_candidate(
 ) -> weights.TrainingResult:
     """Trains from `start` and returns the new tensors with first and last loss.
 
-    Deterministic for a seed on one machine. Raises ValueError for data or weights that do not fit.
+    Deterministic for a seed on one machine; on CUDA where there is a device. Raises ValueError for
+    data or weights that do not fit.
     """
     config = config or CandidateConfig()
     data.validate()
-    torch.manual_seed(config.seed)
+    device = weights.device()
+    # Not the global generator: something else in the process may draw from it meanwhile.
+    draw = torch.Generator().manual_seed(config.seed)
     tower = CandidateTower()
     weights.load(tower, start)
-    user, positive, negatives, anchor_base, anchor_live, anchor_weight = (
-        torch.as_tensor(part, dtype=torch.float32)
-        for part in (
-            data.user, data.positive, data.negatives,
-            data.anchor_base, data.anchor_live, data.anchor_weight,
-        )
-    )  # fmt: skip
-    rejected_user, rejected_base = (
-        torch.as_tensor(part, dtype=torch.float32)
-        for part in (data.rejected_user, data.rejected_base)
-    )
-    mask = torch.as_tensor(data.mask, dtype=torch.bool)
-    draws = data.draws()
+    tower.to(device)
+    given = _Tensors(data, device)
     optimizer = torch.optim.AdamW(
         tower.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
@@ -179,21 +140,10 @@ def train_candidate(
     history: list[float] = []
     while len(history) < config.epochs and (not history or time.monotonic() < deadline):
         total, seen = 0.0, 0
-        for batch in torch.split(torch.randperm(len(user)), config.batch_size):
-            loss = _pair_loss(
-                tower, user[batch], positive[batch], negatives[batch], mask[batch],
-                draws.positive[batch], draws.negative[batch], draws, config,
-            )  # fmt: skip
-            if len(rejected_user):
-                # As many as in proportion to the positives, so that an epoch sees each about once.
-                share = max(1, len(batch) * len(rejected_user) // len(user))
-                some = torch.randint(len(rejected_user), (share,))
-                cosine = (rejected_user[some] * tower(rejected_base[some])).sum(-1)
-                loss = loss + _rejection_loss(cosine, config) * share / len(batch)
-            if len(anchor_base):
-                picked = torch.multinomial(anchor_weight, config.batch_size, replacement=True)
-                fit = (tower(anchor_base[picked]) * anchor_live[picked]).sum(-1)
-                loss = loss + config.anchor_weight * (1 - fit).mean()
+        for batch in torch.split(
+            torch.randperm(len(given.user), generator=draw), config.batch_size
+        ):
+            loss = _loss(tower, given, batch.to(device), config, draw)
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()
@@ -202,45 +152,74 @@ def train_candidate(
                 break
         history.append(total / seen)
     metrics = {
-        "pairs": len(user), "anchors": len(anchor_base), "rejected": len(rejected_user),
-        "epochs": len(history),
-        "first_loss": history[0], "last_loss": history[-1],
+        "pairs": len(data.user), "anchors": len(data.anchor), "rejected": len(data.rejected),
+        "epochs": len(history), "first_loss": history[0], "last_loss": history[-1],
     }  # fmt: skip
     return weights.TrainingResult(weights.dump(tower), metrics, asdict(config))
 
 
-def _pair_loss(
+def _loss(
     tower: CandidateTower,
-    user: Tensor,
-    positive: Tensor,
-    negatives: Tensor,
-    mask: Tensor,
-    post: Tensor,
-    negative_post: Tensor,
-    draws: Draws,
+    given: _Tensors,
+    batch: Tensor,
     config: CandidateConfig,
+    draw: torch.Generator,
 ) -> Tensor:
-    posts = tower(positive)  # [b, 128]
-    own = (user * posts).sum(-1)  # [b]
-    recorded = (user[:, None] * tower(negatives)).sum(-1)  # [b, k]
+    """Loss of a batch of positives, with its share of explicit negatives and of anchors.
+
+    Each post of the batch goes through the tower once, however often it takes part.
+    """
+    parts = [given.positive[batch], given.negatives[batch].flatten()]
+    share = 0
+    if len(given.rejected):
+        # As many as in proportion to the positives, so that an epoch sees each about once.
+        share = max(1, len(batch) * len(given.rejected) // len(given.user))
+        some = torch.randint(len(given.rejected), (share,), generator=draw).to(batch.device)
+        parts.append(given.rejected[some])
+    if len(given.anchor):
+        picked = torch.multinomial(
+            given.anchor_weight, config.batch_size, replacement=True, generator=draw
+        ).to(batch.device)
+        parts.append(given.anchor[picked])
+    posts, place = torch.unique(torch.cat(parts), return_inverse=True)
+    # Not posts[place]: the gradient of index_select is summed in one order, on every run the same.
+    vectors = tower(given.base[posts]).index_select(0, place)  # [all parts, 128]
+    positive, negative, *rest = torch.split(vectors, [len(part) for part in parts])
+    loss = _pair_loss(given, batch, positive, negative, config)
+    if share:
+        cosine = (given.rejected_user[some] * rest[0]).sum(-1)
+        loss = loss + _rejection_loss(cosine, config) * share / len(batch)
+    if len(given.anchor):
+        fit = (rest[-1] * given.anchor_live[picked]).sum(-1)
+        loss = loss + config.anchor_weight * (1 - fit).mean()
+    return loss
+
+
+def _pair_loss(
+    given: _Tensors, batch: Tensor, positive: Tensor, negative: Tensor, config: CandidateConfig
+) -> Tensor:
+    """positive [b, 128], negative [b * k, 128]."""
+    user, mask, posts = given.user[batch], given.mask[batch], given.positive[batch]
+    own = (user * positive).sum(-1)  # [b]
+    recorded = (user[:, None] * negative.view(*mask.shape, OUTPUT)).sum(-1)  # [b, k]
     if config.loss == "squared_error":
         similarity = torch.cat([own, recorded[mask]])
-        label = torch.arange(len(similarity)) < len(own)
+        label = torch.arange(len(similarity), device=own.device) < len(own)
         return losses.squared_error(similarity, label)
     if config.loss != "sampled_softmax":
         raise ValueError(f"There is no loss called {config.loss}.")
     # Other posts of the batch are negatives too. A post can come from the batch and from the
     # recorded ones, which are drawn differently: what corrects both is how often it is expected
     # among all candidates of a user (the balance heuristic of Veach and Guibas, 1995).
-    expected = len(user) * draws.positive_share + mask.sum(1).float().mean() * draws.negative_share
-    log_expected = torch.log(expected).float()  # [posts]
-    candidates = torch.cat([negative_post, post.expand(len(user), -1)], dim=1)  # [b, k + b]
-    is_candidate = torch.cat([mask, torch.ones(len(user), len(user), dtype=torch.bool)], dim=1)
+    recorded_count = mask.sum(1).float().mean()
+    expected = len(user) * given.positive_share + recorded_count * given.negative_share
+    candidates = torch.cat([given.negatives[batch], posts.expand(len(user), -1)], dim=1)
+    in_batch = torch.ones(len(user), len(user), dtype=torch.bool, device=own.device)
     return losses.sampled_softmax(
         own,
-        torch.cat([recorded, user @ posts.T], dim=1),
-        log_expected[candidates],
-        is_candidate & (candidates != post[:, None]),
+        torch.cat([recorded, user @ positive.T], dim=1),  # [b, k + b]
+        torch.log(expected)[candidates],
+        torch.cat([mask, in_batch], dim=1) & (candidates != posts[:, None]),
         config.temperature,
     )
 

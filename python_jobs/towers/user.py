@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,14 +14,18 @@ from torch.nn import functional as F
 from python_jobs.towers import losses, weights
 
 OUTPUT = 128
+SIZE = 64  # of the embeddings of authors and actions, which are tables
+UNKNOWN = 0  # row of the authors for one of whom nothing is known: the zero vector
 PERIOD = 64  # posts of the pool around a target in time, which count as of the same period
 
 
 @dataclass(frozen=True)
 class UserConfig:
-    """How to build and train. loss: sampled_softmax or triplet (the specification's)."""
+    """How to build and train. loss: sampled_softmax or triplet (the specification's).
 
-    embedding_size: int = 64
+    A step trains on one positive each of batch_size users, drawn at random.
+    """
+
     layers: int = 1
     heads: int = 4
     history_length: int = 30
@@ -29,38 +34,34 @@ class UserConfig:
     margin: float = 0.3
     learning_rate: float = 1e-3
     batch_size: int = 128
-    epochs: int = 10
-    max_seconds: float = 60.0
+    steps: int = 200
+    max_seconds: float = 90.0
     seed: int = 0
+
+    @classmethod
+    def of(cls, stored: dict[str, Any]) -> UserConfig:
+        """The config of a stored version; what else stands there is not its business."""
+        return cls(**{f.name: stored[f.name] for f in fields(cls) if f.name in stored})
 
 
 @dataclass
 class History:
-    """One user's engagements, oldest first: post vectors [t, 128], authors [t] and actions [t] as
-    rows of the tables of their embeddings, times [t] in hours, is_positive [t]."""
+    """One user's engagements, oldest first: vectors [t, 128] and ids [t] of posts, authors [t] and
+    actions [t] as rows of the tables of their embeddings, times [t] in hours, is_positive [t]."""
 
     posts: np.ndarray
+    post_ids: np.ndarray
     authors: np.ndarray
     actions: np.ndarray
     hours: np.ndarray
     is_positive: np.ndarray
 
-    def before(self, end: int, length: int) -> History:
-        """The last `length` engagements before position `end`: never `end` itself."""
-        part = slice(max(0, end - length), end)
-        return History(*(values[part] for values in vars(self).values()))
-
-    def without(self, post: np.ndarray) -> History:
-        """The engagements with other posts than the one whose vector is `post` [128]."""
-        other = ~(self.posts == post).all(axis=1)
-        return History(*(values[other] for values in vars(self).values()))
-
     def validate(self, authors: int, actions: int) -> None:
         """Raises ValueError for shapes that do not fit, values that are not finite, times that
         run backwards (the future would be read as the past), and rows outside of the tables."""
         length = len(self.hours)
-        shapes = {"posts": (length, OUTPUT), "authors": (length,), "actions": (length,),
-                  "hours": (length,), "is_positive": (length,)}  # fmt: skip
+        shapes = {"posts": (length, OUTPUT), "post_ids": (length,), "authors": (length,),
+                  "actions": (length,), "hours": (length,), "is_positive": (length,)}  # fmt: skip
         for name, shape in shapes.items():
             values = getattr(self, name)
             if values.shape != shape:
@@ -75,160 +76,219 @@ class History:
                 raise ValueError(f"{name} of a history must be rows of a table of {count}.")
 
 
+class Block(nn.Module):
+    """Attention and two layers, each on normalised input and added to it."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.before = nn.LayerNorm(SIZE)
+        self.attention = nn.MultiheadAttention(SIZE, heads, batch_first=True)
+        self.between = nn.LayerNorm(SIZE)
+        self.wide = nn.Linear(SIZE, 2 * SIZE)
+        self.narrow = nn.Linear(2 * SIZE, SIZE)
+
+    def forward(self, tokens: Tensor, mask: Tensor, of: slice) -> Tensor:
+        """tokens [b, t, size], mask [b, t]; states [b, s, size] of the tokens `of` among them."""
+        ready = self.before(tokens)
+        attended, _ = self.attention(
+            ready[:, of], ready, ready, key_padding_mask=~mask, need_weights=False
+        )
+        state: Tensor = tokens[:, of] + attended
+        widened: Tensor = self.wide(self.between(state))
+        narrowed: Tensor = self.narrow(F.relu(widened))
+        return state + narrowed
+
+
 class UserTower(nn.Module):
     """Transformer over engagements; the newest one's output is projected to norm 1."""
 
     def __init__(self, authors: int, actions: int, config: UserConfig) -> None:
         super().__init__()
-        size = config.embedding_size
-        self.author = nn.Embedding(authors, size)
-        self.action = nn.Embedding(actions, size)
-        nn.init.normal_(self.author.weight, std=0.1)
-        nn.init.normal_(self.action.weight, std=0.1)
-        self.post = nn.Linear(OUTPUT, size)
-        self.recency = nn.Linear(1, size)
-        layer = nn.TransformerEncoderLayer(
-            size, config.heads, 2 * size, dropout=0.0, batch_first=True, norm_first=True
-        )
-        self.encoder = nn.TransformerEncoder(layer, config.layers, enable_nested_tensor=False)
-        self.projection = nn.Linear(size, OUTPUT)
+        self.author = nn.Embedding(authors, SIZE, padding_idx=UNKNOWN)
+        self.action = nn.Embedding(actions, SIZE)
+        self.post = nn.Linear(OUTPUT, SIZE)
+        self.recency = nn.Linear(1, SIZE)
+        self.blocks = nn.ModuleList(Block(config.heads) for _ in range(config.layers))
+        self.projection = nn.Linear(SIZE, OUTPUT)
+
+    @torch.no_grad()
+    def initialise(self, seed: int) -> None:
+        """Random weights. Not by the global generator: something else in the process may draw from
+        it meanwhile."""
+        draw = torch.Generator().manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            if name in ("author.weight", "action.weight"):
+                parameter.normal_(0, 0.1, generator=draw)
+            elif parameter.ndim == 2:
+                bound = parameter.shape[1] ** -0.5
+                parameter.uniform_(-bound, bound, generator=draw)
+            elif name.endswith("bias"):
+                parameter.zero_()
+        self.author.weight[UNKNOWN] = 0
 
     def forward(
         self, posts: Tensor, authors: Tensor, actions: Tensor, ages: Tensor, mask: Tensor
     ) -> Tensor:
         """posts [b, t, 128], authors and actions [b, t], ages [b, t] in hours before the newest,
         mask [b, t] true where there is an engagement; the newest is last. Returns [b, 128]."""
-        tokens = (
+        states = (
             self.post(posts)
             + self.author(authors)
             + self.action(actions)
             + self.recency(torch.log1p(ages)[..., None])
         )  # [b, t, size]
-        states = self.encoder(tokens, src_key_padding_mask=~mask)
+        for place, block in enumerate(self.blocks, start=1):
+            # Of the last block only the newest engagement's state is used.
+            states = block(states, mask, slice(-1 if place == len(self.blocks) else None, None))
         return F.normalize(self.projection(states[:, -1]), dim=-1)
 
 
-def pad(histories: list[History]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Arguments of `UserTower.forward`, padded in front. Raises ValueError for an empty history."""
-    length = max(len(h.hours) for h in histories)
-    posts = torch.zeros(len(histories), length, OUTPUT)
-    authors = torch.zeros(len(histories), length, dtype=torch.long)
-    actions = torch.zeros(len(histories), length, dtype=torch.long)
-    ages = torch.zeros(len(histories), length)
-    mask = torch.zeros(len(histories), length, dtype=torch.bool)
-    for row, history in enumerate(histories):
-        count = len(history.hours)
-        if count == 0:
+class Histories:
+    """All histories in one table, from which windows [b, t] of engagements are cut."""
+
+    def __init__(self, histories: list[History], length: int) -> None:
+        def joined(name: str) -> np.ndarray:
+            return np.concatenate([getattr(h, name) for h in histories])
+
+        self.length = length
+        self.ends = np.cumsum([len(h.hours) for h in histories])
+        self.starts = self.ends - [len(h.hours) for h in histories]
+        self.posts = joined("posts").astype(np.float32)
+        self.post_ids, self.hours = joined("post_ids"), joined("hours")
+        self.authors, self.actions = joined("authors"), joined("actions")
+        self.is_positive = joined("is_positive").astype(bool)
+
+    def window(self, start: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows [b, t] of the last `length` engagements from `start` on and before `end`, and where
+        there is one; never `end` itself."""
+        rows = end[:, None] + np.arange(-self.length, 0)
+        is_there = rows >= start[:, None]
+        return np.maximum(rows, 0), is_there
+
+    def targets(self) -> list[np.ndarray]:
+        """By user, the positives with an engagement with another post before them."""
+        found = []
+        for start, end in zip(self.starts, self.ends, strict=True):
+            rows = start + 1 + np.flatnonzero(self.is_positive[start + 1 : end])
+            begin = np.full(len(rows), start)
+            found.append(rows[self.before(begin, rows)[1].any(axis=1)])
+        return [rows for rows in found if len(rows)]
+
+    def before(self, start: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The window before a target without the engagements with the target's own post: a click
+        before the like of a post would give the answer away."""
+        rows, is_there = self.window(start, target)
+        return rows, is_there & (self.post_ids[rows] != self.post_ids[target][:, None])
+
+    def inputs(self, rows: np.ndarray, is_there: np.ndarray, device: torch.device) -> list[Tensor]:
+        """Arguments of `UserTower.forward`. Each row needs an engagement."""
+        # The newest engagement must be last, also where the last places are masked.
+        order = np.argsort(is_there, axis=1, kind="stable")
+        rows = np.take_along_axis(rows, order, axis=1)
+        is_there = np.take_along_axis(is_there, order, axis=1)
+        if not is_there[:, -1].all():
             raise ValueError("A history is empty.")
-        posts[row, -count:] = torch.as_tensor(history.posts, dtype=torch.float32)
-        authors[row, -count:] = torch.as_tensor(history.authors)
-        actions[row, -count:] = torch.as_tensor(history.actions)
-        ages[row, -count:] = torch.as_tensor(
-            np.maximum(0.0, history.hours[-1] - history.hours), dtype=torch.float32
-        )
-        mask[row, -count:] = True
-    return posts, authors, actions, ages, mask
+        ages = np.maximum(0.0, self.hours[rows[:, -1:]] - self.hours[rows]) * is_there
+        return [
+            torch.as_tensor(part, device=device)
+            for part in (
+                self.posts[rows], self.authors[rows], self.actions[rows],
+                ages.astype(np.float32), is_there,
+            )
+        ]  # fmt: skip
 
 
 def train_user(
     histories: list[History],
     pool: np.ndarray,
+    pool_hours: np.ndarray,
     start: dict[str, np.ndarray],
     authors: int,
     actions: int,
     config: UserConfig | None = None,
-    pool_hours: np.ndarray | None = None,
 ) -> weights.TrainingResult:
     """Trains to tell the next positive engagement from posts of `pool` [m, 128].
 
     pool_hours: when the posts of the pool were created [m], on the clock of the histories; the
-    triplet loss then draws its negative from the same period, else from the whole pool.
+    triplet loss draws its negative from the same period, the other from the whole pool.
     start: tensors to go on from; those that are missing begin at random. Deterministic for a seed
     on one machine. Raises ValueError when no user has a positive after an engagement with another
     post, and for histories, pool or weights that do not fit.
     """
     config = config or UserConfig()
-    torch.manual_seed(config.seed)
-    tower = UserTower(authors, actions, config)
-    weights.load(tower, {**weights.dump(tower), **start})
     for history in histories:
         history.validate(authors, actions)
     if pool.ndim != 2 or pool.shape[1] != OUTPUT or not np.isfinite(pool).all():
         raise ValueError(f"pool must be finite and [m, {OUTPUT}], not {pool.shape}.")
-    # A click before the like of one post would give the answer away.
-    candidates = (
-        (
-            history.before(end, config.history_length).without(history.posts[end]),
-            history.posts[end],
-            history.hours[end],
-        )
-        for history in histories
-        for end in range(1, len(history.hours))
-        if history.is_positive[end]
-    )
-    samples = [sample for sample in candidates if len(sample[0].hours)]
-    if not samples or len(pool) == 0:
+    if pool_hours.shape != (len(pool),) or not np.isfinite(pool_hours).all():
+        raise ValueError(f"pool_hours must be finite and [{len(pool)}].")
+    table = Histories(histories, config.history_length) if histories else None
+    targets = table.targets() if table else []
+    if table is None or not targets or len(pool) == 0:
         raise ValueError("There is no user with an engagement before a positive one.")
-    if pool_hours is not None:
-        if pool_hours.shape != (len(pool),) or not np.isfinite(pool_hours).all():
-            raise ValueError(f"pool_hours must be finite and [{len(pool)}].")
-        order = np.argsort(pool_hours, kind="stable")
-        pool, pool_hours = pool[order], pool_hours[order]
-    pool_posts = torch.as_tensor(pool, dtype=torch.float32)
+    device = weights.device()
+    draw = np.random.default_rng(config.seed)
+    tower = UserTower(authors, actions, config)
+    tower.initialise(config.seed)
+    weights.load(tower, {**weights.dump(tower), **start})
+    tower.to(device)
+    begins = np.array([table.starts[table.ends > rows[0]][0] for rows in targets])
+    order = np.argsort(pool_hours, kind="stable")
+    posts = torch.as_tensor(pool[order], dtype=torch.float32, device=device)
     optimizer = torch.optim.AdamW(tower.parameters(), lr=config.learning_rate)
     deadline = time.monotonic() + config.max_seconds
     trace: list[float] = []
-    while len(trace) < config.epochs and (not trace or time.monotonic() < deadline):
-        total, seen = 0.0, 0
-        for batch in torch.split(torch.randperm(len(samples)), config.batch_size):
-            chosen = [samples[i] for i in batch.tolist()]
-            target = torch.as_tensor(np.stack([t for _, t, _ in chosen]), dtype=torch.float32)
-            users = tower(*pad([h for h, _, _ in chosen]))
-            if config.loss == "triplet":
-                when = np.array([hour for _, _, hour in chosen])
-                other = pool_posts[_same_period(when, pool_hours, len(pool))]
-                own, wrong = (users * target).sum(-1), (users * other).sum(-1)
-                loss = losses.triplet(own, wrong, config.margin)
-            else:
-                loss = _next_loss(users, target, pool_posts, config)
-            optimizer.zero_grad()
-            torch.autograd.backward(loss)
-            optimizer.step()
-            total, seen = total + loss.item() * len(chosen), seen + len(chosen)
-            if time.monotonic() > deadline:
-                break
-        trace.append(total / seen)
+    while len(trace) < config.steps and (not trace or time.monotonic() < deadline):
+        users = draw.permutation(len(targets))[: config.batch_size]
+        target = np.array([draw.choice(targets[user]) for user in users])
+        inputs = table.inputs(*table.before(begins[users], target), device)
+        wanted = torch.as_tensor(table.posts[target], device=device)
+        if config.loss == "triplet":
+            other = posts[_same_period(table.hours[target], pool_hours[order], draw)]
+            vectors = tower(*inputs)
+            loss = losses.triplet(
+                (vectors * wanted).sum(-1), (vectors * other).sum(-1), config.margin
+            )
+        else:
+            same = torch.as_tensor(
+                table.post_ids[target][:, None] == table.post_ids[target], device=device
+            )
+            picked = posts[draw.permutation(len(posts))[:256]]
+            loss = _next_loss(tower(*inputs), wanted, same, picked, config)
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+        trace.append(loss.item())
+    tenth = max(1, len(trace) // 10)
     metrics = {
-        "users": len(histories), "samples": len(samples), "epochs": len(trace),
-        "first_loss": trace[0], "last_loss": trace[-1],
+        "users": len(histories), "samples": sum(len(rows) for rows in targets),
+        "steps": len(trace),
+        "first_loss": float(np.mean(trace[:tenth])), "last_loss": float(np.mean(trace[-tenth:])),
     }  # fmt: skip
     return weights.TrainingResult(weights.dump(tower), metrics, asdict(config))
 
 
-def _same_period(hours: np.ndarray, pool_hours: np.ndarray | None, count: int) -> Tensor:
-    """For each target, a random row [b] of the pool, sorted by time, from around its time."""
-    if pool_hours is None:
-        return torch.randint(count, (len(hours),))
-    width = min(PERIOD, count)
-    middle = torch.as_tensor(np.searchsorted(pool_hours, hours))
-    first = (middle - width // 2).clamp(0, count - width)
-    return first + torch.randint(width, (len(hours),))
+def _same_period(hours: np.ndarray, pool_hours: np.ndarray, draw: np.random.Generator) -> Any:
+    """For each target a random row [b] of the pool, sorted by time, from around its time."""
+    width = min(PERIOD, len(pool_hours))
+    first = np.searchsorted(pool_hours, hours) - width // 2
+    return np.clip(first, 0, len(pool_hours) - width) + draw.integers(width, size=len(hours))
 
 
-def _next_loss(user: Tensor, target: Tensor, pool: Tensor, config: UserConfig) -> Tensor:
-    own = (user * target).sum(-1)  # [b]
+def _next_loss(
+    user: Tensor, target: Tensor, same: Tensor, picked: Tensor, config: UserConfig
+) -> Tensor:
+    """user, target [b, 128]; same [b, b], whose targets are one post; picked [n, 128]."""
     if config.loss != "sampled_softmax":
         raise ValueError(f"There is no loss called {config.loss}.")
     # The pool is a uniform sample, so its posts need no correction; those of the batch do.
-    picked = pool[torch.randperm(len(pool))[:256]]
-    same = (target @ target.T) > 0.9999
     in_batch_log_q = torch.log(same.float().mean(1)).expand(len(user), -1)
     pool_log_q = torch.full((len(user), len(picked)), -float(np.log(len(picked))))
     is_target = (target @ picked.T) > 0.9999
     return losses.sampled_softmax(
-        own,
+        (user * target).sum(-1),
         torch.cat([user @ picked.T, user @ target.T], dim=1),
-        torch.cat([pool_log_q, in_batch_log_q], dim=1),
+        torch.cat([pool_log_q.to(user.device), in_batch_log_q], dim=1),
         torch.cat([~is_target, ~same], dim=1),
         config.temperature,
     )
@@ -248,16 +308,18 @@ def encode_users(
     authors, actions = len(tensors["author.weight"]), len(tensors["action.weight"])
     for history in histories:
         history.validate(authors, actions)
+    vectors = np.zeros((len(histories), OUTPUT), dtype=np.float32)
+    known = np.array([i for i, history in enumerate(histories) if len(history.hours)], dtype=int)
+    if not len(known):
+        return vectors
     tower = UserTower(authors, actions, config)
     weights.load(tower, tensors)
-    tower.eval()
-    vectors = np.zeros((len(histories), OUTPUT), dtype=np.float32)
-    known = [i for i, history in enumerate(histories) if len(history.hours)]
+    device = weights.device()
+    tower.to(device).eval()
+    table = Histories([histories[i] for i in known], config.history_length)
     with torch.inference_mode():
         for begin in range(0, len(known), config.batch_size):
-            part = known[begin : begin + config.batch_size]
-            recent = [
-                histories[i].before(len(histories[i].hours), config.history_length) for i in part
-            ]
-            vectors[part] = tower(*pad(recent)).numpy()
+            part = slice(begin, begin + config.batch_size)
+            rows = table.window(table.starts[part], table.ends[part])
+            vectors[known[part]] = tower(*table.inputs(*rows, device)).cpu().numpy()
     return vectors

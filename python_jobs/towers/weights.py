@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor, nn
@@ -22,6 +23,18 @@ class TrainingResult:
     tensors: dict[str, np.ndarray]
     metrics: dict[str, Any]
     config: dict[str, Any]
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the training converged to anything: weights and losses are numbers."""
+        return all(np.isfinite(tensor).all() for tensor in self.tensors.values()) and all(
+            np.isfinite(value) for value in self.metrics.values()
+        )
+
+
+def device() -> torch.device:
+    """Where to train: CUDA where there is a device, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def to_rows(tensors: dict[str, np.ndarray]) -> Rows:

@@ -63,10 +63,28 @@ create table two_tower.settings (
     constraint training_examples_are_kept_for_a_week_or_more
       check (training_examples_kept_for >= '7 days'),
 
+  candidate_tower_pairs integer not null default 1000
+    constraint candidate_tower_pairs_are_bounded check (candidate_tower_pairs between 1 and 100000),
+  candidate_tower_loss text not null default 'sampled_softmax'
+    constraint candidate_tower_loss_is_known
+      check (candidate_tower_loss in ('sampled_softmax', 'squared_error')),
+  user_tower_users integer not null default 256
+    constraint user_tower_users_are_bounded check (user_tower_users between 1 and 10000),
+  user_tower_loss text not null default 'sampled_softmax'
+    constraint user_tower_loss_is_known check (user_tower_loss in ('sampled_softmax', 'triplet')),
+  active_user_window interval not null default '7 days'
+    constraint active_user_window_is_a_day_or_more check (active_user_window >= '1 day'),
+  examples_read integer not null default 20000
+    constraint examples_read_are_bounded check (examples_read between 1000 and 1000000),
+
+  gate_events integer not null default 500
+    constraint gate_events_are_bounded check (gate_events between 1 and 100000),
   gate_minimum_events integer not null default 100
     constraint gate_minimum_events_is_positive check (gate_minimum_events > 0),
   gate_tolerance real not null default 0.0
     constraint gate_tolerance_is_small check (gate_tolerance between 0 and 0.1::real),
+  gate_standard_errors real not null default 2.33
+    constraint gate_standard_errors_are_bounded check (gate_standard_errors between 0 and 10),
   freeze_on_drift boolean not null default true,
   checkpoints_kept integer not null default 7
     constraint two_checkpoints_or_more_are_kept check (checkpoints_kept between 2 and 100),
@@ -74,8 +92,10 @@ create table two_tower.settings (
     constraint weight_versions_kept_is_positive check (weight_versions_kept >= 3),
   profile_weight real not null default 0.5
     constraint profile_weight_is_bounded check (profile_weight between 0 and 10),
-  user_tower_weight real not null default 1
-    constraint user_tower_weight_is_bounded check (user_tower_weight between 0 and 10),
+  user_tower_weights real[] not null default '{0, 0.5, 1, 2, 4}'
+    constraint user_tower_weights_are_bounded
+      check (0 <= all (user_tower_weights) and 10 >= all (user_tower_weights)
+        and cardinality(user_tower_weights) between 1 and 20),
 
   cold_until integer not null default 15
     constraint cold_until_is_bounded check (cold_until between 0 and 1000),
@@ -137,13 +157,21 @@ comment on column two_tower.settings.oldest_event_age is 'Older events are refus
 comment on column two_tower.settings.future_event_tolerance is 'Events further in the future are refused.';
 comment on column two_tower.settings.events_kept_for is 'Partitions of engagement_events older than this are dropped.';
 comment on column two_tower.settings.training_examples_kept_for is 'Partitions of training_examples older than this are dropped.';
+comment on column two_tower.settings.candidate_tower_pairs is 'So many newest positives, with their negatives, train the candidate tower.';
+comment on column two_tower.settings.candidate_tower_loss is 'sampled_softmax (default) or squared_error (the specification''s).';
+comment on column two_tower.settings.user_tower_users is 'The user tower is trained on the histories of so many users, those with the newest positives.';
+comment on column two_tower.settings.user_tower_loss is 'sampled_softmax (default) or triplet (the specification''s).';
+comment on column two_tower.settings.active_user_window is 'Users who were active in it are encoded with the user tower.';
+comment on column two_tower.settings.examples_read is 'So many newest training examples are read to know where posts stood at a moment.';
+comment on column two_tower.settings.gate_events is 'So many newest positives are held out from training, for the gate.';
+comment on column two_tower.settings.gate_standard_errors is 'The lower end of the gate''s interval is so many standard errors below the mean: 1.645 is 95 % sure, one-sided, 2.33 is 99 %. Versions are judged every hour, so chance gets many tries.';
 comment on column two_tower.settings.gate_minimum_events is 'A new version is judged on at least so many held-out positives; with fewer it is rejected.';
 comment on column two_tower.settings.gate_tolerance is 'How far the lower bound of the paired difference may lie below zero.';
 comment on column two_tower.settings.freeze_on_drift is 'Learning freezes by itself when drift is above its alert threshold (metric_targets).';
 comment on column two_tower.settings.checkpoints_kept is 'So many newest checkpoints are kept, and the newest good one besides.';
 comment on column two_tower.settings.weight_versions_kept is 'Tensors of so many newest versions of a tower are kept; metrics of all are.';
 comment on column two_tower.settings.profile_weight is 'Weight of the profile''s vector in a user''s sum.';
-comment on column two_tower.settings.user_tower_weight is 'Weight of the user tower''s vector in a user''s sum, once a version has passed the gate.';
+comment on column two_tower.settings.user_tower_weights is 'Weights of the user tower''s vector in a user''s sum, of which the gate chooses one per class of users. Zero is always one of them.';
 comment on column two_tower.settings.cold_until is 'Engagements over which a user''s ranking goes from popular and recent to personal.';
 comment on column two_tower.settings.popularity_half_life is 'Half-life of a post''s popularity.';
 comment on column two_tower.settings.popularity_weight is 'Weight of popularity (0 to 1) in the score of a warm user, beside the cosine.';

@@ -13,14 +13,16 @@ create table two_tower.model_weights (
   config jsonb not null default '{}',
   metrics jsonb not null default '{}',
   verdict text,
-  trained_from timestamptz,
-  trained_until timestamptz,
+  trained_from bigint,
+  held_out_from bigint,
   created_at timestamptz not null default two_tower.now(),
   decided_at timestamptz,
   constraint a_rejected_version_says_why check (state <> 'rejected' or verdict is not null)
 );
 comment on table two_tower.model_weights is 'Versions of the towers'' weights: what they were trained on, how they were judged, what became of them.';
 comment on column two_tower.model_weights.parent_version is 'The version that training started from.';
+comment on column two_tower.model_weights.trained_from is 'The first event (engagement_events.id) that it was trained on.';
+comment on column two_tower.model_weights.held_out_from is 't0: the first event that it was not trained on. The gate judges by events from here on.';
 comment on column two_tower.model_weights.verdict is 'Why the gate accepted or rejected it.';
 create unique index one_active_version_per_tower on two_tower.model_weights (tower)
   where state = 'active';
@@ -35,23 +37,65 @@ create table two_tower.model_tensors (
 );
 comment on table two_tower.model_tensors is 'The tensors of a version: a matrix [r, c] is r rows of c values, a bias is one row.';
 
+create table two_tower.model_authors (
+  version bigint not null references two_tower.model_weights (version) on delete cascade,
+  author_id uuid not null references auth.users (id) on delete cascade,
+  embedding extensions.vector(64) not null,
+  primary key (version, author_id)
+);
+comment on table two_tower.model_authors is 'What a version of the user tower learned of the authors in its training data. author_embeddings takes it over when the version becomes active.';
+create index model_authors_author_id_idx on two_tower.model_authors (author_id);
+
+-- Shapes follow from the config, so that another number of layers is another shape and not an
+-- error. The embeddings of authors and actions are tables of 64 values.
+create function two_tower.expected_tensors(p_tower text, p_config jsonb)
+returns table (name text, rows integer, width integer)
+language sql immutable set search_path = '' as $$
+  select t.name, t.rows, t.width
+  from (values ('hidden.weight', 256, 384), ('hidden.bias', 1, 256), ('output.weight', 128, 256),
+    ('output.bias', 1, 128)) as t (name, rows, width)
+  where p_tower = 'candidate_tower'
+  union all
+  select t.name, t.rows, t.width
+  from (select coalesce(jsonb_array_length(p_config -> 'event_types'), 0) as n) s
+    cross join lateral (values ('action.weight', s.n, 64), ('post.weight', 64, 128),
+      ('post.bias', 1, 64), ('recency.weight', 64, 1), ('recency.bias', 1, 64),
+      ('projection.weight', 128, 64), ('projection.bias', 1, 128)) as t (name, rows, width)
+  where p_tower = 'user_tower'
+  union all
+  select format('blocks.%s.%s', b.b, t.name), t.rows, t.width
+  from generate_series(0, coalesce((p_config ->> 'layers')::integer, 1) - 1) as b (b)
+    cross join (values ('attention.in_proj_weight', 192, 64), ('attention.in_proj_bias', 1, 192),
+      ('attention.out_proj.weight', 64, 64), ('attention.out_proj.bias', 1, 64),
+      ('before.weight', 1, 64), ('before.bias', 1, 64), ('between.weight', 1, 64),
+      ('between.bias', 1, 64), ('wide.weight', 128, 64), ('wide.bias', 1, 128),
+      ('narrow.weight', 64, 128), ('narrow.bias', 1, 64)) as t (name, rows, width)
+  where p_tower = 'user_tower';
+$$;
+comment on function two_tower.expected_tensors(text, jsonb) is 'The tensors that a version of a tower consists of.';
+
 create function two_tower.missing_tensors(p_version bigint) returns text
 language sql stable set search_path = '' as $$
-  with expected (name, rows, width) as (
-    values ('hidden.weight', 256, 384), ('hidden.bias', 1, 256), ('output.weight', 128, 256),
-      ('output.bias', 1, 128)
+  with expected as (
+    select e.* from two_tower.model_weights w
+      cross join lateral two_tower.expected_tensors(w.tower, w.config) e
+    where w.version = p_version
+  ), stored as (
+    select t.name, count(*) as rows, max(t.row_index) as last,
+      min(extensions.vector_dims(t.row)) as narrowest,
+      max(extensions.vector_dims(t.row)) as widest
+    from two_tower.model_tensors t where t.version = p_version group by t.name
   )
-  select string_agg(format('%s must be %s rows of %s values', e.name, e.rows, e.width), '; '
-    order by e.name)
-  from expected e
-  where (select count(*) from two_tower.model_tensors t
-         where t.version = p_version and t.name = e.name and t.row_index < e.rows
-           and extensions.vector_dims(t.row) = e.width) <> e.rows
-     or exists (select from two_tower.model_tensors t
-                where t.version = p_version and t.name = e.name and t.row_index >= e.rows);
+  select string_agg(case when e.name is null then s.name || ' is no tensor of this tower'
+    else format('%s must be %s rows of %s values', e.name, e.rows, e.width) end, '; '
+    order by coalesce(e.name, s.name))
+  from expected e full join stored s using (name)
+  where e.name is null or s.name is null
+    or (s.rows, s.last, s.narrowest, s.widest)
+      is distinct from (e.rows, e.rows - 1, e.width, e.width);
 $$;
 comment on function two_tower.missing_tensors(bigint) is
-  'What a version of the candidate tower lacks to be run, or null. Values are finite by the type: pgvector takes no NaN and no infinity.';
+  'What a version lacks to be run, or null. Values are finite by the type: pgvector takes no NaN and no infinity.';
 
 -- Two-layer perceptron 384 -> 256 -> 128 with ReLU, output of norm 1. A row of weights times the
 -- input is one inner product of pgvector (<#> is its negative), which is as fast as this gets
@@ -93,70 +137,46 @@ returns extensions.vector language sql stable strict set search_path = '' as $$
 $$;
 comment on function two_tower.candidate_tower(extensions.vector) is 'Runs the active candidate tower.';
 
--- The first version is a projection, not noise: 128 orthonormal rows W of a cosine transform with
--- random signs, which keep distances as a random projection does. hidden = [W; -W] and output = [I,
--- -I] make relu(Wx) - relu(-Wx) = Wx.
-create function two_tower.create_first_candidate_tower() returns bigint
-language plpgsql set search_path = '' as $$
-declare
-  v_version bigint;
-begin
-  insert into two_tower.model_weights (tower, state, config, verdict, decided_at)
-  values ('candidate_tower', 'active', '{"start": "randomised cosine transform"}', 'first version',
-    two_tower.now())
-  returning version into v_version;
-
-  insert into two_tower.model_tensors (version, name, row_index, row)
-  select v_version, 'hidden.weight', k.k + s.offset,
-         array_agg((s.sign * case when hashint4(j.j) & 1 = 0 then 1 else -1 end
-                    * sqrt(2.0 / 384) * cos(pi() * (2 * j.j + 1) * (3 * k.k + 1) / 768))::real
-                   order by j.j)::extensions.vector
-  from generate_series(0, 127) as k (k)
-    cross join (values (1, 0), (-1, 128)) as s (sign, "offset")
-    cross join generate_series(0, 383) as j (j)
-  group by k.k, s.offset;
-
-  insert into two_tower.model_tensors (version, name, row_index, row)
-  select v_version, 'output.weight', k.k,
-         array_agg(case h.h when k.k then 1 when k.k + 128 then -1 else 0 end::real
-           order by h.h)::extensions.vector
-  from generate_series(0, 127) as k (k) cross join generate_series(0, 255) as h (h)
-  group by k.k;
-
-  insert into two_tower.model_tensors (version, name, row_index, row) values
-    (v_version, 'hidden.bias', 0, array_fill(0::real, array[256])::extensions.vector),
-    (v_version, 'output.bias', 0, array_fill(0::real, array[128])::extensions.vector);
-  return v_version;
-end
-$$;
-comment on function two_tower.create_first_candidate_tower() is 'Stores and activates the projection that a project starts with.';
-select two_tower.create_first_candidate_tower();
-
 create function two_tower.store_weights(
   p_tower text, p_names text[], p_row_indexes integer[], p_rows extensions.vector[],
   p_config jsonb, p_metrics jsonb, p_parent_version bigint default null,
-  p_trained_from timestamptz default null, p_trained_until timestamptz default null
+  p_trained_from bigint default null, p_held_out_from bigint default null,
+  p_author_ids uuid[] default '{}', p_author_embeddings extensions.vector[] default '{}'
 ) returns bigint language plpgsql set search_path = '' as $$
 declare
   v_version bigint;
   v_missing text;
 begin
   insert into two_tower.model_weights (tower, parent_version, config, metrics, trained_from,
-    trained_until)
-  values (p_tower, p_parent_version, p_config, p_metrics, p_trained_from, p_trained_until)
+    held_out_from)
+  values (p_tower, p_parent_version, p_config, p_metrics, p_trained_from, p_held_out_from)
   returning version into v_version;
   insert into two_tower.model_tensors (version, name, row_index, row)
   select v_version, t.name, t.row_index, t.row
   from unnest(p_names, p_row_indexes, p_rows) as t (name, row_index, row);
-  if p_tower = 'candidate_tower' then
-    v_missing := two_tower.missing_tensors(v_version);
-    if v_missing is not null then
-      raise exception 'these weights can not be run: %', v_missing
-        using errcode = 'TT004', hint = 'Store all rows of all tensors of one version in one call.';
-    end if;
+  insert into two_tower.model_authors (version, author_id, embedding)
+  select v_version, a.author_id, a.embedding
+  from unnest(p_author_ids, p_author_embeddings) as a (author_id, embedding)
+  where exists (select from public.posts p where p.author_id = a.author_id);
+  v_missing := two_tower.missing_tensors(v_version);
+  if v_missing is not null then
+    raise exception 'these weights can not be run: %', v_missing
+      using errcode = 'TT004', hint = 'Store all rows of all tensors of one version in one call.';
   end if;
   return v_version;
 end
 $$;
-comment on function two_tower.store_weights(text, text[], integer[], extensions.vector[], jsonb, jsonb, bigint, timestamptz, timestamptz) is
-  'Stores a new version as a candidate and returns its number. It serves nobody until the gate accepts it.';
+comment on function two_tower.store_weights(text, text[], integer[], extensions.vector[], jsonb, jsonb, bigint, bigint, bigint, uuid[], extensions.vector[]) is
+  'Stores a new version as a candidate and returns its number. It serves nobody until the gate accepts it. Raises TT004, naming the tensors, for weights that can not be run. Authors of no post here are left out.';
+
+create function two_tower.reject_training(p_tower text, p_reason text, p_config jsonb,
+  p_metrics jsonb, p_parent_version bigint, p_trained_from bigint, p_held_out_from bigint)
+returns bigint language sql set search_path = '' as $$
+  insert into two_tower.model_weights (tower, state, verdict, config, metrics, parent_version,
+    trained_from, held_out_from, decided_at)
+  values (p_tower, 'rejected', 'rejected: ' || p_reason, p_config, p_metrics, p_parent_version,
+    p_trained_from, p_held_out_from, two_tower.now())
+  returning version;
+$$;
+comment on function two_tower.reject_training(text, text, jsonb, jsonb, bigint, bigint, bigint) is
+  'Records a training that gave nothing to judge, such as weights that are not finite, which no table takes.';

@@ -30,6 +30,8 @@ comment on column two_tower.jobs.subject is 'What it is about, within its kind. 
 comment on column two_tower.jobs.lease_until is 'Until then the job is its worker''s; later any worker may take it.';
 create unique index one_pending_job_per_kind_and_subject on two_tower.jobs (kind, subject)
   where state = 'pending';
+create unique index one_running_job_per_kind_and_subject on two_tower.jobs (kind, subject)
+  where state = 'running';
 create index jobs_to_run_idx on two_tower.jobs (run_at) where state = 'pending';
 create index jobs_running_idx on two_tower.jobs (lease_until) where state = 'running';
 create index jobs_finished_idx on two_tower.jobs (finished_at) where state in ('done', 'dead');
@@ -72,11 +74,13 @@ begin
 
   return query
   with next as (
-    select id from two_tower.jobs
-    where (p_kinds is null or kind = any (p_kinds))
-      and ((state = 'pending' and run_at <= two_tower.now())
-        or (state = 'running' and lease_until < two_tower.now()))
-    order by run_at, id limit 1 for update skip locked
+    select q.id from two_tower.jobs q
+    where (p_kinds is null or q.kind = any (p_kinds))
+      and ((q.state = 'pending' and q.run_at <= two_tower.now()
+          and not exists (select from two_tower.jobs r
+            where r.kind = q.kind and r.subject = q.subject and r.state = 'running'))
+        or (q.state = 'running' and q.lease_until < two_tower.now()))
+    order by q.run_at, q.id limit 1 for update skip locked
   )
   update two_tower.jobs j set
     state = 'running', worker = p_worker, lease_until = two_tower.now() + p_lease,
@@ -86,7 +90,7 @@ begin
 end
 $$;
 comment on function two_tower.claim_job(text, text[], interval) is
-  'Takes the job that is due longest, or one whose worker let its lease end; no row when there is none. Jobs that others are claiming are skipped. A lease that ends on the last attempt makes the job dead.';
+  'Takes the job that is due longest, or one whose worker let its lease end; no row when there is none. Jobs that others are claiming are skipped, and so are those of a kind and subject of which one is running. A lease that ends on the last attempt makes the job dead.';
 
 create function two_tower.own_job(p_job_id bigint, p_worker text) returns two_tower.jobs
 language plpgsql set search_path = '' as $$
@@ -193,7 +197,7 @@ insert into two_tower.schedules (kind, every, every_events, runs_in, description
   ('train_candidate_tower', null, 1000, 'worker',
     'Trains the candidate tower on the newest training pairs.'),
   ('train_user_tower', '1 hour', null, 'worker',
-    'Trains the user tower, and encodes active users if a version serves.'),
+    'Trains the user tower, and encodes active users with the version that serves.'),
   ('create_partitions_ahead', '1 day', null, 'database',
     'Makes the partitions that will be needed.'),
   ('drop_old_partitions', '1 day', null, 'database',

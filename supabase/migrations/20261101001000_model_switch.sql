@@ -1,267 +1,5 @@
--- From training data to a version that serves. A worker reads its data from here, trains, stores a
--- candidate with store_weights(), and asks for the judgement. What follows is SQL: the gate, the
--- filling of the other slot in bounded steps while events go on, and the flip of the pointer.
-
--- Training stops at t0; the examples after it are kept for the gate, which is thus about events
--- that neither version has learned from.
-create function two_tower.held_out_from() returns timestamptz
-language sql stable set search_path = '' as $$
-  select min(newest.created_at) from (
-    select x.created_at from two_tower.training_examples x
-    where x.label and not x.is_withdrawn order by x.created_at desc, x.event_id desc
-      limit (select 2 * gate_minimum_events from two_tower.settings)
-  ) newest;
-$$;
-comment on function two_tower.held_out_from() is 't0: the newest positives from here on are for the gate, earlier ones for training.';
-
-create function two_tower.candidate_tower_examples(p_before timestamptz,
-  p_limit integer default 1000)
-returns table (
-  event_id bigint, user_emb extensions.vector, base_embedding extensions.vector,
-    negative_base_embeddings extensions.vector[]
-) language sql stable set search_path = '' as $$
-  select x.event_id, x.user_emb::extensions.vector, b.base_embedding,
-         array(select nb.base_embedding
-               from unnest(x.negative_ids) with ordinality as n (post_id, place)
-               join two_tower.base_embeddings nb on nb.post_id = n.post_id
-               where nb.base_embedding is not null and not exists (
-                 select from two_tower.user_posts u
-                 where u.user_id = x.user_id and u.post_id = n.post_id and u.is_engaged)
-               order by n.place)
-  from two_tower.training_examples x
-    join two_tower.signals s on s.event_type = x.event_type
-    join two_tower.user_posts u on u.user_id = x.user_id and u.post_id = x.post_id
-      and u.signals & s.bit <> 0
-    join two_tower.base_embeddings b on b.post_id = x.post_id and b.base_embedding is not null
-  where x.label and x.created_at < p_before
-    and extensions.vector_norm(x.user_emb::extensions.vector) > 0
-  order by x.created_at desc, x.event_id desc
-  limit p_limit;
-$$;
-comment on function two_tower.candidate_tower_examples(timestamptz, integer) is
-  'What the candidate tower is trained on: the newest positives before t0 with the base embeddings of the post and of its negatives. Withdrawn pairs are left out.';
-
-create function two_tower.live_anchors(p_before timestamptz, p_limit integer default 5000)
-returns table (post_id bigint, base_embedding extensions.vector, embedding extensions.vector,
-  engagement_count integer)
-language sql stable set search_path = '' as $$
-  with recent as (
-    select x.post_id, x.post_emb, x.created_at, x.event_id
-    from two_tower.training_examples x
-    where x.created_at < p_before and not x.is_withdrawn
-    order by x.created_at desc, x.event_id desc limit 20000
-  ), newest as (
-    select distinct on (r.post_id) r.post_id, r.post_emb, r.engagements::integer
-    from (select *, count(*) over (partition by post_id) as engagements from recent) r
-    order by r.post_id, r.created_at desc, r.event_id desc
-  )
-  select n.post_id, b.base_embedding, n.post_emb::extensions.vector, n.engagements
-  from newest n join two_tower.base_embeddings b using (post_id)
-  where b.base_embedding is not null
-  order by n.engagements desc, n.post_id limit p_limit;
-$$;
-comment on function two_tower.live_anchors(timestamptz, integer) is
-  'Engaged posts with base and live vectors as they stood at their last event before a moment: a new tower is fitted to them, so that it projects into the space in which the live vectors are. Nothing of what happened later is in it.';
-
-create function two_tower.user_histories(p_before timestamptz, p_users integer default 128,
-  p_user_ids uuid[] default null)
-returns table (
-  user_id uuid, post_ids bigint[], author_ids uuid[], event_types text[], times timestamptz[],
-  embeddings extensions.vector[]
-) language sql stable set search_path = '' as $$
-  with active as (
-    select u.user_id from two_tower.user_embeddings u
-    where u.engagement_count > 0 and (p_user_ids is null or u.user_id = any (p_user_ids))
-    order by u.updated_at desc nulls last, u.user_id limit p_users
-  )
-  select a.user_id, array_agg(e.post_id order by e.created_at, e.id), array_agg(v.author_id
-    order by e.created_at, e.id),
-         array_agg(e.event_type order by e.created_at, e.id), array_agg(e.created_at
-           order by e.created_at, e.id),
-         array_agg(v.embedding order by e.created_at, e.id)
-  from active a
-    cross join two_tower.settings s
-    cross join lateral (
-      select x.id, x.post_id, x.event_type, x.created_at from public.engagement_events x
-      join two_tower.signals g on g.event_type = x.event_type and g.strength <> 0
-      where x.user_id = a.user_id and x.created_at < p_before
-      order by x.created_at desc, x.id desc limit s.history_length + 20
-    ) e
-    join two_tower.live_embeddings v
-      on v.slot = (select active_slot from two_tower.state) and v.post_id = e.post_id
-  group by a.user_id;
-$$;
-comment on function two_tower.user_histories(timestamptz, integer, uuid[]) is
-  'Engagements of the most recently active users before a moment, oldest first: what the user tower is trained on and encodes.';
-
-create function two_tower.random_live_posts(p_count integer)
-returns table (post_id bigint, author_id uuid, embedding extensions.vector)
-language sql volatile set search_path = '' as $$
-  select v.post_id, v.author_id, v.embedding from two_tower.live_embeddings v
-  where v.slot = (select active_slot from two_tower.state) and not v.is_deleted
-  order by random() limit p_count;
-$$;
-comment on function two_tower.random_live_posts(integer) is 'Negatives for the user tower.';
-
-create function two_tower.author_embeddings_to_train(p_limit integer default 20000)
-returns table (author_id uuid, embedding extensions.vector) language sql stable
-  set search_path = '' as $$
-  select v.author_id, a.embedding
-  from (select v.author_id, sum(v.engagement_count) as engagements from two_tower.live_embeddings v
-        where v.slot = (select active_slot from two_tower.state) and v.author_id is not null
-        group by v.author_id order by engagements desc, v.author_id limit p_limit) v
-    left join two_tower.author_embeddings a using (author_id)
-  order by v.author_id;
-$$;
-comment on function two_tower.author_embeddings_to_train(integer) is
-  'The authors that were engaged with most, with what was learned of them; null for a new one, which starts at random.';
-
-create function two_tower.action_embeddings_to_train()
-returns table (event_type text, is_positive boolean, embedding extensions.vector) language sql
-  stable set search_path = '' as $$
-  select s.event_type, coalesce(s.label, false), a.embedding
-  from two_tower.signals s left join two_tower.action_embeddings a using (event_type)
-    order by s.bit;
-$$;
-comment on function two_tower.action_embeddings_to_train() is
-  'All event types in a fixed order, whether one is a positive to predict, and what was learned of it.';
-
-create function two_tower.verdict_on(p_differences double precision[], out is_better boolean,
-  out metrics jsonb)
-language sql stable set search_path = '' as $$
-  select n >= s.gate_minimum_events and mean - 1.645 * error > -s.gate_tolerance and mean > 0,
-         jsonb_build_object('events', n, 'mean_difference', mean, 'lower_bound',
-           mean - 1.645 * error)
-  from (select count(*) as n, coalesce(avg(d), 0) as mean,
-               coalesce(stddev_samp(d), 0) / sqrt(greatest(count(*), 1)) as error
-        from unnest(p_differences) as d) x
-    cross join two_tower.settings s;
-$$;
-comment on function two_tower.verdict_on(double precision[]) is
-  'The gate: paired differences (candidate minus active) of a measure in which more is better. Better is: enough events, and the lower end of the one-sided 95 % interval of the mean above minus the tolerance.';
-
-create function two_tower.reciprocal_rank(p_user extensions.vector, p_post extensions.vector,
-  p_negatives extensions.vector[])
-returns double precision language sql immutable set search_path = '' as $$
-  select 1.0 / (1 + count(*) filter (where n operator(extensions.<#>) p_user < p_post
-    operator(extensions.<#>) p_user)
-                  + 0.5 * count(*) filter (where n operator(extensions.<#>) p_user = p_post
-                    operator(extensions.<#>) p_user))
-  from unnest(p_negatives) as n;
-$$;
-comment on function two_tower.reciprocal_rank(extensions.vector, extensions.vector, extensions.vector[]) is
-  '1 / rank of the post among the negatives by inner product with the user; ties count half.';
-
-create function two_tower.judge_candidate_tower(p_version bigint) returns boolean
-language plpgsql set search_path = '' as $$
-declare
-  v_from timestamptz := (select trained_until from two_tower.model_weights
-    where version = p_version);
-  v_active bigint := two_tower.active_version('candidate_tower');
-  v_differences double precision[];
-begin
-  with held_out as materialized (
-    select x.event_id, x.user_emb::extensions.vector as user_emb, x.post_id, x.negative_ids
-    from two_tower.training_examples x
-    where x.label and not x.is_withdrawn and x.created_at >= v_from
-      and cardinality(x.negative_ids) > 0
-    order by x.created_at, x.event_id limit 1000
-  ), posts as (
-    select post_id from held_out union select unnest(negative_ids) from held_out
-  ), projected as materialized (
-    select b.post_id, two_tower.candidate_tower(b.base_embedding, p_version) as candidate,
-           two_tower.candidate_tower(b.base_embedding, v_active) as active
-    from two_tower.base_embeddings b join posts using (post_id) where b.base_embedding is not null
-  )
-  select array_agg(two_tower.reciprocal_rank(h.user_emb, p.candidate, n.candidates)
-                   - two_tower.reciprocal_rank(h.user_emb, p.active, n.actives))
-  into v_differences
-  from held_out h join projected p using (post_id)
-    cross join lateral (
-      select array_agg(q.candidate) as candidates, array_agg(q.active) as actives
-      from projected q where q.post_id = any (h.negative_ids)) n
-  where n.candidates is not null and extensions.vector_norm(h.user_emb) > 0;
-  return two_tower.decide_on(p_version, v_differences);
-end
-$$;
-comment on function two_tower.judge_candidate_tower(bigint) is
-  'Judges a candidate against the active version on the positives after its training: reciprocal rank of the post among its negatives, each projected from its text alone, which is how a tower serves posts that nobody has engaged with. Returns whether it was accepted.';
-
-create function two_tower.decide_on(p_version bigint, p_differences double precision[])
-  returns boolean
-language plpgsql set search_path = '' as $$
-declare
-  v_gate record;
-  v_weights two_tower.model_weights;
-begin
-  select * into v_weights from two_tower.model_weights
-    where version = p_version and state = 'candidate' for no key update;
-  if not found then
-    raise exception 'version % is no candidate', p_version using errcode = '22023',
-      hint = 'Only a version in state candidate can be judged, and only once.';
-  end if;
-  v_gate := two_tower.verdict_on(p_differences);
-  update two_tower.model_weights set
-    metrics = metrics || jsonb_build_object('gate', v_gate.metrics), decided_at = two_tower.now(),
-    state = case when v_gate.is_better then 'candidate' else 'rejected' end,
-    verdict = case
-      when v_gate.is_better then 'accepted: better than the active version on held-out events'
-      when (v_gate.metrics ->> 'events')::integer < (select gate_minimum_events
-        from two_tower.settings)
-        then 'rejected: not enough held-out events'
-      else 'rejected: not better than the active version on held-out events' end
-  where version = p_version;
-  if v_gate.is_better then
-    perform two_tower.begin_switch(p_version);
-  end if;
-  return v_gate.is_better;
-end
-$$;
-comment on function two_tower.decide_on(bigint, double precision[]) is 'Stores the verdict of the gate and, if it is positive, begins the switch.';
-
--- Texts of one project are alike: the mean of their embeddings is a direction that tells nothing,
--- and vectors that all lean to it leave learning little room. So the projection that a project
--- starts with is centred on the project's own posts, at 100, 1,000 and 10,000 of them, until a
--- trained version takes over: relu(W(x - m)) - relu(-W(x - m)) = W(x - m).
-create function two_tower.centre_first_tower() returns boolean
-language plpgsql set search_path = '' as $$
-declare
-  v_active two_tower.model_weights;
-  v_posts integer;
-  v_mean extensions.vector;
-  v_version bigint;
-begin
-  select * into v_active from two_tower.model_weights
-  where tower = 'candidate_tower' and state = 'active' and config ? 'start';
-  if not found or (select filling_version is not null or frozen_at is not null
-                   from two_tower.state) then
-    return false;
-  end if;
-  select count(*) into v_posts from (select from two_tower.base_embeddings
-    where base_embedding is not null limit 10000) b;
-  if v_posts < 10 * coalesce((v_active.config ->> 'centred_on')::integer, 10) then
-    return false;
-  end if;
-  select extensions.avg(b.base_embedding) into v_mean from (
-    select base_embedding from two_tower.base_embeddings
-    where base_embedding is not null order by post_id desc limit 10000) b;
-  insert into two_tower.model_weights (tower, parent_version, config, verdict, decided_at)
-  values ('candidate_tower', v_active.version,
-    v_active.config || jsonb_build_object('centred_on', 10 ^ floor(log(v_posts))),
-    format('accepted: centred on %s posts', v_posts), two_tower.now())
-  returning version into v_version;
-  insert into two_tower.model_tensors (version, name, row_index, row)
-  select v_version, t.name, t.row_index,
-    case when t.name = 'hidden.bias'
-      then t.row operator(extensions.-) two_tower.layer(v_active.version, 'hidden', v_mean)
-      else t.row end
-  from two_tower.model_tensors t where t.version = v_active.version;
-  perform two_tower.begin_switch(v_version);
-  return true;
-end
-$$;
-comment on function two_tower.centre_first_tower() is
-  'Begins the switch to the first projection centred on the posts that there are, when there are ten times as many as at the last time. Nothing after a trained version serves.';
+-- From an accepted version to one that serves: the other slot is filled in bounded steps while
+-- events go on, and the pointer flips. A user tower has no slot: it serves at once.
 
 create function two_tower.begin_switch(p_version bigint) returns void
 language plpgsql set search_path = '' as $$
@@ -283,13 +21,41 @@ comment on function two_tower.begin_switch(bigint) is
   'From now on learning writes both slots, and fill_slot() fills the other one. A user tower has no slot and serves at once.';
 
 create function two_tower.activate_version(p_version bigint) returns void
-language sql set search_path = '' as $$
+language plpgsql set search_path = '' as $$
+declare
+  v_tower text := (select tower from two_tower.model_weights where version = p_version);
+begin
   update two_tower.model_weights set state = 'archived'
-  where state = 'active' and tower = (select tower from two_tower.model_weights
-    where version = p_version);
+  where state = 'active' and tower = v_tower and version <> p_version;
   update two_tower.model_weights set state = 'active' where version = p_version;
+  if v_tower = 'user_tower' then
+    perform two_tower.take_over_embeddings(p_version);
+  end if;
+  perform two_tower.enqueue_job('encode_users');
+end
 $$;
-comment on function two_tower.activate_version(bigint) is 'Makes a version the one that serves; the one before it is kept as archived.';
+comment on function two_tower.activate_version(bigint) is 'Makes a version the one that serves; the one before it is kept as archived. Users get their base vectors anew: from a new user tower, or their profiles from a new candidate tower.';
+
+create function two_tower.take_over_embeddings(p_version bigint) returns void
+language sql set search_path = '' as $$
+  insert into two_tower.action_embeddings (event_type, embedding)
+  select g.event_type, t.row
+  from two_tower.model_tensors t
+    join (select s.event_type, row_number() over (order by s.bit) - 1 as place
+          from two_tower.signals s) g on g.place = t.row_index
+  where t.version = p_version and t.name = 'action.weight'
+  order by g.event_type
+  on conflict (event_type) do update
+    set embedding = excluded.embedding, updated_at = excluded.updated_at;
+  insert into two_tower.author_embeddings (author_id, embedding)
+  select m.author_id, m.embedding from two_tower.model_authors m
+  where m.version = p_version order by m.author_id
+  on conflict (author_id) do update
+    set embedding = excluded.embedding, updated_at = excluded.updated_at;
+  delete from two_tower.author_steps s using two_tower.model_authors m
+  where m.version = p_version and s.author_id = m.author_id;
+$$;
+comment on function two_tower.take_over_embeddings(bigint) is 'What a version of the user tower learned of actions and authors goes into the tables that serve. What blocks taught of those authors since is forgotten: the version has learned from them.';
 
 create function two_tower.fill_slot(p_limit integer default 2000) returns integer
 language plpgsql set search_path = '' as $$
@@ -402,94 +168,90 @@ $$;
 comment on function two_tower.flip_slots(boolean) is
   'Makes the filled slot the one that serves, if it is complete, with the serving index just built for it or with none. Waits at most 2 s for statements that are learning, and otherwise leaves it to the next tick. The old slot stays as what served before.';
 
-create function two_tower.store_user_encodings(
-  p_version bigint, p_user_ids uuid[], p_embeddings extensions.vector[]
-) returns integer language plpgsql set search_path = '' as $$
+create function two_tower.store_bases(p_user_ids uuid[], p_embeddings extensions.vector[],
+  p_weights real[], p_sources two_tower.base_source[]) returns integer
+language plpgsql set search_path = '' as $$
 declare
-  v_weight real := (select user_tower_weight from two_tower.settings);
   v_stored integer;
 begin
-  if p_version is distinct from two_tower.active_version('user_tower') then
-    raise exception 'version % of the user tower does not serve', p_version using errcode = '22023',
-      hint = 'Encode users with the active version only.';
-  end if;
-  with locked as (
-    select u.user_id, n.embedding from two_tower.user_embeddings u
-    join unnest(p_user_ids, p_embeddings) as n (user_id, embedding) on n.user_id = u.user_id
+  insert into two_tower.user_embeddings (user_id)
+  select n.user_id from unnest(p_user_ids) as n (user_id) order by n.user_id on conflict do nothing;
+  with given as (
+    select * from unnest(p_user_ids, p_embeddings, p_weights, p_sources)
+      as n (user_id, embedding, weight, source)
+  ), locked as (
+    select u.user_id, g.embedding, g.weight, g.source
+    from two_tower.user_embeddings u join given g using (user_id)
     order by u.user_id for no key update of u
   )
   update two_tower.user_embeddings u set
-    base_embedding = l.embedding, base_weight = v_weight, base_source = 'user_tower'
-  from locked l where u.user_id = l.user_id;
+    base_embedding = l.embedding, base_weight = l.weight, base_source = l.source,
+    embedding = case when c.learning_rule = 'literal' and u.engagement_count > 0 then u.embedding
+      else extensions.l2_normalize(
+        u.engaged_sum operator(extensions.+) two_tower.scaled(l.embedding, l.weight)) end
+  from locked l cross join two_tower.settings c where u.user_id = l.user_id;
   get diagnostics v_stored = row_count;
   return v_stored;
 end
 $$;
-comment on function two_tower.store_user_encodings(bigint, uuid[], extensions.vector[]) is
-  'Stores the active user tower''s vectors as the users'' base vectors. Returns how many users there were.';
+comment on function two_tower.store_bases(uuid[], extensions.vector[], real[], two_tower.base_source[]) is
+  'Gives users a base vector b with its weight: u = norm(weight * b + engaged_sum). Null for none. Returns how many.';
 
--- The user tower is judged as it serves: added to the user's sum. Its encodings are of the
--- histories before t0.
-create function two_tower.judge_user_tower(p_version bigint, p_user_ids uuid[],
-  p_embeddings extensions.vector[])
-returns boolean language plpgsql set search_path = '' as $$
+create function two_tower.store_user_encodings(
+  p_version bigint, p_user_ids uuid[], p_embeddings extensions.vector[]
+) returns integer language plpgsql set search_path = '' as $$
 declare
-  v_from timestamptz := (select trained_until from two_tower.model_weights
-    where version = p_version);
-  v_differences double precision[];
+  v_weights jsonb := (select config -> 'base_weights' from two_tower.model_weights
+    where version = p_version and version = two_tower.active_version('user_tower'));
+  v_stored integer;
 begin
-  select array_agg(two_tower.reciprocal_rank(h.blended, h.post_emb, h.negative_embs)
-                   - two_tower.reciprocal_rank(h.user_emb, h.post_emb, h.negative_embs))
-  into v_differences
-  from (
-    select x.user_emb::extensions.vector as user_emb, x.post_emb::extensions.vector as post_emb,
-           x.negative_embs::extensions.vector[] as negative_embs,
-           (array_fill(greatest(extensions.vector_norm(u.engaged_sum), 0.001)::real,
-             array[128])::extensions.vector
-            operator(extensions.*) x.user_emb::extensions.vector)
-           operator(extensions.+)
-           (array_fill(s.user_tower_weight, array[128])::extensions.vector
-             operator(extensions.*) n.embedding) as blended
-    from two_tower.training_examples x
-      join unnest(p_user_ids, p_embeddings) as n (user_id, embedding) on n.user_id = x.user_id
-      join two_tower.user_embeddings u on u.user_id = x.user_id
-      cross join two_tower.settings s
-    where x.label and not x.is_withdrawn and x.created_at >= v_from
-      and cardinality(x.negative_ids) > 0
-    order by x.created_at, x.event_id limit 2000
-  ) h;
-  return two_tower.decide_on(p_version, v_differences);
+  if v_weights is null then
+    raise exception 'version % of the user tower does not serve', p_version using errcode = '22023',
+      hint = 'Encode users with the active version only.';
+  end if;
+  with given as (
+    select n.user_id, b.*
+    from unnest(p_user_ids, p_embeddings) as n (user_id, embedding)
+      join two_tower.user_embeddings u using (user_id)
+      cross join lateral two_tower.base_of(n.user_id, n.embedding,
+        (v_weights ->> two_tower.class_of(u.engagement_count))::real) b
+  )
+  select two_tower.store_bases(array_agg(user_id), array_agg(embedding), array_agg(weight),
+    array_agg(source)) into v_stored from given;
+  return coalesce(v_stored, 0);
 end
 $$;
-comment on function two_tower.judge_user_tower(bigint, uuid[], extensions.vector[]) is
-  'Judges a user tower on the positives after its training, with the given encodings of histories before it: the user''s vector with and without them. Returns whether it was accepted.';
+comment on function two_tower.store_user_encodings(bigint, uuid[], extensions.vector[]) is
+  'Stores the active user tower''s vectors as the users'' base vectors, with the weight that the gate chose for their class; users of a class that they do not help keep what their profile says. Returns how many users there were.';
 
-create function two_tower.store_entity_embeddings(
-  p_author_ids uuid[], p_author_embeddings extensions.vector[], p_event_types text[],
-    p_action_embeddings extensions.vector[]
-) returns void language sql set search_path = '' as $$
-  insert into two_tower.author_embeddings as a (author_id, embedding)
-  select n.author_id, n.embedding
-    from unnest(p_author_ids, p_author_embeddings) as n (author_id, embedding)
-  where exists (select from public.posts p where p.author_id = n.author_id) order by n.author_id
-  on conflict (author_id) do update
-    set embedding = excluded.embedding, updated_at = excluded.updated_at;
-  delete from two_tower.author_steps s where s.author_id = any (p_author_ids);
-  insert into two_tower.action_embeddings (event_type, embedding)
-  select n.event_type, n.embedding
-    from unnest(p_event_types, p_action_embeddings) as n (event_type, embedding)
-  order by n.event_type
-  on conflict (event_type) do update
-    set embedding = excluded.embedding, updated_at = excluded.updated_at;
+create function two_tower.project_profiles(p_after uuid, p_limit integer default 500)
+returns uuid language plpgsql set search_path = '' as $$
+declare
+  v_last uuid;
+  v_stored integer;
+begin
+  with given as (
+    select u.user_id, b.*
+    from (
+      select e.user_id from two_tower.user_embeddings e
+      where e.user_id > p_after and e.base_source = 'profile' order by e.user_id limit p_limit
+    ) u cross join lateral two_tower.base_of(u.user_id, null, 0) b
+  )
+  select two_tower.store_bases(array_agg(g.user_id), array_agg(g.embedding), array_agg(g.weight),
+    array_agg(g.source)), (array_agg(g.user_id order by g.user_id desc))[1]
+  into v_stored, v_last from given g;
+  return v_last;
+end
 $$;
-comment on function two_tower.store_entity_embeddings(uuid[], extensions.vector[], text[], extensions.vector[]) is
-  'Stores the author and action embeddings of the user tower that serves.';
+comment on function two_tower.project_profiles(uuid, integer) is
+  'Projects profiles with the active candidate tower again, for the next so many users after the given id whose base vector is their profile''s. Returns the last one, null when there was none.';
 
 create function two_tower.store_profile_embeddings(
   p_user_ids uuid[], p_embeddings extensions.vector[], p_requests integer[]
 ) returns integer language plpgsql set search_path = '' as $$
 declare
   v_stored integer;
+  v_based integer;
 begin
   with given as (
     select n.user_id, n.embedding, n.request
@@ -501,17 +263,15 @@ begin
     update two_tower.profile_embeddings e set base_embedding = l.embedding
     from locked l where e.user_id = l.user_id returning e.user_id, l.embedding
   ), based as (
-    insert into two_tower.user_embeddings as u (user_id, base_embedding, base_weight, base_source,
-      embedding)
-    select s.user_id, two_tower.candidate_tower(s.embedding), c.profile_weight, 'profile',
-      two_tower.candidate_tower(s.embedding)
-    from stored s cross join two_tower.settings c order by s.user_id
-    on conflict (user_id) do update set
-      base_embedding = excluded.base_embedding, base_weight = excluded.base_weight,
-        base_source = 'profile'
+    select s.user_id, two_tower.candidate_tower(s.embedding) as base, c.profile_weight,
+      'profile'::two_tower.base_source as source
+    from stored s cross join two_tower.settings c
+      left join two_tower.user_embeddings u using (user_id)
     where u.base_source is distinct from 'user_tower'
   )
-  select count(*) into v_stored from stored;
+  select (select count(*) from stored), two_tower.store_bases(array_agg(b.user_id),
+    array_agg(b.base), array_agg(b.profile_weight), array_agg(b.source))
+  into v_stored, v_based from based b;
   return v_stored;
 end
 $$;

@@ -43,6 +43,7 @@ create function two_tower.tick() returns jsonb
 language plpgsql set search_path = '' as $$
 declare
   v_started text[];
+  v_improved text;
 begin
   if not pg_try_advisory_xact_lock(two_tower.switch_lock() + 1) then
     return '{"skipped": "another tick is running"}';
@@ -57,8 +58,9 @@ begin
   ) w
   where not exists (select from two_tower.jobs j
                     where j.kind = w.kind and j.state in ('pending', 'running'));
-  if two_tower.centre_first_tower() then
-    return '{"centred": 1}';
+  v_improved := two_tower.improve_first_tower();
+  if v_improved is not null then
+    return jsonb_build_object(v_improved, 1);
   end if;
   v_started := two_tower.start_due_schedules();
   if v_started <> '{}' then

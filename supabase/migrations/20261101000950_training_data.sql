@@ -1,0 +1,202 @@
+-- What the trainings read. A worker asks for it here, computes, and hands weights back: which
+-- events are trained on, what is held out and what a post's vector was are decided in SQL.
+--
+-- All of it is as of t0, an event id: ids are the order in which events are learned, so nothing
+-- that was learned later is in what a training reads. Vectors are those that training_examples
+-- recorded, never the live ones, which know the future.
+
+create function two_tower.newest_examples(p_before bigint, p_label boolean, p_limit integer)
+returns table (event_id bigint, user_id uuid, post_id bigint, event_type text,
+  created_at timestamptz, user_emb extensions.halfvec, post_emb extensions.halfvec)
+language sql stable set search_path = '' as $$
+  select e.id, e.user_id, e.post_id, x.event_type, e.created_at, x.user_emb, x.post_emb
+  from public.engagement_events e
+    cross join lateral (
+      select t.event_type, t.user_emb, t.post_emb from two_tower.training_examples t
+      where t.user_id = e.user_id and t.post_id = e.post_id and t.event_id = e.id
+        and t.created_at = e.created_at and not t.is_withdrawn
+        and (p_label is null or t.label = p_label)
+      limit 1
+    ) x
+  where e.id < coalesce(p_before, 9223372036854775807)
+    and e.event_type in (select g.event_type from two_tower.signals g
+      where g.strength <> 0 and (p_label is null or g.label = p_label or g.event_type = 'dwell'))
+  order by e.id desc
+  limit p_limit;
+$$;
+comment on function two_tower.newest_examples(bigint, boolean, integer) is
+  'The newest learned events before an event id (null: all), newest first, with the label (null: any) and both vectors as they stood before the event. Walks the events by id and looks each example up by its key, so that training_examples needs no other index.';
+
+create function two_tower.held_out_from() returns bigint
+language sql stable set search_path = '' as $$
+  select min(x.event_id) from (
+    select n.event_id, row_number() over (order by n.event_id desc) as place, count(*) over () as n
+    from two_tower.settings s
+      cross join two_tower.newest_examples(null, true, 2 * s.gate_events) n
+  ) x where x.place <= greatest(1, x.n / 2);
+$$;
+comment on function two_tower.held_out_from() is
+  't0: the newest settings.gate_events positives, or half of them when there are fewer than twice as many, are from this event id on. They are for the gate; earlier events are for training. Null when there are none.';
+
+create function two_tower.posts_as_of(p_before bigint)
+returns table (post_id bigint, embedding extensions.vector, engagements integer)
+language sql stable set search_path = '' as $$
+  select distinct on (r.post_id) r.post_id, r.post_emb::extensions.vector,
+    (count(*) over (partition by r.post_id))::integer
+  from two_tower.settings s
+    cross join two_tower.newest_examples(p_before, null, s.examples_read) r
+  order by r.post_id, r.event_id desc;
+$$;
+comment on function two_tower.posts_as_of(bigint) is
+  'Where posts stood before an event id: the vector at their last learned event of the newest settings.examples_read, and how many of those events were theirs.';
+
+create function two_tower.candidate_tower_pairs(p_before bigint)
+returns table (event_id bigint, label boolean, user_emb extensions.vector, post_id bigint,
+  negative_ids bigint[])
+language sql stable set search_path = '' as $$
+  with positive as (
+    select n.* from two_tower.settings s
+      cross join two_tower.newest_examples(p_before, true, s.candidate_tower_pairs) n
+  ), explicit as (
+    select n.* from two_tower.settings s
+      cross join two_tower.newest_examples(p_before, false, s.candidate_tower_pairs) n
+    where n.event_id >= (select min(event_id) from positive)
+  )
+  select p.event_id, true, p.user_emb::extensions.vector, p.post_id, array(
+    select i.id from unnest(x.negative_ids) with ordinality as i (id, place)
+    where not exists (
+      select from two_tower.user_posts u
+      where u.user_id = p.user_id and u.post_id = i.id and u.is_engaged
+        and u.last_event_at < (select max(created_at) from positive))
+    order by i.place)
+  from positive p
+    join two_tower.training_examples x using (user_id, post_id, event_id, created_at)
+  where extensions.vector_norm(p.user_emb::extensions.vector) > 0
+  union all
+  select e.event_id, false, e.user_emb::extensions.vector, e.post_id, '{}' from explicit e
+  where extensions.vector_norm(e.user_emb::extensions.vector) > 0;
+$$;
+comment on function two_tower.candidate_tower_pairs(bigint) is
+  'What the candidate tower is trained on: the newest settings.candidate_tower_pairs positives before t0 with their negatives (label true), and the explicit negatives of the same time (label false). What was withdrawn, and a negative that the user had engaged with by then, is left out.';
+
+create function two_tower.base_embeddings_of(p_post_ids bigint[])
+returns table (post_id bigint, base_embedding extensions.vector)
+language sql stable set search_path = '' as $$
+  select b.post_id, b.base_embedding from two_tower.base_embeddings b
+  where b.post_id = any (p_post_ids) and b.base_embedding is not null order by b.post_id;
+$$;
+comment on function two_tower.base_embeddings_of(bigint[]) is 'Base embeddings of those of the posts that have one.';
+
+create function two_tower.live_anchors(p_before bigint, p_limit integer default 5000)
+returns table (post_id bigint, embedding extensions.vector, engagements integer)
+language sql stable set search_path = '' as $$
+  select p.post_id, p.embedding, p.engagements from two_tower.posts_as_of(p_before) p
+  order by p.engagements desc, p.post_id limit p_limit;
+$$;
+comment on function two_tower.live_anchors(bigint, integer) is
+  'The most engaged posts with their vectors before t0: a new tower is fitted to them, so that it projects into the space in which the live vectors are.';
+
+create function two_tower.users_to_train(p_before bigint) returns setof uuid
+language sql stable set search_path = '' as $$
+  select n.user_id from two_tower.settings s
+    cross join two_tower.newest_examples(p_before, true, s.examples_read) n
+  group by n.user_id, s.user_tower_users order by max(n.event_id) desc
+  limit (select user_tower_users from two_tower.settings);
+$$;
+comment on function two_tower.users_to_train(bigint) is 'Users with the newest positives before t0, settings.user_tower_users at most.';
+
+create function two_tower.users_to_judge(p_from bigint) returns setof uuid
+language sql stable set search_path = '' as $$
+  select distinct n.user_id from two_tower.settings s
+    cross join two_tower.newest_examples(null, true, 2 * s.gate_events) n
+  where n.event_id >= p_from order by n.user_id;
+$$;
+comment on function two_tower.users_to_judge(bigint) is 'Users with positives from t0 on: the gate asks for their vectors as of t0.';
+
+create function two_tower.users_to_encode(p_after uuid, p_limit integer default 500)
+returns setof uuid language sql stable set search_path = '' as $$
+  select u.user_id from two_tower.user_embeddings u cross join two_tower.settings s
+  where u.user_id > p_after and u.engagement_count > 0
+    and u.updated_at > two_tower.now() - s.active_user_window
+  order by u.user_id limit p_limit;
+$$;
+comment on function two_tower.users_to_encode(uuid, integer) is
+  'Users who were active within settings.active_user_window, in order of id, after the given one: read in batches, so that no job holds all users.';
+
+create function two_tower.user_histories(p_before bigint, p_user_ids uuid[])
+returns table (user_id uuid, author_ids uuid[], event_types text[], is_positive boolean[],
+  hours double precision[], embeddings extensions.vector[], post_ids bigint[])
+language sql stable set search_path = '' as $$
+  with post as materialized (
+    select p.post_id, p.embedding from two_tower.posts_as_of(p_before) p where p_before is not null
+  )
+  select a.user_id, array_agg(h.author_id order by h.created_at, h.id),
+    array_agg(h.event_type order by h.created_at, h.id),
+    array_agg(h.label order by h.created_at, h.id), array_agg(h.hours order by h.created_at, h.id),
+    array_agg(h.embedding order by h.created_at, h.id),
+    array_agg(h.post_id order by h.created_at, h.id)
+  from unnest(p_user_ids) as a (user_id)
+    cross join two_tower.settings s
+    cross join two_tower.state st
+    cross join lateral (
+      select e.id, e.created_at, e.post_id, g.event_type, coalesce(g.label, false) as label,
+        v.author_id, extract(epoch from e.created_at)::double precision / 3600 as hours,
+        case when p_before is null then v.embedding
+          else coalesce(p.embedding, x.post_emb::extensions.vector) end as embedding
+      from (
+        select y.* from public.engagement_events y
+        where y.user_id = a.user_id and y.id < coalesce(p_before, 9223372036854775807)
+          and y.event_type in (select g.event_type from two_tower.signals g where g.strength <> 0)
+        order by y.created_at desc, y.id desc limit s.history_length + 20
+      ) e
+        join two_tower.training_examples x on x.user_id = e.user_id and x.post_id = e.post_id
+          and x.event_id = e.id and x.created_at = e.created_at and not x.is_withdrawn
+        join two_tower.signals g on g.event_type = x.event_type
+        join two_tower.live_embeddings v on v.slot = st.active_slot and v.post_id = e.post_id
+        left join post p on p.post_id = e.post_id
+    ) h
+  group by a.user_id;
+$$;
+comment on function two_tower.user_histories(bigint, uuid[]) is
+  'Learned engagements of users before t0, oldest first, with the posts'' vectors as they stood then: what the user tower is trained on and judged by. Null for t0: of now, with live vectors, which it encodes.';
+
+-- Ids of the range, drawn by a hash of t0: uniform, without sorting all posts, and the same again
+-- for the same data.
+create function two_tower.random_posts_as_of(p_before bigint, p_count integer default 2000)
+returns table (post_id bigint, hours double precision, embedding extensions.vector)
+language sql stable set search_path = '' as $$
+  with bounds as (
+    select min(v.post_id) as low, max(v.post_id) - min(v.post_id) + 1 as span
+    from two_tower.live_embeddings v where v.slot = (select active_slot from two_tower.state)
+  ), drawn as (
+    select b.low + (hashint8extended(n, p_before) & 9223372036854775807) % b.span as post_id,
+      min(n) as turn
+    from bounds b cross join generate_series(1, 4 * p_count) as n group by 1
+  )
+  select v.post_id, extract(epoch from v.created_at)::double precision / 3600,
+    coalesce(p.embedding, v.embedding)
+  from drawn d
+    join two_tower.live_embeddings v on v.slot = (select active_slot from two_tower.state)
+      and v.post_id = d.post_id and not v.is_deleted
+    left join two_tower.posts_as_of(p_before) p on p.post_id = d.post_id
+  where v.is_pretrained or p.post_id is not null
+  order by d.turn limit p_count;
+$$;
+comment on function two_tower.random_posts_as_of(bigint, integer) is
+  'A uniform sample of posts with their vectors before t0 and their times, in hours: negatives of the user tower. Left out are posts that nobody had engaged with then and somebody has since.';
+
+create function two_tower.event_types_to_train()
+returns table (event_type text, is_positive boolean)
+language sql stable set search_path = '' as $$
+  select s.event_type, coalesce(s.label, false) from two_tower.signals s order by s.bit;
+$$;
+comment on function two_tower.event_types_to_train() is
+  'All event types in the order of the rows of action.weight, and whether one is a positive to predict.';
+
+create function two_tower.author_embeddings_of(p_author_ids uuid[])
+returns table (author_id uuid, embedding extensions.vector)
+language sql stable set search_path = '' as $$
+  select a.author_id, a.embedding from two_tower.author_embeddings a
+  where a.author_id = any (p_author_ids) order by a.author_id;
+$$;
+comment on function two_tower.author_embeddings_of(uuid[]) is 'What was learned of those of the authors of whom anything was.';

@@ -1,0 +1,356 @@
+-- The promotion gate. A version is trained on what was learned before t0 (model_weights.
+-- held_out_from) and judged against the active one on the positives from t0 on, of which neither
+-- has learned, each ranked among its negatives as it would be served by either:
+--
+--   candidate tower: posts that nobody had engaged with at t0 lie where the version projects them;
+--                    the others, which a tower does not move, where they stood at the event
+--   user tower:      u = norm(w * b + sum of decay^age * strength * post), the sum over the user's
+--                    engagements until the event, b of the history before t0; w by class of users
+--
+-- A version passes when the differences are better on average and so is the lower end of their
+-- interval, on enough events. An operator can force one, which stays on record.
+
+create function two_tower.reciprocal_rank(p_user extensions.vector, p_post extensions.vector,
+  p_negatives extensions.vector[])
+returns double precision language sql immutable set search_path = '' as $$
+  select 1.0 / (1 + count(*) filter (where n operator(extensions.<#>) p_user < p_post
+    operator(extensions.<#>) p_user)
+                  + 0.5 * count(*) filter (where n operator(extensions.<#>) p_user = p_post
+                    operator(extensions.<#>) p_user))
+  from unnest(p_negatives) as n;
+$$;
+comment on function two_tower.reciprocal_rank(extensions.vector, extensions.vector, extensions.vector[]) is
+  '1 / rank of the post among the negatives by inner product with the user; ties count half.';
+
+create function two_tower.verdict_on(p_differences double precision[], p_user_ids uuid[],
+  out is_better boolean, out metrics jsonb)
+language sql stable set search_path = '' as $$
+  with judged as (
+    select d.difference, d.user_id, avg(d.difference) over () as mean
+    from unnest(p_differences, p_user_ids) as d (difference, user_id)
+  ), by_user as (
+    select count(*) as events, sum(difference) as total, sum(difference - mean) as off
+    from judged group by user_id
+  ), summed as (
+    select coalesce(sum(events), 0)::integer as events, count(*) as users,
+      coalesce(sum(total) / sum(events), 0) as mean,
+      sqrt(sum(off ^ 2) * count(*) / nullif(count(*) - 1, 0)) / sum(events) as error
+    from by_user
+  )
+  select events >= s.gate_minimum_events and mean > 0
+      and coalesce(mean - s.gate_standard_errors * error > -s.gate_tolerance, false),
+    jsonb_build_object('events', events, 'users', users, 'mean_difference', mean,
+      'lower_bound', mean - s.gate_standard_errors * error)
+  from summed cross join two_tower.settings s;
+$$;
+comment on function two_tower.verdict_on(double precision[], uuid[]) is
+  'Paired differences (candidate minus active) of a measure in which more is better, with their users. Better is: enough events, a mean above zero, and the mean less settings.gate_standard_errors standard errors above minus the tolerance. Events of one user are alike, so the error is that of sums by user (clustered); one user alone proves nothing.';
+
+create function two_tower.decide_on(p_version bigint, p_differences double precision[],
+  p_user_ids uuid[]) returns boolean
+language plpgsql set search_path = '' as $$
+declare
+  v_gate record;
+begin
+  perform from two_tower.model_weights
+    where version = p_version and state = 'candidate' and verdict is null for no key update;
+  if not found then
+    raise exception 'version % is no candidate', p_version using errcode = '22023',
+      hint = 'Only a version in state candidate can be judged, and only once.';
+  end if;
+  v_gate := two_tower.verdict_on(p_differences, p_user_ids);
+  update two_tower.model_weights set
+    metrics = metrics || jsonb_build_object('gate', v_gate.metrics), decided_at = two_tower.now(),
+    state = case when v_gate.is_better then 'candidate' else 'rejected' end,
+    verdict = case
+      when v_gate.is_better then 'accepted: better than the active version on held-out events'
+      when (v_gate.metrics ->> 'events')::integer
+        < (select gate_minimum_events from two_tower.settings)
+        then 'rejected: not enough held-out events'
+      else 'rejected: not better than the active version on held-out events' end
+  where version = p_version;
+  if v_gate.is_better then
+    perform two_tower.begin_switch(p_version);
+  end if;
+  return v_gate.is_better;
+end
+$$;
+comment on function two_tower.decide_on(bigint, double precision[], uuid[]) is 'Stores the verdict of the gate and, if it is positive, begins the switch.';
+
+create function two_tower.held_out_posts(p_from bigint)
+returns table (event_id bigint, user_id uuid, user_emb extensions.vector, post_id bigint,
+  embedding extensions.vector, is_positive boolean, is_untouched boolean)
+language sql stable set search_path = '' as $$
+  with held_out as materialized (
+    select n.* from two_tower.settings s
+      cross join two_tower.newest_examples(null, true, 2 * s.gate_events) n
+    where n.event_id >= p_from and extensions.vector_norm(n.user_emb::extensions.vector) > 0
+  ), since as materialized (
+    select n.post_id, count(*) as engagements from two_tower.settings s
+      cross join two_tower.newest_examples(null, null, s.examples_read) n
+    where n.event_id >= p_from group by n.post_id
+  ), pair as (
+    select h.event_id, h.user_id, h.user_emb, h.post_id, h.post_emb, true as is_positive
+    from held_out h
+    union all
+    select h.event_id, h.user_id, h.user_emb, i.post_id, i.post_emb, false
+    from held_out h
+      join two_tower.training_examples x using (user_id, post_id, event_id, created_at)
+      cross join lateral unnest(x.negative_ids, x.negative_embs) as i (post_id, post_emb)
+    where not exists (select from two_tower.user_posts u
+      where u.user_id = h.user_id and u.post_id = i.post_id and u.is_engaged)
+  )
+  select p.event_id, p.user_id, p.user_emb::extensions.vector, p.post_id,
+    p.post_emb::extensions.vector, p.is_positive,
+    v.is_pretrained or v.engagement_count <= coalesce(c.engagements, 0)
+  from pair p
+    join two_tower.live_embeddings v
+      on v.slot = (select active_slot from two_tower.state) and v.post_id = p.post_id
+    left join since c on c.post_id = p.post_id;
+$$;
+comment on function two_tower.held_out_posts(bigint) is
+  'The positives from t0 on and their negatives, with user and post as they stood at the event; is_untouched: nobody had engaged with the post at t0. A negative that the user has engaged with since is left out.';
+
+create function two_tower.judge_candidate_tower(p_version bigint) returns boolean
+language plpgsql set search_path = '' as $$
+declare
+  v_from bigint := (select held_out_from from two_tower.model_weights where version = p_version);
+  v_active bigint := two_tower.active_version('candidate_tower');
+  v_differences double precision[];
+  v_user_ids uuid[];
+begin
+  with post as materialized (
+    select * from two_tower.held_out_posts(v_from)
+  ), projected as materialized (
+    select b.post_id, two_tower.candidate_tower(b.base_embedding, p_version) as candidate,
+      two_tower.candidate_tower(b.base_embedding, v_active) as active
+    from two_tower.base_embeddings b
+    where b.post_id in (select post_id from post where is_untouched)
+      and b.base_embedding is not null
+  ), placed as (
+    select p.event_id, p.user_id, p.user_emb, p.is_positive, p.is_untouched,
+      coalesce(j.candidate, p.embedding) as candidate, coalesce(j.active, p.embedding) as active
+    from post p left join projected j on p.is_untouched and j.post_id = p.post_id
+  ), ranked as (
+    select h.user_id, two_tower.reciprocal_rank(h.user_emb, h.candidate, n.candidates)
+      - two_tower.reciprocal_rank(h.user_emb, h.active, n.actives) as difference
+    from placed h
+      join (select event_id, array_agg(candidate) as candidates, array_agg(active) as actives,
+              bool_or(is_untouched) as is_untouched
+            from placed where not is_positive group by event_id) n using (event_id)
+    where h.is_positive and (h.is_untouched or n.is_untouched)
+  )
+  select array_agg(difference), array_agg(user_id) into v_differences, v_user_ids from ranked;
+  return two_tower.decide_on(p_version, v_differences, v_user_ids);
+end
+$$;
+comment on function two_tower.judge_candidate_tower(bigint) is
+  'Judges a candidate tower on the held-out positives in which a post takes part that it would place: one that nobody had engaged with at t0. Returns whether it was accepted.';
+
+create function two_tower.class_of(p_engagements integer) returns text
+language sql stable set search_path = '' as $$
+  select case when p_engagements < s.cold_until then 'cold' else 'warm' end
+  from two_tower.settings s;
+$$;
+comment on function two_tower.class_of(integer) is 'The class of a user, for which the gate chooses a weight of b: cold, until settings.cold_until engagements, or warm.';
+
+create function two_tower.base_of(p_user_id uuid, p_tower extensions.vector, p_weight real,
+  out embedding extensions.vector, out weight real, out source two_tower.base_source)
+language plpgsql stable set search_path = '' as $$
+begin
+  if p_weight > 0 and extensions.vector_norm(p_tower) > 0 then
+    embedding := p_tower;
+    weight := p_weight;
+    source := 'user_tower';
+    return;
+  end if;
+  select two_tower.candidate_tower(p.base_embedding) into embedding
+  from two_tower.profile_embeddings p where p.user_id = p_user_id;
+  weight := case when embedding is null then 0
+    else (select profile_weight from two_tower.settings) end;
+  source := case when embedding is not null then 'profile' end;
+end
+$$;
+comment on function two_tower.base_of(uuid, extensions.vector, real) is
+  'A user''s base vector b and its weight: the user tower''s, where it has one and helps; else the profile''s; else none.';
+
+-- Each event with the part of the user's vector that no version changes: the sum over the
+-- engagements before it, as encode_user() forms it.
+create function two_tower.held_out_users(p_from bigint)
+returns table (event_id bigint, user_id uuid, class text, engaged extensions.vector,
+  post_emb extensions.vector, negatives extensions.vector[])
+language sql stable set search_path = '' as $$
+  with pair as materialized (
+    select * from two_tower.held_out_posts(p_from)
+  ), event as (
+    select event_id, user_id, (array_agg(embedding) filter (where is_positive))[1] as post_emb,
+      array_agg(embedding) filter (where not is_positive) as negatives
+    from pair group by event_id, user_id
+  ), post as materialized (
+    select p.post_id, p.embedding from two_tower.posts_as_of(p_from) p
+  ), past as materialized (
+    select u.user_id, e.id, e.id >= p_from as is_since,
+      g.strength * case when g.strength < 0 then s.negative_strength_factor else 1 end as strength,
+      case when e.id >= p_from then x.post_emb::extensions.vector
+        else coalesce(p.embedding, x.post_emb::extensions.vector) end as embedding,
+      row_number() over (partition by u.user_id order by e.id) as place
+    from (select distinct user_id from event) u
+      cross join two_tower.settings s
+      cross join lateral (
+        select y.* from public.engagement_events y
+        where y.user_id = u.user_id
+          and y.event_type in (select t.event_type from two_tower.signals t where t.strength <> 0)
+        order by y.created_at desc, y.id desc limit s.history_length + 2 * s.gate_events
+      ) e
+      join two_tower.training_examples x on x.user_id = e.user_id and x.post_id = e.post_id
+        and x.event_id = e.id and x.created_at = e.created_at and not x.is_withdrawn
+      join two_tower.signals g on g.event_type = x.event_type
+      left join post p on p.post_id = e.post_id
+  ), engaged as materialized (
+    select h.id as event_id, extensions.sum(
+      array_fill((p.strength * greatest(1e-12, s.history_decay ^ (h.place - 1 - p.place)))::real,
+        array[128])::extensions.vector operator(extensions.*) p.embedding) as total
+    from past h
+      cross join two_tower.settings s
+      join past p on p.user_id = h.user_id
+        and p.place between h.place - s.history_length and h.place - 1
+    where h.is_since and h.id in (select event_id from event)
+    group by h.id
+  ), counted as materialized (
+    select u.user_id,
+      two_tower.class_of((u.engagement_count - count(*) filter (where p.is_since))::integer)
+        as class
+    from two_tower.user_embeddings u join past p using (user_id)
+    group by u.user_id
+  )
+  select e.event_id, e.user_id, c.class,
+    coalesce(g.total, array_fill(0::real, array[128])::extensions.vector), e.post_emb, e.negatives
+  from event e join counted c using (user_id) left join engaged g using (event_id)
+  where e.negatives is not null;
+$$;
+comment on function two_tower.held_out_users(bigint) is
+  'The positives from t0 on with the class that the user had at t0, the sum over the engagements until the event, and post and negatives as they stood.';
+
+create function two_tower.scaled(p_vector extensions.vector, p_factor real)
+returns extensions.vector language plpgsql immutable set search_path = '' as $$
+begin
+  return case when p_vector is null then array_fill(0::real, array[128])::extensions.vector
+    else array_fill(p_factor, array[128])::extensions.vector operator(extensions.*) p_vector end;
+end
+$$;
+comment on function two_tower.scaled(extensions.vector, real) is 'factor * vector(128); zero for null.';
+
+-- The rank of each held-out positive for each weight that the gate may choose, and as it is served
+-- now (weight null).
+create function two_tower.rank_held_out_users(p_from bigint, p_user_ids uuid[],
+  p_candidate extensions.vector[], p_active extensions.vector[])
+returns table (event_id bigint, user_id uuid, class text, weight real, rank double precision)
+language sql stable set search_path = '' as $$
+  with held_out as materialized (
+    select h.*, n.candidate, n.active
+    from two_tower.held_out_users(p_from) h
+      left join unnest(p_user_ids, p_candidate, p_active) as n (user_id, candidate, active)
+        using (user_id)
+  ), arm as (
+    select w.weight, w.weight as factor
+    from (select distinct unnest(user_tower_weights || 0::real) as weight
+          from two_tower.settings) w
+    union all select null, null
+  ), base as materialized (
+    select h.event_id, a.weight, b.embedding, b.weight as factor
+    from held_out h
+      cross join arm a
+      cross join lateral two_tower.base_of(h.user_id,
+        case when a.weight is null then h.active else h.candidate end,
+        coalesce(a.weight, (select (m.config -> 'base_weights' ->> h.class)::real
+          from two_tower.model_weights m
+          where m.version = two_tower.active_version('user_tower')))) b
+  )
+  select h.event_id, h.user_id, h.class, b.weight, two_tower.reciprocal_rank(
+    h.engaged operator(extensions.+) two_tower.scaled(b.embedding, b.factor),
+    h.post_emb, h.negatives)
+  from held_out h join base b using (event_id);
+$$;
+comment on function two_tower.rank_held_out_users(bigint, uuid[], extensions.vector[], extensions.vector[]) is
+  'Reciprocal ranks of the positives from t0 on, served with the candidate''s vectors at each weight of settings.user_tower_weights (and 0), and with the active version''s at its own (weight null).';
+
+-- The weights are chosen on the same events that judge, so each half of the users is judged by the
+-- weights that are best for the other half; those that serve are the best for both. Best is the
+-- largest gain over weight 0 less one standard error: a weight has to show that it helps.
+create function two_tower.judge_user_tower(p_version bigint, p_user_ids uuid[],
+  p_candidate extensions.vector[], p_active extensions.vector[]) returns boolean
+language plpgsql set search_path = '' as $$
+declare
+  v_from bigint := (select held_out_from from two_tower.model_weights where version = p_version);
+  v_weights jsonb;
+  v_differences double precision[];
+  v_user_ids uuid[];
+begin
+  with ranked as materialized (
+    select r.*, (hashtextextended(r.user_id::text, 0) & 1)::integer as half,
+      r.rank - max(r.rank) filter (where r.weight = 0) over (partition by r.event_id) as gain
+    from two_tower.rank_held_out_users(v_from, p_user_ids, p_candidate, p_active) r
+  ), choice as materialized (
+    select distinct on (f.judged, r.class) f.judged, r.class, r.weight
+    from (values (0, 1), (1, 0), (2, 0), (2, 1)) as f (judged, half)
+      join ranked r on r.half = f.half and r.weight is not null
+    group by f.judged, r.class, r.weight
+    order by f.judged, r.class,
+      avg(r.gain) - case when r.weight > 0 then stddev_samp(r.gain) / sqrt(count(*)) else 0 end
+        desc nulls last, r.weight
+  ), difference as (
+    select s.user_id, c.rank - s.rank as difference
+    from ranked s
+      left join choice h on h.judged = s.half and h.class = s.class
+      join ranked c on c.event_id = s.event_id and c.weight = coalesce(h.weight, 0)
+    where s.weight is null
+  )
+  select (select '{"cold": 0, "warm": 0}' || coalesce(jsonb_object_agg(c.class, c.weight), '{}')
+          from choice c where c.judged = 2),
+    array_agg(d.difference), array_agg(d.user_id)
+  into v_weights, v_differences, v_user_ids from difference d;
+  update two_tower.model_weights
+    set config = config || jsonb_build_object('base_weights', v_weights)
+  where version = p_version and state = 'candidate';
+  return two_tower.decide_on(p_version, v_differences, v_user_ids);
+end
+$$;
+comment on function two_tower.judge_user_tower(bigint, uuid[], extensions.vector[], extensions.vector[]) is
+  'Chooses the weight of b for each class of users, and judges the version by it. p_candidate and p_active: the vectors that it and the active version (null if there is none) make of the users'' histories before t0. Returns whether it was accepted.';
+
+create function two_tower.force_version(p_version bigint, p_reason text) returns void
+language plpgsql set search_path = '' as $$
+declare
+  v_weights two_tower.model_weights;
+  v_missing text := two_tower.missing_tensors(p_version);
+begin
+  if coalesce(trim(p_reason), '') = '' then
+    raise exception 'forcing a version needs a reason' using errcode = '22023',
+      hint = 'force_version(version, ''why'')';
+  end if;
+  select * into v_weights from two_tower.model_weights where version = p_version
+  for no key update;
+  if not found or v_missing is not null then
+    raise exception 'version % can not serve: %', p_version, coalesce(v_missing, 'there is none')
+      using errcode = 'TT004', hint = 'select * from two_tower.model_weights';
+  elsif v_weights.state = 'active' then
+    return;
+  elsif (select filling_checkpoint is not null from two_tower.state) then
+    raise exception 'a rollback is in progress' using errcode = '55000',
+      hint = 'Ticks finish it; then force a version.';
+  end if;
+  update two_tower.model_weights set
+    state = 'candidate', decided_at = two_tower.now(),
+    verdict = format('forced by %s: %s', two_tower.session_role(), p_reason),
+    metrics = metrics || jsonb_build_object('verdict_before', v_weights.verdict),
+    config = case when v_weights.tower = 'user_tower' then
+      '{"base_weights": {"cold": 1, "warm": 1}}' || config else config end
+  where version = p_version;
+  perform two_tower.open_alert('version_forced', p_version::text, format(
+    '%s put version %s of the %s in place without the gate: %s', two_tower.session_role(),
+    p_version, v_weights.tower, p_reason));
+  perform two_tower.begin_switch(p_version);
+end
+$$;
+comment on function two_tower.force_version(bigint, text) is
+  'An operator''s word instead of the gate''s: begins the switch to a version, whatever its verdict. It stays on record in the verdict, and as an alert.';
