@@ -252,7 +252,7 @@ def test_a_worn_index_is_rebuilt_beside_itself_and_recall_is_kept(feed: World) -
         builds = value(connection, "select count(*) from two_tower.serving_builds")
         lengths: list[int] = []
         with reading(feed.url, lengths):
-            for number in range(12):
+            for number in range(4):
                 # All posts move by about .02, as many engagements would move them.
                 owner.execute(
                     "update two_tower.live_embeddings v set embedding = extensions.l2_normalize("
