@@ -85,8 +85,23 @@ def test_a_script_that_fails_is_told_by_its_error(small: World) -> None:
         pgbench(small, "select * from public.nowhere;", transactions=1)
 
 
-@pytest.mark.parametrize("command", ["inserts", "growth"])
+@pytest.mark.parametrize("command", ["inserts", "growth", "towers"])
 def test_a_world_too_small_is_refused(command: str) -> None:
     answer = CliRunner().invoke(main, ["bench", command, "--posts", "3"])
     assert answer.exit_code == 2
     assert "1000" in answer.output
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_the_jobs_of_the_towers_are_measured() -> None:
+    """Runs all of it on the smallest world; what it takes is told, not judged."""
+    answer = CliRunner().invoke(main, ["bench", "towers", "--posts", "1000", "--json"])
+    assert answer.exit_code == 0, answer.output
+    report = json.loads(answer.stdout)
+    (row,) = report["rows"]
+    assert (row["posts"], row["pairs"], row["users"]) == (1000, 1000, 256)
+    measured = ("candidate_s", "user_s", "refresh_s", "new_post_s", "new_post_training_s")
+    assert all(row[name] > 0 for name in measured)
+    assert row["candidate_mb"] >= row["start_mb"] > 0
+    assert {budget["budget"] for budget in report["budgets"]} > {"refresh of all posts: s"}

@@ -96,7 +96,7 @@ def bench_serving(
     multiple=True,
     default=(1000, 10_000, 100_000),
     show_default=True,
-    type=click.IntRange(100),
+    type=click.IntRange(1000),
     help="May be repeated.",
 )
 @click.option("--users", default=1000, show_default=True, type=click.IntRange(100))
