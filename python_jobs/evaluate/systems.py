@@ -130,15 +130,18 @@ class Peer(Scored):
 
     def train(self) -> None:
         """On all positives so far."""
-        # It warns of threads, which are limited here, and of its own conversions.
+        # One thread: more would only wait for each other on a busy machine. It warns of threads,
+        # which are limited here, and of its own conversions.
         with self._threads.threadpool_limits(1, "blas"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if self.kind == "ALS":
                 self.model = self._implicit.als.AlternatingLeastSquares(
-                    **self.config, iterations=15, random_state=1
+                    **self.config, iterations=15, num_threads=1, random_state=1
                 )
             else:
-                self.model = getattr(self._implicit.nearest_neighbours, self.kind)(**self.config)
+                self.model = getattr(self._implicit.nearest_neighbours, self.kind)(
+                    **self.config, num_threads=1
+                )
             self.model.fit(self._matrix(self.liked), show_progress=False)
 
     def _matrix(self, liked: list[dict[int, float]]) -> Any:
