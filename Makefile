@@ -17,9 +17,8 @@ test-long: lint
 	@$(VENV)/bin/python -m pytest -m "long or not long"
 
 eval: $(STAMP)
-	@$(VENV)/bin/python -c 'import implicit' 2>/dev/null || $(VENV)/bin/python -m pip install --quiet \
-	  --disable-pip-version-check --constraint constraints.txt --editable '.[eval]'
-	@$(VENV)/bin/two-tower evaluate
+	@mkdir -p .two-tower
+	@$(VENV)/bin/two-tower evaluate --plot .two-tower/evaluation.png
 
 bench: $(STAMP) faiss
 	@$(VENV)/bin/two-tower bench inserts

@@ -146,10 +146,10 @@ class Reference:
     """Both learning rules in float64, one event after the other."""
 
     literal_rate = 0.01
-    contrastive_rate = 0.05
+    contrastive_rate = 0.08
     alpha_limit = 0.1
-    temperature = 0.2
-    decay = 0.9
+    temperature = 0.15
+    decay = 0.85
     history_length = 30
     negative_factor = 0.3
     learned_per_minute = 60

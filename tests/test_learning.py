@@ -818,7 +818,7 @@ def test_after_a_freeze_learning_goes_on_at_a_factor_of_its_rate(world: World) -
     value(world.connection, "select two_tower.freeze('a test')")
     world.connection.execute("select two_tower.resume(0.5)")
     reference = Reference()
-    reference.contrastive_rate = 0.025
+    reference.contrastive_rate = Reference.contrastive_rate / 2
     user = User(vector=user_vector(world.connection, world.user))
     reference.users[world.user] = user
     for post_id in world.post_ids:
@@ -1073,9 +1073,9 @@ def test_the_posts_that_a_positive_pushes_away_are_drawn_uniformly(
         for (ids,) in connection.execute("select post_ids from two_tower.deferred_pushes")
         for post_id in ids
     )
-    assert sum(drawn.values()) == 8 * 600
+    assert sum(drawn.values()) == 16 * 600
     assert set(drawn) <= set(candidates)
-    expected = 8 * 600 / len(candidates)
+    expected = 16 * 600 / len(candidates)
     statistic = sum((drawn[post_id] - expected) ** 2 / expected for post_id in candidates)
     assert statistic < chi_square_bound(len(candidates) - 1)
 
@@ -1144,7 +1144,7 @@ def test_a_changed_strength_is_used_by_the_next_statement_and_its_history_is_kep
     second = live(world.connection, world.post_ids[1])
     world.send("reply", world.post_ids[0])
     world.send("like", world.post_ids[1])
-    wanted = norm(0.9 * 1.5 * first + 3 * second)
+    wanted = norm(Reference.decay * 1.5 * first + 3 * second)
     assert np.abs(user_vector(world.connection, world.user) - wanted).max() < TOLERANCE
     change = "select new_row->>'strength' from two_tower.setting_changes order by id desc limit 1"
     assert value(world.connection, change) == "3"

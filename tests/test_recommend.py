@@ -126,8 +126,8 @@ def test_warmth_grows_without_a_cliff(db: psycopg.Connection[Any]) -> None:
     assert largest[0] > 0.19
     assert largest[-1] == 0
     # The first engagement says most: the root of its share. Each later one changes less.
-    assert steps.max() < 0.2 * np.sqrt(1 / 15) + 1e-6
-    assert np.all(np.diff(steps[:15]) < 1e-6)
+    assert steps.max() < 0.2 * np.sqrt(1 / 10) + 1e-6
+    assert np.all(np.diff(steps[:10]) < 1e-6)
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(None, 20), (0, 1), (-5, 1), (10**6, 120)])

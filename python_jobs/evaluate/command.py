@@ -6,6 +6,7 @@ import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import click
 import numpy as np
 import psycopg
 from psycopg.rows import dict_row
+from rich import box
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from python_jobs.db import connect
@@ -29,7 +31,9 @@ from python_jobs.evaluate.measure import (
     run,
     summarise,
 )
-from python_jobs.evaluate.systems import Batch, Popularity, StaticContent, System
+from python_jobs.evaluate.plot import plot
+from python_jobs.evaluate.systems import Peer, Popularity, StaticContent, System
+from python_jobs.evaluate.tuning import GRIDS, tuned_peer
 from python_jobs.local.bootstrap import bootstrap
 from python_jobs.local.postgres import SUPERUSER, Cluster, free_port
 from python_jobs.local.stack import Stack
@@ -38,8 +42,9 @@ from python_jobs.movielens import load
 from python_jobs.project import project_dir
 
 OURS = "two-tower"
+JOBS_OFF = "jobs off"
 ABLATION = {
-    "jobs off": (),
+    JOBS_OFF: (),
     "candidate tower only": ("candidate_tower",),
     "user tower only": ("user_tower",),
     "both towers": ("candidate_tower", "user_tower"),
@@ -50,7 +55,7 @@ ABLATION = {
 @click.option(
     "--data",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A CSV of yours: user, item, time, event_type and, if there, text.",
+    help="A CSV of yours: user, item, time, event_type and, if there, text and dwell_ms.",
 )
 @click.option(
     "--path",
@@ -60,7 +65,7 @@ ABLATION = {
 @click.option("--events", type=click.IntRange(100), help="Only the first so many events.")
 @click.option(
     "--questions",
-    default=5000,
+    default=10_000,
     show_default=True,
     type=click.IntRange(10),
     help="So many positives are asked for, evenly over the stream.",
@@ -75,6 +80,12 @@ ABLATION = {
 @click.option("--ablation", is_flag=True, help="Compare towers on and off instead of peers.")
 @click.option("--only-ours", is_flag=True, help="Leave out ALS, item-kNN and the literal rule.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option(
+    "--plot",
+    "plot_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Also write NDCG@10 over time to this .png, .svg or .pdf.",
+)
 def evaluate(
     data: Path | None,
     path: Path | None,
@@ -84,6 +95,7 @@ def evaluate(
     ablation: bool,
     only_ours: bool,
     as_json: bool,
+    plot_path: Path | None,
 ) -> None:
     """Judge recommendations: each positive is asked for before it is learned."""
     stack_dir = Stack().state_dir
@@ -102,19 +114,25 @@ def evaluate(
         if not ablation and not only_ours:
             literal = {**settings, "learning_rule": "literal"}
             systems.append(TwoTower("literal rule", databases(on_exit), stream, base, literal))
-            systems += [Batch(stream, "ALS"), Batch(stream, "item-kNN")]
+            for name, grid in GRIDS.items():
+                tries = progress.add_task(f"tune {name}", total=len(grid))
+                systems.append(tuned_peer(stream, name, partial(_update, progress, tries)))
         found = []
         for system in systems:
             task = progress.add_task(system.name, total=len(stream.users))
-            found.append(
-                run(system, stream, asked, lambda n, t=task: progress.update(t, completed=n))  # type: ignore[misc]
-            )
+            found.append(run(system, stream, asked, partial(_update, progress, task)))
             progress.update(task, completed=len(stream.users))
         report = describe(found, systems, asked, stream)
+    if plot_path:
+        plot(report, plot_path)
     if as_json:
         click.echo(json.dumps(report, indent=2))
     else:
         show(report)
+
+
+def _update(progress: Progress, task: TaskID, completed: int) -> None:
+    progress.update(task, completed=completed)
 
 
 def parse_settings(overrides: tuple[str, ...]) -> dict[str, Any]:
@@ -170,21 +188,31 @@ def server() -> Iterator[Any]:
 def describe(
     found: list[Answers], systems: list[System], asked: Questions, stream: Stream
 ) -> dict[str, Any]:
-    """All figures, with each system against decayed popularity (the first one)."""
+    """All figures; each system against decayed popularity and, in an ablation, against jobs off."""
+    bases = {"to_popularity": found[0]}
+    for answers in found:
+        if answers.name == JOBS_OFF:
+            bases["to_jobs_off"] = answers
+    parts = {"all": np.ones(len(asked.numbers), dtype=bool), "tail": asked.is_tail}
     rows = []
     for answers, system in zip(found, systems, strict=True):
         row = summarise(answers, asked, len(stream.texts))
-        row["to_popularity"] = compare(answers, found[0], asked)
+        for part in parts.keys() & row.keys():
+            for name, base in bases.items():
+                row[part][name] = compare(answers, base, asked, parts[part])
         row["over_time"] = over_time(answers, asked)
         if isinstance(system, TwoTower):
             row["mean_cosine"] = system.collapse()
             row["versions"] = system.versions()
+        if isinstance(system, Peer):
+            row["config"] = {"kind": system.kind, **system.config}
         rows.append(row)
     return {
         "events": len(stream.users),
         "users": stream.user_count,
         "items": len(stream.texts),
         "questions": len(asked.numbers),
+        "tail_starts_at": 100 * float(np.mean(~asked.is_tail)),
         "systems": rows,
     }
 
@@ -192,36 +220,14 @@ def describe(
 def show(report: dict[str, Any]) -> None:
     """Tables for people."""
     console = Console()
-    console = console if console.is_terminal else Console(width=150)
-    table = Table(
-        title=f"{report['events']:,} events, {report['users']:,} users, {report['items']:,} items,"
-        f" {report['questions']:,} questions; the tail is the last fifth",
-        title_justify="left",
+    console = console if console.is_terminal else Console(width=170)
+    console.print(
+        f"{report['events']:,} events, {report['users']:,} users, {report['items']:,} items,"
+        f" {report['questions']:,} questions. In brackets: paired bootstrap"
+        " over users, 95 %. Of cold users and items fewer than ten positives were known: NDCG@10."
     )
-    heads = ["", "NDCG@10 all", "tail", "to popularity (95 %)", "HR@10 tail", "HR@50", "MRR",
-             "cold users", "warm", "cold items", "warm", "coverage@10", "mean cosine"]  # fmt: skip
-    for number, head in enumerate(heads):
-        table.add_column(head, justify="right" if number else "left")
-    for row in report["systems"]:
-        tail = row.get("tail", row["all"])
-        ratio = row["to_popularity"]
-        parts = [
-            row.get(f"tail_{part}", {}).get("ndcg_10")
-            for part in ("cold_users", "warm_users", "cold_items", "warm_items")
-        ]
-        table.add_row(
-            row["name"],
-            f"{row['all']['ndcg_10']:.4f}",
-            f"{tail['ndcg_10']:.4f}",
-            f"{ratio['ratio']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})",
-            f"{tail['hit_rate_10']:.4f}",
-            f"{tail['hit_rate_50']:.4f}",
-            f"{tail['mrr']:.4f}",
-            *("" if part is None else f"{part:.4f}" for part in parts),
-            f"{row['coverage_10']:.2f}",
-            f"{row['mean_cosine']:.3f}" if row.get("mean_cosine") is not None else "",
-        )
-    console.print(table)
+    for part, title in (("all", "Whole stream"), ("tail", "Tail: the last fifth of the stream")):
+        console.print(_table(report["systems"], part, title))
     bars = "▁▂▃▄▅▆▇█"
     highest = max(max(row["over_time"]) for row in report["systems"]) or 1
     console.print("NDCG@10 over time:")
@@ -229,5 +235,34 @@ def show(report: dict[str, Any]) -> None:
         line = "".join(bars[round(value / highest * (len(bars) - 1))] for value in row["over_time"])
         console.print(f"  {row['name']:24} {line}")
     for row in report["systems"]:
-        if row.get("versions"):
-            console.print(f"  {row['name']}: {row['versions']}")
+        if row.get("mean_cosine") is not None:
+            console.print(
+                f"{row['name']}: mean cosine of the most engaged posts {row['mean_cosine']:.3f};"
+                f" versions of towers: {row['versions']}"
+            )
+        if "config" in row:
+            console.print(f"{row['name']}: chosen on the first four fifths: {row['config']}")
+
+
+def _table(systems: list[dict[str, Any]], part: str, title: str) -> Table:
+    rows = [row for row in systems if part in row]
+    ratios = [name for name in ("to_popularity", "to_jobs_off") if name in rows[0][part]]
+    kinds = ("cold_users", "warm_users", "cold_items", "warm_items")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("", no_wrap=True)
+    for head in (
+        "NDCG@10", *(name.replace("_", " ") for name in ratios), "HR@10", "HR@50", "MRR",
+        *(kind.replace("_", " ") for kind in kinds), "coverage@10",
+    ):  # fmt: skip
+        table.add_column(head, justify="right", no_wrap=True)
+    for row in rows:
+        figures = row[part]
+        table.add_row(
+            row["name"],
+            f"{figures['ndcg_10']:.4f}",
+            *("{ratio:.2f} ({low:.2f} to {high:.2f})".format(**figures[name]) for name in ratios),
+            *(f"{figures[name]:.4f}" for name in ("hit_rate_10", "hit_rate_50", "mrr")),
+            *(("ndcg_10" in figures[k] and f"{figures[k]['ndcg_10']:.4f}") or "" for k in kinds),
+            f"{figures['coverage_10']:.2f}",
+        )
+    return table

@@ -87,7 +87,8 @@ class TwoTower(System):
         self.waiting.append(number)
         if (number + 1) % FOLDED_EVERY == 0:
             self._send()
-            self.connection.execute("select two_tower.fold_pushes(null)")
+            self._value("select two_tower.fold_pushes(null)")
+            self._value("select two_tower.refresh_popular_candidates()")
         if "candidate_tower" in self.jobs and (number + 1) % TRAINED_EVERY == 0:
             self._train("train_candidate_tower")
         if "user_tower" in self.jobs and (number + 1) % USERS_TRAINED_EVERY == 0:
@@ -99,14 +100,16 @@ class TwoTower(System):
         numbers, self.waiting = self.waiting, []
         self._set_clock(float(self.stream.seconds[numbers[-1]]))
         self.connection.execute(
-            "insert into public.engagement_events (user_id, post_id, event_type, created_at)"
-            f" select {USER_ID.format('u')}, p, e, t"
-            " from unnest(%s::int[], %s::bigint[], %s::text[], %s::timestamptz[])"
-            " with ordinality as x (u, p, e, t, n) order by n".encode(),
+            "insert into public.engagement_events"
+            " (user_id, post_id, event_type, dwell_ms, created_at)"
+            f" select {USER_ID.format('u')}, p, e, d, t"
+            " from unnest(%s::int[], %s::bigint[], %s::text[], %s::int[], %s::timestamptz[])"
+            " with ordinality as x (u, p, e, d, t, n) order by n".encode(),
             [
                 [int(self.stream.users[n]) + 1 for n in numbers],
                 [int(self.stream.items[n]) + 1 for n in numbers],
                 [self.stream.event_types[n] for n in numbers],
+                [self.stream.dwell_ms[n] for n in numbers],
                 [self._time(float(self.stream.seconds[n])) for n in numbers],
             ],
         )

@@ -11,9 +11,9 @@ import numpy as np
 from python_jobs.errors import CommandError
 from python_jobs.evaluate.interactions import POSITIVE, Stream
 
-PAGE = 50
+PAGE = 100
 DAY_S = 86400.0
-RETRAINED_EVERY = 2500
+RETRAININGS = 40
 
 
 class System(ABC):
@@ -99,57 +99,65 @@ class StaticContent(Scored):
         return np.asarray(self.base @ self.profiles[user])
 
 
-class Batch(Scored):
-    """A peer of the package implicit, trained anew at intervals; the user's history is current."""
+class Peer(Scored):
+    """A peer of the package implicit, trained anew RETRAININGS times in the stream.
 
-    def __init__(self, stream: Stream, name: str) -> None:
+    kind: ALS, whose users are folded in, or a class of implicit.nearest_neighbours. config: its
+    arguments. What users liked is current at each question, whatever the model was trained on.
+    """
+
+    def __init__(self, stream: Stream, kind: str, config: dict[str, Any], every: int) -> None:
         try:
             import implicit
             import scipy.sparse as sparse
+            import threadpoolctl
         except ImportError as error:
             raise CommandError("The peers need: pip install 'two-tower[eval]'.") from error
         super().__init__(stream)
-        self.name = name
-        self._implicit, self._sparse = implicit, sparse
-        self.liked: list[dict[int, int]] = [{} for _ in range(stream.user_count)]
+        self.name = "ALS" if kind == "ALS" else "item-kNN"
+        self.kind, self.config, self.every = kind, config, every
+        self._implicit, self._sparse, self._threads = implicit, sparse, threadpoolctl
+        self.liked: list[dict[int, float]] = [{} for _ in range(stream.user_count)]
         self.model: Any = None
 
     def learn(self, number: int) -> None:
         """Remembers it, and trains when it is time."""
         super().learn(number)
         if self.stream.event_types[number] in POSITIVE:
-            self.liked[self.stream.users[number]][int(self.stream.items[number])] = 1
-        if (number + 1) % RETRAINED_EVERY == 0:
+            self.liked[self.stream.users[number]][int(self.stream.items[number])] = 1.0
+        if (number + 1) % self.every == 0:
             self.train()
 
     def train(self) -> None:
         """On all positives so far."""
-        rows = [user for user, liked in enumerate(self.liked) for _ in liked]
-        columns = [item for liked in self.liked for item in liked]
-        matrix = self._sparse.csr_matrix(
+        # One thread: more would only wait for each other on a busy machine. It warns of threads,
+        # which are limited here, and of its own conversions.
+        with self._threads.threadpool_limits(1, "blas"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if self.kind == "ALS":
+                self.model = self._implicit.als.AlternatingLeastSquares(
+                    **self.config, iterations=15, num_threads=1, random_state=1
+                )
+            else:
+                self.model = getattr(self._implicit.nearest_neighbours, self.kind)(
+                    **self.config, num_threads=1
+                )
+            self.model.fit(self._matrix(self.liked), show_progress=False)
+
+    def _matrix(self, liked: list[dict[int, float]]) -> Any:
+        rows = [row for row, items in enumerate(liked) for _ in items]
+        columns = [item for items in liked for item in items]
+        return self._sparse.csr_matrix(
             (np.ones(len(rows), dtype=np.float32), (rows, columns)),
-            shape=(len(self.liked), self.items),
+            shape=(len(liked), self.items),
         )
-        if self.name == "ALS":
-            self.model = self._implicit.als.AlternatingLeastSquares(
-                factors=64, regularization=0.05, iterations=15, num_threads=2, random_state=1
-            )
-        else:
-            self.model = self._implicit.nearest_neighbours.BM25Recommender(K=200, num_threads=2)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it converts its own weighted matrix, and says so
-            self.model.fit(matrix, show_progress=False)
 
     def scores(self, user: int, now: float) -> np.ndarray:
         """Of the user as of now: folded in, or by neighbours of the history."""
-        liked = list(self.liked[user])
-        if self.model is None or not liked:
+        if self.model is None or not self.liked[user]:
             return np.zeros(self.items)
-        row = self._sparse.csr_matrix(
-            (np.ones(len(liked), dtype=np.float32), ([0] * len(liked), liked)),
-            shape=(1, self.items),
-        )
-        if self.name == "ALS":
+        row = self._matrix([self.liked[user]])
+        if self.kind == "ALS":
             factors = self.model.recalculate_user(0, row)
             return np.asarray(self.model.item_factors @ np.asarray(factors).ravel())
         return np.asarray((row @ self.model.similarity).todense()).ravel()

@@ -7,7 +7,7 @@ create table two_tower.settings (
 
   learning_rule text not null default 'contrastive'
     constraint learning_rule_is_known check (learning_rule in ('contrastive', 'literal')),
-  contrastive_learning_rate real not null default 0.05
+  contrastive_learning_rate real not null default 0.08
     constraint contrastive_learning_rate_is_small
       check (contrastive_learning_rate between 0 and 0.5),
   literal_learning_rate real not null default 0.01
@@ -16,9 +16,9 @@ create table two_tower.settings (
   literal_maximum_alpha real not null default 0.1
     constraint literal_maximum_alpha_is_a_share
       check (literal_maximum_alpha > 0 and literal_maximum_alpha < 1),
-  temperature real not null default 0.2
+  temperature real not null default 0.15
     constraint temperature_is_positive check (temperature between 0.01::real and 10),
-  history_decay real not null default 0.9
+  history_decay real not null default 0.85
     constraint history_decay_is_a_share check (history_decay between 0.1::real and 1),
   history_length integer not null default 30
     constraint history_length_is_bounded check (history_length between 1 and 200),
@@ -28,7 +28,7 @@ create table two_tower.settings (
   negatives_per_positive integer not null default 8
     constraint negatives_per_positive_is_in_the_range_of_the_spec
       check (negatives_per_positive between 5 and 10),
-  pushes_per_positive integer not null default 8
+  pushes_per_positive integer not null default 16
     constraint pushes_per_positive_is_bounded check (pushes_per_positive between 0 and 128),
   viewed_negative_window interval not null default '1 hour'
     constraint viewed_negative_window_is_short
@@ -97,11 +97,11 @@ create table two_tower.settings (
       check (0 <= all (user_tower_weights) and 10 >= all (user_tower_weights)
         and cardinality(user_tower_weights) between 1 and 20),
 
-  cold_until integer not null default 15
+  cold_until integer not null default 10
     constraint cold_until_is_bounded check (cold_until between 0 and 1000),
-  popularity_half_life interval not null default '30 days'
+  popularity_half_life interval not null default '7 days'
     constraint popularity_half_life_is_a_week_or_more check (popularity_half_life >= '7 days'),
-  popularity_weight real not null default 0.05
+  popularity_weight real not null default 0.15
     constraint popularity_weight_is_bounded check (popularity_weight between 0 and 10),
   followed_weight real not null default 0.2
     constraint followed_weight_is_bounded check (followed_weight between 0 and 10),
