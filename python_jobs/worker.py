@@ -2,7 +2,7 @@
 
 All decisions are the database's: what is due (`two_tower.tick`), whose turn it is
 (`two_tower.claim_job`), when a failed job is tried again (`two_tower.fail_job`). A worker works in
-two lanes at once, so that a new post does not wait for the minutes of a training.
+two lanes at once, so that a new post does not wait for the minutes of a training or a build.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from python_jobs.jobs import HANDLERS
 LEASE_S = 60.0
 POLL_S = 0.5
 RECONNECT_S = 2.0
-ENCODING = ["encode_posts", "encode_profiles"]
-TRAINING = [kind for kind in HANDLERS if kind not in ENCODING]
+SHORT = ["encode_posts", "encode_profiles"]
+LONG = [kind for kind in HANDLERS if kind not in SHORT]
 
 log = logging.getLogger("two_tower.worker")
 
@@ -53,7 +53,7 @@ class Worker:
 
         A lost connection is opened again; with `drain` it is an error (psycopg.OperationalError).
         """
-        lanes = [ENCODING + TRAINING] if drain else [ENCODING, TRAINING]
+        lanes = [SHORT + LONG] if drain else [SHORT, LONG]
         with ThreadPoolExecutor(len(lanes)) as pool:
             return sum(pool.map(lambda kinds: self._lane(kinds, drain), lanes))
 

@@ -1073,9 +1073,9 @@ def test_the_posts_that_a_positive_pushes_away_are_drawn_uniformly(
         for (ids,) in connection.execute("select post_ids from two_tower.deferred_pushes")
         for post_id in ids
     )
-    assert sum(drawn.values()) == 16 * 600
+    assert sum(drawn.values()) == 8 * 600
     assert set(drawn) <= set(candidates)
-    expected = 16 * 600 / len(candidates)
+    expected = 8 * 600 / len(candidates)
     statistic = sum((drawn[post_id] - expected) ** 2 / expected for post_id in candidates)
     assert statistic < chi_square_bound(len(candidates) - 1)
 

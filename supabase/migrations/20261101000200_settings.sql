@@ -28,7 +28,7 @@ create table two_tower.settings (
   negatives_per_positive integer not null default 8
     constraint negatives_per_positive_is_in_the_range_of_the_spec
       check (negatives_per_positive between 5 and 10),
-  pushes_per_positive integer not null default 16
+  pushes_per_positive integer not null default 8
     constraint pushes_per_positive_is_bounded check (pushes_per_positive between 0 and 128),
   viewed_negative_window interval not null default '1 hour'
     constraint viewed_negative_window_is_short
