@@ -329,9 +329,8 @@ def test_the_ablation_compares_with_jobs_off(tmp_path: Path) -> None:
     found = report_of(write_csv(tmp_path / "camps.csv", rows), "--ablation", "--questions", "60")
     arms = ["jobs off", "candidate tower only", "user tower only", "both towers"]
     assert [row["name"] for row in found["report"]["systems"]] == ["popularity, 30 days", *arms]
-    for arm in arms:  # too few events for any training: all are the same but for random draws
-        assert found[arm]["all"]["to_jobs_off"]["high"] >= 1
-    assert found["jobs off"]["all"]["to_jobs_off"]["ratio"] == 1
+    for arm in arms:  # too few events for any training: all do, and draw, the same
+        assert found[arm]["all"]["to_jobs_off"] == {"ratio": 1, "low": 1, "high": 1}
 
 
 def test_a_plot_is_an_image_of_what_its_name_says(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import psycopg
 import pytest
 from conftest import as_user
+from reference import Reference
 from tower_world import World, live_vectors, make_world, value
 
 Connection = psycopg.Connection[Any]
@@ -184,7 +185,7 @@ def test_a_user_is_judged_by_what_encode_user_would_have_served(world: World) ->
         total = np.zeros(128)
         for age, (number, _, post, _, snapshot, _) in enumerate(reversed(past)):
             vector = newest[post] if number < moment else np.array(snapshot)
-            total += 0.9**age * vector
+            total += Reference.decay**age * vector
         assert np.abs(total - engaged).max() < 1e-3  # halfvec snapshots
         assert name == ("cold" if sum(r[0] < moment for r in past) < 5 else "warm")
         own = next(r for r in rows if r[0] == event)
@@ -267,7 +268,7 @@ def test_users_are_served_with_b_by_the_weight_of_their_class(world: World) -> N
     posts = world.value(
         "select recent_post_ids from two_tower.user_embeddings where user_id = %s", cold
     )
-    engaged = sum(0.9**age * live[post] for age, post in enumerate(reversed(posts)))
+    engaged = sum(Reference.decay**age * live[post] for age, post in enumerate(reversed(posts)))
     expected = weight * given[cold] + engaged
     found = np.array(world.value("select two_tower.encode_user(%s)::real[]", cold))
     assert np.abs(found - expected / np.linalg.norm(expected)).max() < 1e-5

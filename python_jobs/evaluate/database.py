@@ -51,6 +51,8 @@ class TwoTower(System):
                 f"update two_tower.settings set {column} = %s".encode(), [value]
             )
         self._set_clock(float(self.stream.seconds[0]))
+        # The same draws for all, so that arms that do the same score the same.
+        self._value("select setseed(0.5)")
         self.connection.execute(
             f"insert into auth.users (id, email) select {USER_ID.format('g')}, 'u' || g"
             " from generate_series(1, %s) g".encode(),

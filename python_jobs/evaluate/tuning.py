@@ -17,12 +17,12 @@ RETRAININGS_PER_TRY = 8
 GRIDS: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "ALS": [
         ("ALS", {"factors": factors, "alpha": alpha, "regularization": regularization})
-        for factors, alpha, regularization in product((32, 64, 128), (1, 8), (0.05, 1))
+        for factors, alpha, regularization in product((16, 32, 64), (1, 4), (0.1, 1, 10))
     ],
     "item-kNN": [
         (kind, {"K": neighbours})
         for kind, neighbours in product(
-            ("CosineRecommender", "TFIDFRecommender", "BM25Recommender"), (50, 200)
+            ("CosineRecommender", "TFIDFRecommender", "BM25Recommender"), (20, 50, 200)
         )
     ],
 }
