@@ -9,7 +9,7 @@ import numpy as np
 import psycopg
 import pytest
 from conftest import add_user, as_user
-from reference import START, Event, Vector, add_posts, insert_events, norm
+from reference import START, Event, Reference, Vector, add_posts, insert_events, norm
 
 Connection = psycopg.Connection[Any]
 SIZE = 64
@@ -78,7 +78,7 @@ def test_a_block_hides_the_author_at_once_and_steps_the_author_away(
     world.send(kind, world.posts[1])
     assert world.disliked not in world.recommended()
     # strength 1.5 * .3 * learning rate .05, away from the one author whom the user likes
-    wanted = before - 1.5 * 0.3 * 0.05 * norm(world.author(world.liked))
+    wanted = before - 1.5 * 0.3 * Reference.contrastive_rate * norm(world.author(world.liked))
     assert np.abs(world.author(world.disliked) - wanted).max() < 1e-6
 
     world.lift(world.disliked)
