@@ -138,12 +138,12 @@ def test_after_sixteen_writers_every_vector_is_that_of_a_serial_order(
         # What reading without a lock leaves: how wrong a share of the softmax could be.
         stored = {one[0]: one[3] for statement in written for one in statement.pushes}
         worst = max(
-            abs(factor - taken)
+            abs(factor - taken) / reference.contrastive_rate
             for push_id, push in zip(by_id, reference.queue, strict=True)
             for (_, factor), taken in zip(push.factors, stored[push_id], strict=True)
         )
-        print(f"{len(by_id)} positives; factors differ by at most {worst:.1e} of 0.075")
-        assert worst < 5e-3
+        print(f"{len(by_id)} positives; shares of the softmax differ by at most {worst:.1%}")
+        assert worst < 0.15
         for push_id, push in zip(by_id, reference.queue, strict=True):
             ids = [post_id for post_id, _ in push.factors]
             push.factors = list(zip(ids, stored[push_id], strict=True))
