@@ -330,6 +330,36 @@ def test_old_checkpoints_go_but_never_the_newest_good_one(world: World) -> None:
     assert value(db, "select two_tower.rollback()") == good
 
 
+def test_a_step_that_fails_stops_no_other_and_opens_an_alert(world: World) -> None:
+    db = world.connection
+    db.execute(
+        "insert into two_tower.signals (event_type, strength, label, bit, description)"
+        " values ('wave', 1, true, 1 << 20, 'of this test')"
+    )
+    value(db, "select two_tower.freeze('test')")
+    insert_events(db, [Event(world.users[0], world.posts[0], "wave", None, world.stream.now)])
+    db.execute("delete from two_tower.signals where event_type = 'wave'")
+    value(db, "select two_tower.resume()")
+    insert_events(db, [Event(world.users[1], world.posts[1], "like", None, world.stream.now)])
+
+    done = [value(db, "select two_tower.take_step()") for _ in range(10)]
+    assert {"failed": "learn_deferred"} in done
+    assert {"fold_pushes": 1} in done
+    alert = db.execute(
+        "select subject, message, details, occurrences from two_tower.alerts"
+        " where kind = 'step_failed'"
+    ).fetchall()
+    assert alert == [
+        (
+            "learn_deferred",
+            "event_type wave is not known",
+            {"sqlstate": "23514"},
+            done.count({"failed": "learn_deferred"}),
+        )
+    ]
+    assert value(db, "select count(*) from two_tower.deferred_events") == 1
+
+
 def test_an_audit_finds_a_collapsed_space_and_opens_an_alert(world: World) -> None:
     db = world.connection
     world.learn()

@@ -64,6 +64,8 @@ def test_a_training_stores_a_version_with_metrics_interval_and_verdict(
     assert kind.endswith(row["tower"])
     assert row["verdict"].startswith("accepted" if outcome["accepted"] else "rejected")
     assert row["held_out_from"] == world.value("select two_tower.held_out_from()")
+    first = world.value("select min(event_id) from two_tower.training_examples")
+    assert first <= row["trained_from"] < row["held_out_from"]
     assert {"first_loss", "last_loss"} <= row["metrics"].keys()
     assert {"events", "users", "mean_difference", "lower_bound"} <= row["metrics"]["gate"].keys()
     assert world.value("select two_tower.missing_tensors(%s)", row["version"]) is None

@@ -54,9 +54,8 @@ def test_an_export_is_imported_as_the_same_tensors_config_and_authors(
         metadata = import_file(path)[1]
         for key in ("config", "metrics", "trained_from", "held_out_from", "verdict"):
             assert key in metadata
-        assert json.loads(metadata["held_out_from"]) == world.value(
-            "select two_tower.held_out_from()"
-        )
+        held_out = world.value("select two_tower.held_out_from()")
+        assert json.loads(metadata["held_out_from"]) == held_out
         done = database.run("import", str(path))
         assert done.exit_code == 0, done.output
         copy = world.value("select max(version) from two_tower.model_weights")

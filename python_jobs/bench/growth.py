@@ -14,6 +14,7 @@ import psycopg
 
 from python_jobs.bench.pgbench import Run, pgbench
 from python_jobs.bench.world import USER_ID, World
+from python_jobs.errors import CommandError
 
 ROWS = 20
 CLIENTS = 4
@@ -70,6 +71,7 @@ class Ticker:
     stop: threading.Event = field(default_factory=threading.Event)
     calls: int = 0
     longest_s: float = 0
+    failed: set[str] = field(default_factory=set)
 
     def run(self) -> None:
         """Until stopped."""
@@ -79,6 +81,7 @@ class Ticker:
                 row = connection.execute("select two_tower.tick()").fetchone()
                 self.longest_s = max(self.longest_s, time.monotonic() - began)
                 self.calls += 1
+                self.failed.update(row[0].get("failed", "").split() if row else ())
                 if row and not any(value for key, value in row[0].items() if key != "started"):
                     self.stop.wait(0.2)
 
@@ -111,6 +114,8 @@ def measure(world: World, events: int, slices: int, say: Callable[[str], None]) 
         finally:
             ticker.stop.set()
             thread.join()
+        if ticker.failed:
+            raise CommandError(f"tick() failed at {', '.join(sorted(ticker.failed))}.")
         queued = connection.execute("select count(*) from two_tower.deferred_pushes").fetchone()
     assert queued is not None
     return {

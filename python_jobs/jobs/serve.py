@@ -34,7 +34,8 @@ def check_serving_index(connection: psycopg.Connection[Any]) -> dict[str, Any]:
 def finish_switch(connection: psycopg.Connection[Any]) -> None:
     """Takes steps, and builds the index where one is needed, until the slot that is filled serves.
 
-    connection: in autocommit. What workers do meanwhile is not done twice.
+    connection: in autocommit. What workers do meanwhile is not done twice. Raises RuntimeError
+    when the slot can not be filled.
     """
     while _value(connection, "select filling_version is not null from two_tower.state"):
         if _value(
@@ -44,8 +45,12 @@ def finish_switch(connection: psycopg.Connection[Any]) -> None:
                 build_serving_index(connection)
             except psycopg.errors.LockNotAvailable:
                 time.sleep(0.5)  # a worker is building it
-        elif _value(connection, "select two_tower.take_step()") in ({}, {"flip_slots": 0}):
-            time.sleep(0.2)  # statements were learning: nobody waits for us
+        else:
+            did = _value(connection, "select two_tower.take_step()")
+            if did == {"failed": "fill_slot"}:
+                raise RuntimeError("The slot can not be filled: two_tower.alerts says why.")
+            if did in ({}, {"flip_slots": 0}):
+                time.sleep(0.2)  # statements were learning: nobody waits for us
 
 
 def _value(connection: psycopg.Connection[Any], query: str) -> Any:

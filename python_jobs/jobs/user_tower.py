@@ -107,7 +107,7 @@ def _train(connection: Connection) -> dict[str, Any]:
         connection,
         "user_tower",
         TrainingResult(version.tensors, result.metrics, version.config),
-        Origin(parent, None, held_out),
+        Origin(parent, min(row["oldest_event"] for row in found), held_out),
         learned,
     )
     if number is None:

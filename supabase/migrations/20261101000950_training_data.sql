@@ -125,7 +125,7 @@ comment on function two_tower.users_to_encode(uuid, integer) is
 
 create function two_tower.user_histories(p_before bigint, p_user_ids uuid[])
 returns table (user_id uuid, author_ids uuid[], event_types text[], is_positive boolean[],
-  hours double precision[], embeddings extensions.vector[], post_ids bigint[])
+  hours double precision[], embeddings extensions.vector[], post_ids bigint[], oldest_event bigint)
 language sql stable set search_path = '' as $$
   with post as materialized (
     select p.post_id, p.embedding from two_tower.posts_as_of(p_before) p where p_before is not null
@@ -134,7 +134,7 @@ language sql stable set search_path = '' as $$
     array_agg(h.event_type order by h.created_at, h.id),
     array_agg(h.label order by h.created_at, h.id), array_agg(h.hours order by h.created_at, h.id),
     array_agg(h.embedding order by h.created_at, h.id),
-    array_agg(h.post_id order by h.created_at, h.id)
+    array_agg(h.post_id order by h.created_at, h.id), min(h.id)
   from unnest(p_user_ids) as a (user_id)
     cross join two_tower.settings s
     cross join two_tower.state st

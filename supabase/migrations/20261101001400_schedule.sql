@@ -5,6 +5,7 @@ insert into two_tower.cursors (name) values ('tick');
 
 -- Learning locks users before posts, and posts in order of id. Two such steps in one transaction
 -- would break that order, so a tick takes one step: the next, in turn, that has something to do.
+-- The turn moves on even if the step fails: what is broken in one must not stop the others.
 create function two_tower.take_step() returns jsonb
 language plpgsql set search_path = '' as $$
 declare
@@ -20,12 +21,18 @@ begin
     returning position into v_turn;
   for v_offset in 0..4 loop
     v_step := v_steps[1 + (v_turn + v_offset) % 5];
-    v_count := case v_step
-      when 'fold_pushes' then two_tower.fold_pushes(1000)
-      when 'learn_deferred' then two_tower.learn_deferred(500)
-      when 'restore_users' then two_tower.restore_users(2000)
-      when 'erase_users' then two_tower.erase_users(1000)
-      else two_tower.fill_slot(2000) end;
+    begin
+      v_count := case v_step
+        when 'fold_pushes' then two_tower.fold_pushes(1000)
+        when 'learn_deferred' then two_tower.learn_deferred(500)
+        when 'restore_users' then two_tower.restore_users(2000)
+        when 'erase_users' then two_tower.erase_users(1000)
+        else two_tower.fill_slot(2000) end;
+    exception when others then
+      perform two_tower.open_alert('step_failed', v_step, sqlerrm,
+        jsonb_build_object('sqlstate', sqlstate));
+      return jsonb_build_object('failed', v_step);
+    end;
     if v_count > 0 then
       return jsonb_build_object(v_step, v_count);
     end if;
@@ -37,7 +44,7 @@ begin
   return '{}';
 end
 $$;
-comment on function two_tower.take_step() is 'One bounded step of what was deferred, in turn; when a slot is full and needs no serving index, the flip. Returns the step and its count, {} if nothing was left to do.';
+comment on function two_tower.take_step() is 'One bounded step of what was deferred, in turn; when a slot is full and needs no serving index, the flip. Returns the step and its count, {} if nothing was left to do. A step that fails changes nothing, opens an alert and is tried again in its turn.';
 
 create function two_tower.tick() returns jsonb
 language plpgsql set search_path = '' as $$
