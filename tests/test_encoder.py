@@ -10,10 +10,10 @@ import pytest
 from python_jobs.encoder import WIDTH, Encoder, packaged_model
 
 
-@pytest.fixture(scope="module")
-def encoder() -> Encoder:
+@pytest.fixture(scope="module", params=[False, True], ids=["float32", "bfloat16"])
+def encoder(request: pytest.FixtureRequest) -> Encoder:
     """The packaged encoder: loading it takes seconds."""
-    return Encoder(str(packaged_model()))
+    return Encoder(str(packaged_model()), bfloat16=request.param)
 
 
 def test_vectors_have_the_width_of_the_tables_and_norm_one(encoder: Encoder) -> None:
@@ -40,12 +40,28 @@ def test_any_text_gets_a_finite_vector_of_norm_one(encoder: Encoder, text: str) 
     assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
 
 
-def test_a_text_has_the_same_vector_alone_and_among_others_of_any_length(encoder: Encoder) -> None:
+def test_a_text_has_the_same_vector_alone_and_among_others_of_any_length() -> None:
+    encoder = Encoder(str(packaged_model()), bfloat16=False)
     texts = ["short", "a much longer text " * 40, "", "middle sized text about boats"] * 12
     together = encoder.encode(texts)
     alone = np.concatenate([encoder.encode([text]) for text in texts[:4]])
     assert np.abs(together[:4] - alone).max() < 1e-5
     assert np.abs(together - encoder.encode(texts[::-1])[::-1]).max() < 1e-5
+
+
+def test_half_the_width_leaves_each_vector_where_it_was() -> None:
+    texts = [
+        "short",
+        "a much longer text " * 40,
+        "",
+        "middle sized text about boats",
+        "🙂 où 海",
+    ] * 7
+    wide, narrow = (
+        Encoder(str(packaged_model()), bfloat16=each).encode(texts) for each in (False, True)
+    )
+    assert (wide != narrow).any()
+    assert np.sum(wide * narrow, axis=1).min() > 0.9999
 
 
 def test_a_model_of_another_width_is_refused_with_both_widths(tmp_path: Path) -> None:
