@@ -983,7 +983,8 @@ begin
     from two_tower.slots_to_write() slots
       cross join two_tower.base_embeddings b
       join public.posts p on p.id = b.post_id
-      cross join lateral (select two_tower.candidate_tower(b.base_embedding, slots.version))
+      -- "offset 0" keeps it from being computed once for each place that names it.
+      cross join lateral (select two_tower.candidate_tower(b.base_embedding, slots.version) offset 0)
         as projected (embedding)
     where b.post_id = any (v_stored) and extensions.vector_norm(projected.embedding) > 0
     on conflict do nothing

@@ -80,7 +80,7 @@ begin
     select c.post_id, c.embedding, c.engagement_count, c.popularity
     from two_tower.checkpoint_posts c join source s using (post_id)
     where c.checkpoint_id = v_state.filling_checkpoint
-  ), projected as (
+  ), projected as materialized (
     select s.post_id, k.post_id is null as is_pretrained, k.engagement_count, k.popularity,
            coalesce(k.embedding, two_tower.candidate_tower(b.base_embedding,
              v_state.filling_version)) as embedding
