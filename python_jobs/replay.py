@@ -38,7 +38,7 @@ CALL = 500  # events that record_engagements() takes
 POSITIVE = ("like", "reply")
 PAGE = 10  # recommendations a user is asked for
 HALF_LIFE_S = 30 * 86400.0
-ENCODING_STALLED_S = 120.0
+ENCODING_STALLED_S = 300.0
 TRAINING_STALLED_S = 180.0
 
 
