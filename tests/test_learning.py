@@ -413,6 +413,24 @@ def test_when_more_posts_were_viewed_than_are_needed_all_negatives_are_viewed_on
     assert sources == {"event": 1, "viewed": 8}
 
 
+def test_what_a_like_reads_is_read_by_key_however_small_the_tables_were_at_first(
+    world: World,
+) -> None:
+    # Plans stay with the session: one made for an empty partition is used when it is full.
+    query = (
+        "select relname, seq_scan from pg_stat_xact_user_tables where seq_scan > 0 and"
+        " relname ~ '^(engagement_events|user_posts|training_examples|live_|user_emb|deferred_)'"
+    )
+    world.connection.execute("analyze")
+    world.send("view", world.post_ids[1])
+    before = world.connection.execute(query).fetchall()
+    for post_id in world.post_ids[2:6]:
+        world.send("view", post_id)
+        world.send("like", post_id)
+    world.send("unlike", world.post_ids[2])
+    assert world.connection.execute(query).fetchall() == before
+
+
 def test_the_views_of_others_are_no_negatives_of_mine(world: World) -> None:
     for post_id in world.post_ids[1:20]:
         world.send("view", post_id, world.user_ids[1])

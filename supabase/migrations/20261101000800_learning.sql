@@ -12,7 +12,8 @@
 -- It is written row by row, in plain statements with one key each, and all state is in arrays: such
 -- a statement runs in 5 to 20 microseconds, one that joins or aggregates in 30 to 100, and a like
 -- has about fifteen of them. Plans are generic (plan_cache_mode of the trigger): with partitioned
--- tables, planning would cost more than running.
+-- tables, planning would cost more than running. A session makes them once, often while a partition
+-- is new and empty, so they must not read it whole (enable_seqscan of the trigger).
 --
 -- Two sessions: users are locked in one order before anything of them is read, so steps are serial
 -- per user. Posts are locked in order too, but never waited for: where another session holds the
@@ -418,12 +419,12 @@ begin
         where e.user_id = p_lesson.user_id and e.event_type = 'view' and e.id < p_lesson.event_id
           and e.created_at between p_lesson.created_at - p_settings.viewed_negative_window
             and p_lesson.created_at
-        order by e.created_at desc limit 2 * p_settings.negatives_per_positive) l) d
+        order by e.created_at desc limit p_settings.negatives_per_positive * 3 / 2) l) d
     order by random());
 end
 $$;
 comment on function two_tower.viewed_posts(two_tower.lesson, two_tower.settings) is
-  'The posts that the user viewed last in the time before an event, at most twice as many as a pair has negatives, in random order.';
+  'The posts that the user viewed last in the time before an event, at most half as many again as a pair has negatives, since some were engaged with, in random order.';
 
 create function two_tower.eligible_draws(p_user_id uuid, p_slot smallint, p_excluded bigint[],
   p_count integer)
@@ -452,7 +453,6 @@ declare
   v_needed integer := greatest(v_negatives, v_pushes);
   v_lowest bigint := greatest(p_range.lowest, p_range.highest - p_settings.recent_posts_pool + 1);
   v_viewed bigint[] := '{}';
-  v_offered bigint[];
   v_recent bigint[] := '{}';
   v_any bigint[] := '{}';
   v_width integer := 1;
@@ -468,14 +468,13 @@ begin
       or 4 * v_width * v_needed >= p_range.highest - p_range.lowest + 1;
     -- One more than is needed: now and then one is passed over.
     v_tries := v_width * (v_needed + 1);
-    v_offered := case when v_is_last then v_viewed else v_viewed[:v_tries] end;
     if v_negatives > 0 then
       v_recent := two_tower.random_ids(v_lowest, p_range.highest,
-        greatest(0, v_tries - cardinality(v_offered)));
+        greatest(0, v_tries - cardinality(v_viewed)));
     end if;
     v_any := case
       when v_is_last then two_tower.eligible_draws(p_lesson.user_id, p_range.slot, p_excluded,
-        2 * v_needed + cardinality(v_offered))
+        2 * v_needed + cardinality(v_viewed))
       when v_pushes > 0 or v_width > 6
         then two_tower.random_ids(p_range.lowest, p_range.highest, v_tries)
       else v_any end;
@@ -491,17 +490,17 @@ begin
     into v_drawn.negative_ids, v_drawn.negative_embs, v_drawn.viewed, v_drawn.pushed_ids,
       v_drawn.pushed_weights
     from (
-      select v.post_id, v.embedding, v.post_id = any (v_offered) as is_viewed,
-        (v_width > 6 or v_is_last or v.post_id = any (v_recent)) and v.post_id <> all (v_offered)
+      select v.post_id, v.embedding, v.post_id = any (v_viewed) as is_viewed,
+        (v_width > 6 or v_is_last or v.post_id = any (v_recent)) and v.post_id <> all (v_viewed)
           as is_recent,
         v.post_id = any (v_any) as is_any
       from two_tower.live_embeddings v
-      where v.slot = p_range.slot and v.post_id = any (v_offered || v_recent || v_any)
+      where v.slot = p_range.slot and v.post_id = any (v_viewed || v_recent || v_any)
         and not v.is_deleted and v.author_id is distinct from p_lesson.user_id
         and v.post_id <> all (p_excluded || array(
           select u.post_id from two_tower.user_posts u
           where u.user_id = p_lesson.user_id
-            and u.post_id = any (v_offered || v_recent || v_any)
+            and u.post_id = any (v_viewed || v_recent || v_any)
             and (u.is_engaged or u.is_hidden)))
       order by random()
     ) d;
@@ -887,7 +886,7 @@ comment on function two_tower.learn(public.engagement_events[], boolean) is
 
 create function two_tower.learn_from_events() returns trigger
 language plpgsql security definer set search_path = ''
-  set plan_cache_mode = force_generic_plan as $$
+  set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
 declare
   v_events public.engagement_events[];
 begin
