@@ -72,6 +72,8 @@ def test_growth_sends_what_it_says_and_empties_its_queue(
     assert after[0] - before[0] == report["events"] + warm_up
     assert report["events"] == 4800 + 4 * growth.CLIENTS * growth.ROWS
     assert report["ticks"] > 0
+    assert [list(line) for line in report["latency_ms"]] == [["p50", "p95", "p99"]] * 4
+    assert all(ratio > 0 for ratio in report["late_to_early"].values())
     tables = {line["table"]: line for line in report["tables"]}
     assert tables["engagement_events"]["bounded_by"] == "settings.events_kept_for"
     assert len(tables["engagement_events"]["bytes"]) == 5

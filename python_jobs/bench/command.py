@@ -172,21 +172,13 @@ def show_growth(report: dict[str, Any]) -> None:
     ]
     head = ["table", "MB first", "middle", "end", "indexes", "B/event", "dead", "vacuums"]
     console.print(table(f"Growth over {report['events']:,} events", [*head, "bounded by"], rows))
-    first, last = report["latency_ms"]["first"], report["latency_ms"]["last"]
-    console.print(
-        table(
-            "A statement of 20 events, 4 clients",
-            ["", "p50 ms", "p95 ms", "p99 ms"],
-            [
-                ["first tenth", *(f"{v:.2f}" for v in first.values())],
-                ["last tenth", *(f"{v:.2f}" for v in last.values())],
-                [
-                    "ratio",
-                    *(f"{b / a:.2f}" for a, b in zip(first.values(), last.values(), strict=True)),
-                ],
-            ],
-        )
-    )
+    slices = [
+        [f"{number + 1}", *(f"{ms:.2f}" for ms in line.values())]
+        for number, line in enumerate(report["latency_ms"])
+    ]
+    ratios = ["late to early", *(f"{ratio:.2f} x" for ratio in report["late_to_early"].values())]
+    head = ["slice", "p50 ms", "p95 ms", "p99 ms"]
+    console.print(table("A statement of 20 events, 4 clients", head, [*slices, ratios]))
     names = ("events_per_s", "wal_bytes_per_event", "ticks", "longest_tick_s", "left_in_queue")
     show_facts(console, {**{k: f"{report[k]:,.1f}" for k in names}, **report["versions"]})
 
