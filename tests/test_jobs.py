@@ -246,6 +246,8 @@ def test_a_drained_worker_leaves_posts_and_profiles_encoded_and_ends(
     url = fresh_database()
     with connect(url, autocommit=True) as connection:
         user = add_user(connection)
+        # A page of one post is now and then all exploration.
+        connection.execute("update two_tower.settings set exploration_share = 0")
         connection.execute(
             "insert into public.profiles (user_id, bio, interests)"
             " values (%s, 'I sail', '{boats}')",
