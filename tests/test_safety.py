@@ -27,6 +27,8 @@ from reference import (
 
 from python_jobs.cli import main
 from python_jobs.db import URL_VARIABLE, connect
+from python_jobs.errors import CommandError
+from python_jobs.jobs.serve import finish_switch
 
 Connection = psycopg.Connection[Any]
 
@@ -358,6 +360,28 @@ def test_a_step_that_fails_stops_no_other_and_opens_an_alert(world: World) -> No
         )
     ]
     assert value(db, "select count(*) from two_tower.deferred_events") == 1
+
+
+def test_a_slot_that_can_not_be_filled_ends_the_switch_with_an_alert(world: World) -> None:
+    db = world.connection
+    version = value(
+        db,
+        "insert into two_tower.model_weights (tower, parent_version, verdict) values"
+        " ('candidate_tower', two_tower.active_version('candidate_tower'), 'damaged')"
+        " returning version",
+    )
+    db.execute(
+        "insert into two_tower.model_tensors select %s, name, row_index, row"
+        " from two_tower.model_tensors where version = %s",
+        [version, value(db, "select two_tower.active_version('candidate_tower')")],
+    )
+    db.execute("select two_tower.begin_switch(%s)", [version])
+    db.execute("delete from two_tower.model_tensors where version = %s", [version])
+    with pytest.raises(CommandError, match="can not be filled"):
+        finish_switch(db)
+    assert value(db, "select subject from two_tower.alerts where kind = 'step_failed'") == (
+        "fill_slot"
+    )
 
 
 def test_an_audit_finds_a_collapsed_space_and_opens_an_alert(world: World) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import psycopg
 
+from python_jobs.errors import CommandError
+
 
 def build_serving_index(connection: psycopg.Connection[Any]) -> dict[str, Any]:
     """Builds the side that nobody reads and lets it answer. Returns its posts and bytes."""
@@ -34,7 +36,7 @@ def check_serving_index(connection: psycopg.Connection[Any]) -> dict[str, Any]:
 def finish_switch(connection: psycopg.Connection[Any]) -> None:
     """Takes steps, and builds the index where one is needed, until the slot that is filled serves.
 
-    connection: in autocommit. What workers do meanwhile is not done twice. Raises RuntimeError
+    connection: in autocommit. What workers do meanwhile is not done twice. Raises CommandError
     when the slot can not be filled.
     """
     while _value(connection, "select filling_version is not null from two_tower.state"):
@@ -48,7 +50,7 @@ def finish_switch(connection: psycopg.Connection[Any]) -> None:
         else:
             did = _value(connection, "select two_tower.take_step()")
             if did == {"failed": "fill_slot"}:
-                raise RuntimeError("The slot can not be filled: two_tower.alerts says why.")
+                raise CommandError("The slot can not be filled: two_tower.alerts says why.")
             if did in ({}, {"flip_slots": 0}):
                 time.sleep(0.2)  # statements were learning: nobody waits for us
 
