@@ -50,7 +50,9 @@ def finish_switch(connection: psycopg.Connection[Any]) -> None:
         else:
             did = _value(connection, "select two_tower.take_step()")
             if did == {"failed": "fill_slot"}:
-                raise CommandError("The slot can not be filled: two_tower.alerts says why.")
+                raise CommandError(
+                    "The slot can not be filled: two_tower.alerts says why. Ticks try it again."
+                )
             if did in ({}, {"flip_slots": 0}):
                 time.sleep(0.2)  # statements were learning: nobody waits for us
 
