@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -114,6 +118,33 @@ def test_the_same_data_and_seed_give_the_same_weights() -> None:
     config = CandidateConfig(epochs=2, max_seconds=PATIENT)
     one, two = (train_candidate(data, untrained(), config).tensors for _ in range(2))
     assert all((one[name] == two[name]).all() for name in one)
+
+
+def test_towers_train_and_run_wherever_there_is_a_device() -> None:
+    script = Path(__file__).with_name("second_device.py")
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, check=False, timeout=600,
+        env={**os.environ, "PYTHONPATH": str(script.parent.parent)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert "two devices" in report.pop("refused")
+    assert report.pop("operations") > 1000
+    assert report.pop("device") == "elsewhere:0"
+    assert len(report) == 4
+    assert max(report.values()) < 1e-5
+
+
+def test_cuda_is_taken_where_there_is_one_and_made_reproducible(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    try:
+        assert weights.device() == torch.device("cuda")
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_data_that_is_not_finite_is_refused() -> None:

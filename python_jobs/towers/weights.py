@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +34,16 @@ class TrainingResult:
 
 
 def device() -> torch.device:
-    """Where to train: CUDA where there is a device, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Where to train: CUDA where there is a device, else the CPU.
+
+    On CUDA, sums are then made in one order throughout the process, so that the same data and seed
+    give the same weights; torch warns of an operation that has no such way.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    return torch.device("cuda")
 
 
 def to_rows(tensors: dict[str, np.ndarray]) -> Rows:
