@@ -154,6 +154,7 @@ class Replay:
         with self._stage("Posts encoded", len(self.data.films)) as task:
             self._create_posts()
             self._wait_for_encoding(task)
+            self._wait_for_projection()
         with self._stage("Events", len(self.bulk)) as task:
             asked, hits = self._replay_bulk(task)
         with self._stage("Towers trained", 2) as task:
@@ -239,6 +240,16 @@ class Replay:
                 raise CommandError("No post is being encoded: start a worker (two-tower worker).")
             time.sleep(0.3)
 
+    def _wait_for_projection(self) -> None:
+        """Until it is fitted or centred, as far as is due: what is learned in the one before keeps
+        its place."""
+        deadline = time.monotonic() + TRAINING_STALLED_S
+        due = "projection_due is not null or filling_version is not null"
+        while self._value(f"select {due} from two_tower.overview"):
+            if time.monotonic() > deadline:
+                raise CommandError("The projection is not put in place: start a worker.")
+            time.sleep(0.1)
+
     def _replay_bulk(self, task: TaskID) -> tuple[int, dict[str, int]]:
         base, place = self._base_embeddings()
         baselines = Baselines(base)
@@ -256,9 +267,11 @@ class Replay:
                     hits[name] += is_hit
             batch.append(rating)
             baselines.add(rating.user, place[self.posts[rating.film]], is_positive, rating.seconds)
-            if len(batch) == BATCH or (number + 1) % BATCH == 0:
+            if number == 0 or len(batch) == BATCH or (number + 1) % BATCH == 0:
                 self._insert(batch)
                 batch = []
+            if number == 0:
+                self._wait_for_projection()
             if (number + 1) % BATCH == 0:
                 self.service.execute("select two_tower.fold_pushes(1000)")
                 self.progress.update(task, completed=number + 1)

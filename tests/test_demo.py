@@ -22,8 +22,8 @@ from python_jobs.local.node import NodeTools
 from python_jobs.local.postgres import free_port
 from python_jobs.movielens import EVENT_OF_RATING, GENRES, MovieLens, load
 
-FILMS = 40
-RATINGS = 600
+FILMS = 120  # from 100 posts on, the first projection is fitted and centred
+RATINGS = 900
 HTTP_EVENTS = 30
 QUESTIONS = 40
 
@@ -148,6 +148,20 @@ def test_the_last_events_came_through_the_api_as_users_who_had_signed_up(demo: D
     )
     assert [row[0] for row in rows] == [False] * (RATINGS - HTTP_EVENTS) + [True] * HTTP_EVENTS
     assert all(row[1] for row in rows[-HTTP_EVENTS:])
+
+
+def test_the_replay_waits_for_the_projection_before_its_second_event(demo: Demo) -> None:
+    verdicts = "select verdict from two_tower.model_weights where metrics ? 'agreement' order by 1"
+    assert [row[0].split(" on ")[0] for row in demo.rows(verdicts)] == [
+        "accepted: centred",
+        "accepted: fitted",
+    ]
+    lean = (
+        "select extensions.vector_norm(extensions.avg(post_emb::extensions.vector)) from"
+        " (select post_emb from two_tower.training_examples order by event_id offset {} limit {}) x"
+    )
+    assert demo.value(lean.format(0, 1)) > 0.99
+    assert demo.value(lean.format(1, 40)) < 0.5
 
 
 def test_the_demo_shows_three_users_the_hit_rates_the_towers_and_where_to_look(demo: Demo) -> None:

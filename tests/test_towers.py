@@ -23,9 +23,11 @@ from python_jobs.towers.candidate import (
 from python_jobs.towers.user import (
     Histories,
     History,
+    Negatives,
+    Pool,
     UserConfig,
     UserTower,
-    _same_period,
+    _next_loss,
     encode_users,
     train_user,
 )
@@ -224,8 +226,13 @@ def train(
     config: UserConfig,
     start: dict[str, np.ndarray] | None = None,
 ) -> weights.TrainingResult:
-    """Three authors, two actions, a pool of posts of one moment each."""
-    return train_user(histories, pool, np.arange(float(len(pool))), start or {}, 3, 2, config)
+    """Three authors, two actions."""
+    return train_user(histories, pool_of(pool), start or {}, 3, 2, config)
+
+
+def pool_of(posts: np.ndarray) -> Pool:
+    """Posts of one moment each, with ids that no planted history has."""
+    return Pool(10**9 + np.arange(len(posts)), posts, np.arange(float(len(posts))))
 
 
 @pytest.mark.parametrize("loss", ["sampled_softmax", "triplet"])
@@ -503,19 +510,61 @@ def test_one_user_of_constant_posts_leaves_finite_weights() -> None:
 
 
 def test_a_negative_comes_from_the_period_of_its_target() -> None:
-    created, draw = np.arange(1000.0), np.random.default_rng(0)
-    rows = _same_period(np.repeat([0.0, 500.0, 999.0], 50), created, draw)
-    assert np.abs(created[rows].reshape(3, 50) - [[0.0], [500.0], [999.0]]).max() <= 64
-    few = _same_period(np.array([5.0, 7.0]), np.array([1.0, 6.0]), draw)
-    assert set(few.tolist()) <= {0, 1}
+    draw, ids = np.random.default_rng(0), [np.array([1])]
+    many = Negatives(pool_of(unit(1000, 128)), ids, 1, torch.device("cpu"))
+    rows = many.of_the_period(np.repeat([0.0, 500.0, 999.0], 50), draw)
+    assert np.abs(many.hours[rows].reshape(3, 50) - [[0.0], [500.0], [999.0]]).max() <= 64
+    few = Negatives(pool_of(unit(2, 128)), ids, 1, torch.device("cpu"))
+    assert set(few.of_the_period(np.array([5.0, 7.0]), draw).tolist()) <= {0, 1}
 
 
-def test_times_of_the_pool_that_do_not_fit_it_are_refused() -> None:
-    histories, pool = planted_histories(3, unit(3, 128)), unit(20, 128)
-    with pytest.raises(ValueError, match="pool_hours"):
-        train_user(histories, pool, np.arange(5.0), {}, 3, 2)
-    with pytest.raises(ValueError, match="pool must"):
-        train_user(histories, pool[:, :5], np.arange(20.0), {}, 3, 2)
+def test_negatives_of_a_user_are_corrected_by_how_often_a_step_is_expected_to_meet_them() -> None:
+    pool = Pool(np.arange(100, 400), unit(300, 128), RANDOM.permutation(np.arange(300.0)))
+    # Two of three users are drawn, each with one of its posts: 7, 8 or 100, which is in the pool.
+    targets = [np.array([7, 7, 8]), np.array([100]), np.array([8, 100])]
+    negatives = Negatives(pool, targets, 2, torch.device("cpu"))
+    in_pool = 256 / 300
+    expected = [2 / 3 * 2 / 3, 2 / 3 * (1 / 3 + 1 / 2), 2 / 3 * (1 + 1 / 2) + in_pool, in_pool]
+    assert np.allclose(np.exp(negatives.log_expected(np.array([7, 8, 100, 333]))), expected)
+    draw = np.random.default_rng(0)
+    met = np.zeros(400)
+    for _ in range(3000):
+        met[negatives.post_ids[negatives.draw(draw)]] += 1 / 3000
+        for user in draw.permutation(3)[:2]:
+            met[draw.choice(targets[user])] += 1 / 3000
+    assert np.allclose(met[[7, 8, 100, 333]], expected, atol=0.05)
+
+    # The loss is that of all posts, of which these are a sample: nothing of the target's own id.
+    user, wanted = unit(2, 128), unit(2, 128)
+    ids, drawn = np.array([8, 100]), np.flatnonzero(np.isin(negatives.post_ids, [100, 333]))
+    got = _next_loss(
+        torch.as_tensor(user, dtype=torch.float32), torch.as_tensor(wanted, dtype=torch.float32),
+        ids, negatives, drawn, UserConfig(temperature=0.5),
+    ).item()  # fmt: skip
+    places = {post_id: vector for post_id, vector in zip(pool.post_ids, pool.posts, strict=True)}
+    total = 0.0
+    for row, others in enumerate(([100, 333, "second"], [333, "first"])):
+        own = np.exp(user[row] @ wanted[row] / 0.5)
+        rest = 0.0
+        for other in others:
+            vector = {"first": wanted[0], "second": wanted[1]}.get(other)
+            post_id = {"first": 8, "second": 100}.get(other, other)
+            vector = places[post_id] if vector is None else vector
+            rest += np.exp(user[row] @ vector / 0.5) / expected[[7, 8, 100, 333].index(post_id)]
+        total -= np.log(own / (own + rest)) / 2
+    assert got == pytest.approx(total, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["post_ids", "posts", "hours"])
+def test_a_pool_that_does_not_fit_is_refused_by_name(name: str) -> None:
+    histories, pool = planted_histories(3, unit(3, 128)), pool_of(unit(20, 128))
+    values = getattr(pool, name).astype(float)
+    values[3] = np.nan
+    with pytest.raises(ValueError, match=f"{name} of the pool"):
+        train_user(histories, replace(pool, **{name: values}), {}, 3, 2)
+    if name != "post_ids":
+        with pytest.raises(ValueError, match=f"{name} of the pool"):
+            train_user(histories, replace(pool, **{name: values[:5]}), {}, 3, 2)
 
 
 @pytest.mark.parametrize("layers", [1, 3])

@@ -204,6 +204,7 @@ def describe(
         if isinstance(system, TwoTower):
             row["mean_cosine"] = system.collapse()
             row["versions"] = system.versions()
+            row["agreements"] = system.agreements()
         if isinstance(system, Peer):
             row["config"] = {"kind": system.kind, **system.config}
         rows.append(row)
@@ -238,7 +239,8 @@ def show(report: dict[str, Any]) -> None:
         if row.get("mean_cosine") is not None:
             console.print(
                 f"{row['name']}: mean cosine of the most engaged posts {row['mean_cosine']:.3f};"
-                f" versions of towers: {row['versions']}"
+                f" versions of towers: {row['versions']}; Spearman of cosines with those of the"
+                f" texts: {row['agreements']}"
             )
         if "config" in row:
             console.print(f"{row['name']}: chosen on the first four fifths: {row['config']}")

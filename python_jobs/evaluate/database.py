@@ -91,6 +91,8 @@ class TwoTower(System):
             self._send()
             self._value("select two_tower.fold_pushes(null)")
             self._value("select two_tower.refresh_popular_candidates()")
+            if self._value("select two_tower.improve_first_tower()"):
+                self._finish_switch()
         if "candidate_tower" in self.jobs and (number + 1) % TRAINED_EVERY == 0:
             self._train("train_candidate_tower")
         if "user_tower" in self.jobs and (number + 1) % USERS_TRAINED_EVERY == 0:
@@ -118,9 +120,13 @@ class TwoTower(System):
 
     def _train(self, kind: str) -> None:
         from python_jobs.jobs import HANDLERS
-        from python_jobs.jobs.serve import finish_switch
 
         HANDLERS[kind](self.connection)
+        self._finish_switch()
+
+    def _finish_switch(self) -> None:
+        from python_jobs.jobs.serve import finish_switch
+
         finish_switch(self.connection)
 
     def collapse(self) -> float | None:
@@ -137,6 +143,15 @@ class TwoTower(System):
             " group by 1"
         ).fetchall()
         return {row["name"]: row["n"] for row in rows}
+
+    def agreements(self) -> dict[str, float]:
+        """Rank correlation (Spearman) of cosines with those of the texts, by how the projection
+        that the project started with came about."""
+        rows = self.connection.execute(
+            "select verdict, metrics -> 'agreement' -> 'with_texts' as spearman"
+            " from two_tower.model_weights where metrics ? 'agreement' order by version"
+        ).fetchall()
+        return {row["verdict"].removeprefix("accepted: "): row["spearman"] for row in rows}
 
     def _value(self, query: str) -> Any:
         row = self.connection.execute(query.encode()).fetchone()

@@ -15,6 +15,7 @@ from python_jobs.towers.user import (
     SIZE,
     UNKNOWN,
     History,
+    Pool,
     UserConfig,
     encode_users,
     train_user,
@@ -89,12 +90,16 @@ def _train(connection: Connection) -> dict[str, Any]:
         "author.weight": np.stack(list(authors.values())),
         "action.weight": _actions(known, event_types, noise),
     }
-    pool = rows(connection, "select * from two_tower.random_posts_as_of(%s)", held_out)
+    posts = rows(connection, "select * from two_tower.random_posts_as_of(%s)", held_out)
+    pool = Pool(
+        np.array([post["post_id"] for post in posts], dtype=np.int64),
+        matrix([post["embedding"] for post in posts], 128),
+        np.array([post["hours"] for post in posts], dtype=float),
+    )
     loss = value(connection, "select user_tower_loss from two_tower.settings")
     result = train_user(
         [_history(row, authors, event_types) for row in found],
-        matrix([post["embedding"] for post in pool], 128),
-        np.array([post["hours"] for post in pool]),
+        pool,
         start,
         len(authors),
         len(event_types),

@@ -198,33 +198,89 @@ class Histories:
         ]  # fmt: skip
 
 
+@dataclass
+class Pool:
+    """Posts to draw negatives from: ids [m], vectors [m, 128], and when they were created [m], in
+    hours, on the clock of the histories."""
+
+    post_ids: np.ndarray
+    posts: np.ndarray
+    hours: np.ndarray
+
+    def validate(self) -> None:
+        """Raises ValueError, naming it, for a part that does not fit or is not finite."""
+        count = len(self.post_ids)
+        shapes = {"post_ids": (count,), "posts": (count, OUTPUT), "hours": (count,)}
+        for name, shape in shapes.items():
+            values = getattr(self, name)
+            if values.shape != shape or not np.isfinite(values).all():
+                raise ValueError(f"{name} of the pool must be finite and {shape}.")
+
+
+class Negatives:
+    """The pool on a device, with how often a step is expected to meet each post as a negative.
+
+    A post comes from the pool, of which a step draws IN_STEP, or is another user's target; what
+    corrects both is the sum of what is expected (the balance heuristic of Veach and Guibas, 1995).
+    targets: by user, the ids of the posts of which one is drawn, of users of whom count are drawn.
+    """
+
+    IN_STEP = 256
+
+    def __init__(
+        self, pool: Pool, targets: list[np.ndarray], count: int, device: torch.device
+    ) -> None:
+        order = np.argsort(pool.hours, kind="stable")
+        self.hours, self.post_ids = pool.hours[order], pool.post_ids[order]
+        self.posts = torch.as_tensor(pool.posts[order], dtype=torch.float32, device=device)
+        self.in_step = min(self.IN_STEP, len(order))
+        chances = np.concatenate([np.full(len(ids), 1 / len(ids)) for ids in targets])
+        self.known, place = np.unique(
+            np.concatenate([*targets, self.post_ids]), return_inverse=True
+        )
+        self.expected = np.bincount(place, np.concatenate([
+            chances * count / len(targets), np.full(len(order), self.in_step / len(order))
+        ]))  # fmt: skip
+
+    def log_expected(self, post_ids: np.ndarray) -> np.ndarray:
+        """Of each of the posts [n], float32."""
+        expected = self.expected[np.searchsorted(self.known, post_ids)]
+        return np.asarray(np.log(expected), dtype=np.float32)
+
+    def draw(self, draw: np.random.Generator) -> np.ndarray:
+        """Rows of posts, none twice."""
+        return draw.permutation(len(self.post_ids))[: self.in_step]
+
+    def of_the_period(self, hours: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+        """For each time a row, at random from around it."""
+        width = min(PERIOD, len(self.hours))
+        first = np.searchsorted(self.hours, hours) - width // 2
+        first = np.clip(first, 0, len(self.hours) - width)
+        return np.asarray(first + draw.integers(width, size=len(hours)))
+
+
 def train_user(
     histories: list[History],
-    pool: np.ndarray,
-    pool_hours: np.ndarray,
+    pool: Pool,
     start: dict[str, np.ndarray],
     authors: int,
     actions: int,
     config: UserConfig | None = None,
 ) -> weights.TrainingResult:
-    """Trains to tell the next positive engagement from posts of `pool` [m, 128].
+    """Trains to tell the next positive engagement from other posts.
 
-    pool_hours: when the posts of the pool were created [m], on the clock of the histories; the
-    triplet loss draws its negative from the same period, the other from the whole pool.
-    start: tensors to go on from; those that are missing begin at random. Deterministic for a seed
-    on one machine. Raises ValueError when no user has a positive after an engagement with another
-    post, and for histories, pool or weights that do not fit.
+    The triplet loss draws its negative from the period of the target, the other from the whole
+    pool. start: tensors to go on from; those that are missing begin at random. Deterministic for a
+    seed on one machine. Raises ValueError when no user has a positive after an engagement with
+    another post, and for histories, pool or weights that do not fit.
     """
     config = config or UserConfig()
     for history in histories:
         history.validate(authors, actions)
-    if pool.ndim != 2 or pool.shape[1] != OUTPUT or not np.isfinite(pool).all():
-        raise ValueError(f"pool must be finite and [m, {OUTPUT}], not {pool.shape}.")
-    if pool_hours.shape != (len(pool),) or not np.isfinite(pool_hours).all():
-        raise ValueError(f"pool_hours must be finite and [{len(pool)}].")
+    pool.validate()
     table = Histories(histories, config.history_length) if histories else None
     targets = table.targets() if table else []
-    if table is None or not targets or len(pool) == 0:
+    if table is None or not targets or len(pool.post_ids) == 0:
         raise ValueError("There is no user with an engagement before a positive one.")
     device = weights.device()
     draw = np.random.default_rng(config.seed)
@@ -233,28 +289,25 @@ def train_user(
     weights.load(tower, {**weights.dump(tower), **start})
     tower.to(device)
     begins = np.array([table.starts[table.ends > rows[0]][0] for rows in targets])
-    order = np.argsort(pool_hours, kind="stable")
-    posts = torch.as_tensor(pool[order], dtype=torch.float32, device=device)
+    count = min(config.batch_size, len(targets))
+    negatives = Negatives(pool, [table.post_ids[rows] for rows in targets], count, device)
     optimizer = torch.optim.AdamW(tower.parameters(), lr=config.learning_rate)
     deadline = time.monotonic() + config.max_seconds
     trace: list[float] = []
     while len(trace) < config.steps and (not trace or time.monotonic() < deadline):
-        users = draw.permutation(len(targets))[: config.batch_size]
+        users = draw.permutation(len(targets))[:count]
         target = np.array([draw.choice(targets[user]) for user in users])
-        inputs = table.inputs(*table.before(begins[users], target), device)
+        vectors = tower(*table.inputs(*table.before(begins[users], target), device))
         wanted = torch.as_tensor(table.posts[target], device=device)
         if config.loss == "triplet":
-            other = posts[_same_period(table.hours[target], pool_hours[order], draw)]
-            vectors = tower(*inputs)
+            other = negatives.posts[negatives.of_the_period(table.hours[target], draw)]
             loss = losses.triplet(
                 (vectors * wanted).sum(-1), (vectors * other).sum(-1), config.margin
             )
         else:
-            same = torch.as_tensor(
-                table.post_ids[target][:, None] == table.post_ids[target], device=device
+            loss = _next_loss(
+                vectors, wanted, table.post_ids[target], negatives, negatives.draw(draw), config
             )
-            picked = posts[draw.permutation(len(posts))[:256]]
-            loss = _next_loss(tower(*inputs), wanted, same, picked, config)
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
@@ -268,28 +321,25 @@ def train_user(
     return weights.TrainingResult(weights.dump(tower), metrics, asdict(config))
 
 
-def _same_period(hours: np.ndarray, pool_hours: np.ndarray, draw: np.random.Generator) -> Any:
-    """For each target a random row [b] of the pool, sorted by time, from around its time."""
-    width = min(PERIOD, len(pool_hours))
-    first = np.searchsorted(pool_hours, hours) - width // 2
-    return np.clip(first, 0, len(pool_hours) - width) + draw.integers(width, size=len(hours))
-
-
 def _next_loss(
-    user: Tensor, target: Tensor, same: Tensor, picked: Tensor, config: UserConfig
+    user: Tensor,
+    target: Tensor,
+    target_ids: np.ndarray,
+    negatives: Negatives,
+    drawn: np.ndarray,
+    config: UserConfig,
 ) -> Tensor:
-    """user, target [b, 128]; same [b, b], whose targets are one post; picked [n, 128]."""
+    """user, target [b, 128], target_ids [b]; drawn: rows [n] of the negatives."""
     if config.loss != "sampled_softmax":
         raise ValueError(f"There is no loss called {config.loss}.")
-    # The pool is a uniform sample, so its posts need no correction; those of the batch do.
-    in_batch_log_q = torch.log(same.float().mean(1)).expand(len(user), -1)
-    pool_log_q = torch.full((len(user), len(picked)), -float(np.log(len(picked))))
-    is_target = (target @ picked.T) > 0.9999
+    ids = np.concatenate([negatives.post_ids[drawn], target_ids])
+    log_expected = torch.as_tensor(negatives.log_expected(ids), device=user.device)
+    is_other = torch.as_tensor(ids != target_ids[:, None], device=user.device)
     return losses.sampled_softmax(
         (user * target).sum(-1),
-        torch.cat([user @ picked.T, user @ target.T], dim=1),
-        torch.cat([pool_log_q.to(user.device), in_batch_log_q], dim=1),
-        torch.cat([~is_target, ~same], dim=1),
+        user @ torch.cat([negatives.posts[drawn], target]).T,  # [b, n + b]
+        log_expected.expand(len(user), -1),
+        is_other,
         config.temperature,
     )
 

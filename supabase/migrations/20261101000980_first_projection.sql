@@ -5,15 +5,17 @@
 --
 --   data-free  W of a cosine transform with random signs, from the migration on      .88
 --   fitted     W of the directions in which the project's own posts differ, at 100,
---              1,000 and 10,000 posts, while nobody has engaged with any             .99
---   centred    relu(W(x - m)) - relu(-W(x - m)) = W(x - m), m the mean of the posts: .65,
+--              1,000 and 10,000 posts, until anything is learned                     .99
+--   centred    relu(W(x - m)) - relu(-W(x - m)) = W(x - m), m the mean of the posts,
+--              from the first engagement on, be it a view                            .68,
 --              and .98 with the cosines of centred texts
 --
--- Centring changes ranks on purpose. Texts of one project are alike, and their mean tells nothing
--- of a post; but all vectors lean to it, and so do all users, which leaves learning little room:
--- on those films the same learning ranks a fifth better when centred, and twice as many posts get
--- their turn. So the centred version follows as soon as the fitted one serves. None of them is
--- made once a trained version serves.
+-- Until somebody engages, likeness of texts is all that is known, so ranks stay those of the texts.
+-- Centring changes them on purpose. Texts of one project are alike, and their mean tells nothing
+-- of a post; but all vectors lean to it, and so does each sum of engagements, which leaves learning
+-- little room: on those films the same learning ranks a fifth better when centred, and twice as
+-- many posts get their turn. What is learned before that keeps its lean, so a long history should
+-- wait for it (two_tower.overview says so). None of them is made once a trained version serves.
 
 create function two_tower.create_first_candidate_tower() returns bigint
 language plpgsql set search_path = '' as $$
@@ -138,41 +140,45 @@ $$;
 comment on function two_tower.store_first_tower(bigint, jsonb, text, extensions.vector[], extensions.vector) is
   'Stores the projection W(x - mean) as a version of the candidate tower, with its agreement, and returns its number.';
 
+create function two_tower.first_tower_due(out step text, out posts integer)
+language sql stable set search_path = '' as $$
+  select case
+      when n.posts >= 10 * coalesce((m.config ->> 'fitted_on')::integer, 10)
+        and not exists (select from two_tower.training_examples) then 'fitted'
+      when n.posts >= 10 * coalesce((m.config ->> 'centred_on')::integer, 10)
+        and exists (select from public.engagement_events) then 'centred' end,
+    n.posts
+  from two_tower.model_weights m
+    cross join (select count(*)::integer as posts
+      from (select from two_tower.base_embeddings
+            where base_embedding is not null limit 10000) b) n
+  where m.tower = 'candidate_tower' and m.state = 'active' and m.config ? 'start';
+$$;
+comment on function two_tower.first_tower_due() is
+  'What the first projection is to be next: fitted to the posts that there are or, once there is an engagement, centred on them, when there are ten times as many as at the last time; null for neither. Nothing after a trained version serves. posts: counted up to 10,000.';
+
 create function two_tower.improve_first_tower() returns text
 language plpgsql set search_path = '' as $$
 declare
   v_active two_tower.model_weights;
-  v_posts integer;
-  v_power integer;
-  v_is_learned boolean;
+  v_due record;
   v_rows extensions.vector[];
   v_sample extensions.vector[];
   v_mean extensions.vector;
-  v_did text;
 begin
+  if (select filling_version is not null or frozen_at is not null from two_tower.state) then
+    return null;
+  end if;
+  select * into v_due from two_tower.first_tower_due();
+  if v_due.step is null then
+    return null;
+  end if;
   select * into v_active from two_tower.model_weights
-  where tower = 'candidate_tower' and state = 'active' and config ? 'start';
-  if not found or (select filling_version is not null or frozen_at is not null
-                   from two_tower.state) then
-    return null;
-  end if;
-  select count(*) into v_posts from (select from two_tower.base_embeddings
-    where base_embedding is not null limit 10000) b;
-  v_power := 10 ^ floor(log(greatest(1, v_posts)));
-  v_is_learned := exists (select from two_tower.training_examples);
-  if v_posts >= 10 * coalesce((v_active.config ->> 'fitted_on')::integer, 10)
-     and not v_is_learned then
-    v_did := 'fitted';
-  elsif v_posts >= 10 * coalesce((v_active.config ->> 'centred_on')::integer, 10) then
-    v_did := 'centred';
-  else
-    return null;
-  end if;
-
+  where tower = 'candidate_tower' and state = 'active';
   v_rows := array(select row from two_tower.model_tensors where version = v_active.version
     and name = 'hidden.weight' and row_index < 128 order by row_index);
   v_mean := array_fill(0::real, array[384])::extensions.vector;
-  if v_did = 'fitted' then
+  if v_due.step = 'fitted' then
     -- Half precision makes zeros of dimensions that the encoder leaves at 1e-36: products with
     -- them would underflow, which is an error here.
     v_sample := array(select base_embedding::extensions.halfvec::extensions.vector
@@ -194,10 +200,10 @@ begin
       where base_embedding is not null order by post_id desc limit 10000) b);
   end if;
   perform two_tower.begin_switch(two_tower.store_first_tower(v_active.version,
-    v_active.config || jsonb_build_object(v_did || '_on', v_power),
-    format('accepted: %s on %s posts', v_did, v_posts), v_rows, v_mean));
-  return v_did;
+    v_active.config || jsonb_build_object(v_due.step || '_on', 10 ^ floor(log(v_due.posts))),
+    format('accepted: %s on %s posts', v_due.step, v_due.posts), v_rows, v_mean));
+  return v_due.step;
 end
 $$;
 comment on function two_tower.improve_first_tower() is
-  'Begins the switch to the first projection fitted to the posts that there are or, if it is or anything was learned already, centred on them: when there are ten times as many as at the last time. Returns fitted, centred, or null for neither. Nothing after a trained version serves.';
+  'Begins the switch to the first projection that is due, unless learning is frozen or another switch is on. Returns fitted, centred, or null for neither.';

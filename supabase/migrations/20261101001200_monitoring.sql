@@ -245,8 +245,14 @@ select
   (select count(*) from two_tower.deferred_pushes) as deferred_pushes,
   c.learning_rule,
   two_tower.active_version('candidate_tower') as candidate_tower,
+  (select case when not m.config ? 'start' then 'trained'
+      when m.config ? 'centred_on' then 'centred'
+      when m.config ? 'fitted_on' then 'fitted' else 'data-free' end
+    from two_tower.model_weights as m
+    where m.version = two_tower.active_version('candidate_tower')) as projection,
+  (select d.step from two_tower.first_tower_due() as d) as projection_due,
   two_tower.active_version('user_tower') as user_tower,
   s.filling_version, s.frozen_at, s.frozen_reason
 from two_tower.state as s
 cross join two_tower.settings as c;
-comment on view two_tower.overview is 'One row: how much there is, which rule and versions are at work, whether learning is frozen. Counts tables: for people, not for programs in a loop.';
+comment on view two_tower.overview is 'One row: how much there is, which rule and versions are at work, whether learning is frozen. projection: how the candidate tower that serves came about (data-free, fitted, centred, trained); projection_due: what a tick will make of it. Counts tables: for people, not for programs in a loop.';
