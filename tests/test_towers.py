@@ -20,17 +20,8 @@ from python_jobs.towers.candidate import (
     CandidateTower,
     train_candidate,
 )
-from python_jobs.towers.user import (
-    Histories,
-    History,
-    Negatives,
-    Pool,
-    UserConfig,
-    UserTower,
-    _next_loss,
-    encode_users,
-    train_user,
-)
+from python_jobs.towers.histories import Histories, History, Negatives, Pool
+from python_jobs.towers.user import UserConfig, UserTower, _next_loss, encode_users, train_user
 
 RANDOM = np.random.default_rng(0)
 # What a training reaches must not depend on how busy the machine is: no time limit is met here, and

@@ -11,15 +11,8 @@ from uuid import UUID
 import numpy as np
 
 from python_jobs.jobs.versions import Connection, Origin, array, load, matrix, rows, store, value
-from python_jobs.towers.user import (
-    SIZE,
-    UNKNOWN,
-    History,
-    Pool,
-    UserConfig,
-    encode_users,
-    train_user,
-)
+from python_jobs.towers.histories import History, Pool
+from python_jobs.towers.user import SIZE, UNKNOWN, UserConfig, encode_users, train_user
 from python_jobs.towers.weights import TrainingResult
 
 BATCH = 500  # users read and encoded at a time
