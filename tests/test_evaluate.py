@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from python_jobs.cli import main
 from python_jobs.errors import CommandError
 from python_jobs.evaluate import tuning
+from python_jobs.evaluate.command import describe
 from python_jobs.evaluate.interactions import Engagement, Stream, from_csv, numbered
 from python_jobs.evaluate.measure import (
     Answers,
@@ -259,6 +260,20 @@ def test_events_of_one_time_stay_in_the_order_of_the_file(tmp_path: Path) -> Non
     path = write_csv(tmp_path / "b.csv", [f"u,i{k},5,like,text {k}" for k in (3, 1, 2)])
     stream = from_csv(path)
     assert [stream.texts[item] for item in stream.items] == ["text 3", "text 1", "text 2"]
+
+
+def test_each_system_is_compared_with_popularity_and_als() -> None:
+    stream = two_camps(40)
+    asked = choose_questions(stream, None)
+    found = [
+        Answers(name, [rank] * 40, [np.arange(10)] * 40)
+        for name, rank in (("popularity", 3), ("two-tower", 1), ("ALS", 2))
+    ]
+    rows = describe(found, [Parrot(stream)] * 3, asked, stream)["systems"]
+    ratios = {"to_popularity": [1, 2, 2 / np.log2(3)], "to_als": [np.log2(3) / 2, np.log2(3), 1]}
+    for name, expected in ratios.items():
+        assert [row["tail"][name]["ratio"] for row in rows] == pytest.approx(expected)
+        assert [row["all"][name]["low"] for row in rows] == pytest.approx(expected)
 
 
 def test_a_csv_needs_no_text_and_a_dwell_has_its_duration(tmp_path: Path) -> None:

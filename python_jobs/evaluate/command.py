@@ -43,6 +43,7 @@ from python_jobs.project import project_dir
 
 OURS = "two-tower"
 JOBS_OFF = "jobs off"
+BASES = {JOBS_OFF: "to_jobs_off", "ALS": "to_als"}
 ABLATION = {
     JOBS_OFF: (),
     "candidate tower only": ("candidate_tower",),
@@ -188,11 +189,12 @@ def server() -> Iterator[Any]:
 def describe(
     found: list[Answers], systems: list[System], asked: Questions, stream: Stream
 ) -> dict[str, Any]:
-    """All figures; each system against decayed popularity and, in an ablation, against jobs off."""
+    """All figures; each system against decayed popularity and against ALS or, in an ablation,
+    jobs off."""
     bases = {"to_popularity": found[0]}
     for answers in found:
-        if answers.name == JOBS_OFF:
-            bases["to_jobs_off"] = answers
+        if answers.name in BASES:
+            bases[BASES[answers.name]] = answers
     parts = {"all": np.ones(len(asked.numbers), dtype=bool), "tail": asked.is_tail}
     rows = []
     for answers, system in zip(found, systems, strict=True):
@@ -248,7 +250,7 @@ def show(report: dict[str, Any]) -> None:
 
 def _table(systems: list[dict[str, Any]], part: str, title: str) -> Table:
     rows = [row for row in systems if part in row]
-    ratios = [name for name in ("to_popularity", "to_jobs_off") if name in rows[0][part]]
+    ratios = [name for name in ("to_popularity", *BASES.values()) if name in rows[0][part]]
     kinds = ("cold_users", "warm_users", "cold_items", "warm_items")
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("", no_wrap=True)
