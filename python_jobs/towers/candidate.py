@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from python_jobs.towers import losses, weights
+from python_jobs.towers.checks import check_arrays
 
 BASE, HIDDEN, OUTPUT = 384, 256, 128
 
@@ -74,17 +75,11 @@ class CandidateData:
         if n == 0:
             raise ValueError("There are no positives to train on.")
         k = self.negatives.shape[1] if self.negatives.ndim == 2 else 0
-        shapes = {
+        check_arrays(self, "the data", {
             "base": (len(self.base), BASE), "user": (n, OUTPUT), "positive": (n,),
             "negatives": (n, k), "mask": (n, k), "anchor": (m,), "anchor_live": (m, OUTPUT),
             "anchor_weight": (m,), "rejected_user": (e, OUTPUT), "rejected": (e,),
-        }  # fmt: skip
-        for name, shape in shapes.items():
-            values = getattr(self, name)
-            if values.shape != shape:
-                raise ValueError(f"{name} must be {shape}, not {values.shape}.")
-            if not np.isfinite(values).all():
-                raise ValueError(f"{name} holds values that are not finite.")
+        })  # fmt: skip
         for name in ("positive", "negatives", "anchor", "rejected"):
             rows = getattr(self, name)
             if rows.size and not (rows.min() >= 0 and rows.max() < len(self.base)):

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from python_jobs.towers.checks import check_arrays
+
 OUTPUT = 128
 PERIOD = 64  # posts of the pool around a target in time, which count as of the same period
 
@@ -28,14 +30,10 @@ class History:
         """Raises ValueError for shapes that do not fit, values that are not finite, times that
         run backwards (the future would be read as the past), and rows outside of the tables."""
         length = len(self.hours)
-        shapes = {"posts": (length, OUTPUT), "post_ids": (length,), "authors": (length,),
-                  "actions": (length,), "hours": (length,), "is_positive": (length,)}  # fmt: skip
-        for name, shape in shapes.items():
-            values = getattr(self, name)
-            if values.shape != shape:
-                raise ValueError(f"{name} of a history must be {shape}, not {values.shape}.")
-            if not np.isfinite(values).all():
-                raise ValueError(f"{name} of a history holds values that are not finite.")
+        check_arrays(self, "a history", {
+            "posts": (length, OUTPUT), "post_ids": (length,), "authors": (length,),
+            "actions": (length,), "hours": (length,), "is_positive": (length,),
+        })  # fmt: skip
         if (np.diff(self.hours) < 0).any():
             raise ValueError("hours of a history must not decrease: oldest first.")
         for name, count in (("authors", authors), ("actions", actions)):
@@ -112,10 +110,7 @@ class Pool:
         """Raises ValueError, naming it, for a part that does not fit or is not finite."""
         count = len(self.post_ids)
         shapes = {"post_ids": (count,), "posts": (count, OUTPUT), "hours": (count,)}
-        for name, shape in shapes.items():
-            values = getattr(self, name)
-            if values.shape != shape or not np.isfinite(values).all():
-                raise ValueError(f"{name} of the pool must be finite and {shape}.")
+        check_arrays(self, "the pool", shapes)
 
 
 class Negatives:
