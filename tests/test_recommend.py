@@ -210,6 +210,25 @@ def test_a_share_of_less_than_a_post_is_a_post_on_some_pages(db: psycopg.Connect
     assert set(explored) == {0, 1}
 
 
+def test_a_page_is_read_by_key_however_small_the_tables_were_at_first(
+    db: psycopg.Connection[Any],
+) -> None:
+    # Plans stay with the session: one made for an empty table is used when it is full.
+    world = World(db, seed=16)
+    db.execute("select two_tower.refresh_popular_candidates()")
+    db.execute("analyze")
+    query = (
+        "select relname, seq_scan from pg_stat_xact_user_tables where seq_scan > 0 and relname ~"
+        " '^(posts|follows|author_blocks|user_|live_|exploration_|popular_|engagement_)'"
+    )
+    before = db.execute(query).fetchall()
+    newcomer = add_user(db)
+    db.execute("insert into public.follows values (%s, %s)", [newcomer, world.users[3]])
+    for _ in range(3):
+        assert len(db.execute(RANKED, [newcomer, 20, []]).fetchall()) == 20
+    assert db.execute(query).fetchall() == before
+
+
 def test_an_engagement_or_a_deletion_ends_the_exploration_of_a_post(
     db: psycopg.Connection[Any],
 ) -> None:

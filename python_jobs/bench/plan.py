@@ -36,6 +36,7 @@ _REASONS = (
     (r"Append", "one after the other"),
     (r"Nested Loop|Join", "each row with its match"),
     (r"Hash", "hashed for the join above"),
+    (r"Materialize", "kept for each row of the join above"),
     (r"Subquery Scan", "in the order of the inner query"),
     (r"Result", "one value, or a condition that is asked first"),
 )

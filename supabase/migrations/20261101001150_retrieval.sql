@@ -101,7 +101,7 @@ comment on function two_tower.reader_of(uuid) is
 
 create function two_tower.scanned_posts(p_vector extensions.vector, p_limit integer,
   p_user_id uuid, p_excluded bigint[])
-returns bigint[] language plpgsql stable set search_path = '' as $$
+returns bigint[] language plpgsql stable set search_path = '' set enable_seqscan = on as $$
 declare
   v_slot smallint := (select active_slot from two_tower.state);
 begin
@@ -342,13 +342,15 @@ $$;
 comment on function two_tower.fallback_posts(text, uuid, bigint[], integer) is
   'Eligible posts by a simple rule: content (frozen text vectors of the newest posts near those of what the user engaged with), popular, or recent.';
 
+-- Sessions keep their plans, also those made while tables were empty: nothing but scanned_posts()
+-- may read one whole.
 create function two_tower.recommend_for(p_user_id uuid, p_limit integer default 20,
   p_exclude bigint[] default '{}')
 returns table (
   post_id bigint, author_id uuid, content text, created_at timestamptz, score double precision,
     source text, arm text
 ) language plpgsql stable set search_path = '' set jit = off
-  set plan_cache_mode = force_generic_plan as $$
+  set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
 declare
   v_limit integer := least(500, greatest(1, coalesce(p_limit, 20)));
   v_excluded bigint[] := coalesce(p_exclude, '{}');
