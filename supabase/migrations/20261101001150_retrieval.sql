@@ -106,14 +106,20 @@ declare
   v_slot smallint := (select active_slot from two_tower.state);
 begin
   return array(
-    select v.post_id from two_tower.live_embeddings v
-    where v.slot = v_slot and not v.is_deleted and v.author_id is distinct from p_user_id
-      and v.post_id <> all (p_excluded)
-      and not exists (select from two_tower.user_posts u
-        where u.user_id = p_user_id and u.post_id = v.post_id)
-      and not exists (select from two_tower.withheld_authors a
-        where a.user_id = p_user_id and a.author_id = v.author_id)
-    order by v.embedding operator(extensions.<#>) p_vector, v.post_id desc limit p_limit);
+    with seen as materialized (
+      select u.post_id from two_tower.user_posts u where u.user_id = p_user_id
+    )
+    select c.post_id
+    from (
+      select v.post_id, v.embedding operator(extensions.<#>) p_vector as distance
+      from two_tower.live_embeddings v
+      where v.slot = v_slot and not v.is_deleted and v.author_id is distinct from p_user_id
+        and v.post_id <> all (p_excluded)
+        and (v.author_id is null or v.author_id not in (select a.author_id
+          from two_tower.withheld_authors a where a.user_id = p_user_id)) offset 0
+    ) c
+    where not exists (select from seen u where u.post_id = c.post_id)
+    order by c.distance, c.post_id desc limit p_limit);
 end
 $$;
 comment on function two_tower.scanned_posts(extensions.vector, integer, uuid, bigint[]) is
