@@ -39,8 +39,9 @@ class TwoTower(System):
         self.stream = stream
         self.jobs = jobs
         self.waiting: list[int] = []
-        # The stream ends now.
-        self.shift = time.time() - float(stream.seconds[-1]) - 60
+        # The stream ends now, whole hours later than it did: what is bounded by the hour is then
+        # bounded alike in all arms.
+        self.shift = (time.time() - float(stream.seconds[-1])) // 3600 * 3600
         self._set_up(base, settings)
 
     def _set_up(self, base: np.ndarray, settings: dict[str, Any]) -> None:

@@ -61,10 +61,11 @@ comment on column two_tower.audits.findings is 'By metric: value and state (ok, 
 create function two_tower.measure_quality() returns table (name text, value double precision)
 language sql stable set search_path = '' as $$
   with live as materialized (
-    select v.embedding, v.engagement_count from two_tower.live_embeddings v
+    select v.post_id, v.embedding, v.engagement_count from two_tower.live_embeddings v
     where v.slot = (select active_slot from two_tower.state)
   ), top as (
-    select embedding from live where engagement_count > 0 order by engagement_count desc limit 200
+    select embedding from live where engagement_count > 0
+    order by engagement_count desc, post_id limit 200
   ), summed as (
     select extensions.sum(embedding) as total, count(*)::double precision as n from top
   )
