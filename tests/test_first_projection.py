@@ -26,7 +26,7 @@ def value(connection: Connection, query: str, *parameters: Any) -> Any:
 def vectors(connection: Connection, column: str) -> dict[int, np.ndarray[Any, Any]]:
     """A column of post_embeddings by post."""
     rows = connection.execute(
-        f"select post_id, {column}::real[] from two_tower.post_embeddings".encode()
+        f"select post_id, {column}::real[] from two_tower.post_embeddings order by 1".encode()
     )
     return {post_id: np.array(vector, float) for post_id, vector in rows}
 
