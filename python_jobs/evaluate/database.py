@@ -70,9 +70,11 @@ class TwoTower(System):
                 "select two_tower.store_base_embeddings(%s::bigint[], %s)",
                 [list(range(start + 1, start + 1 + len(part))), list(part)],
             )
-        # As a worker does while posts wait for their first reader.
+        # As a worker does while posts wait for their first reader, and autovacuum within a minute:
+        # by the plans, rows come in another order, and then other negatives are drawn.
         for _ in range(10):
             self._value("select two_tower.tick()")
+        self.connection.execute("analyze")
 
     def top(self, user: int, now: float) -> np.ndarray:
         """What recommend_for() answers at that time."""
