@@ -515,8 +515,11 @@ def test_workers_who_own_no_table_make_checkpoints_and_partitions(db: Connection
         "select two_tower.create_partition('public.engagement_events', '2020-01-01', '2020-02-01')"
     )
     with as_user(db, None, "service_role"):
-        assert value(db, "select two_tower.create_partitions_ahead()") > 0
-        assert value(db, "select two_tower.drop_old_partitions()") == 1
+        # Either returns 0 where an autovacuum is in the way, and is called again by the next tick.
+        calls = ("create_partitions_ahead", "drop_old_partitions")
+        done = [[value(db, f"select two_tower.{call}()") for _ in range(5)] for call in calls]
+        assert max(done[0]) > 0
+        assert sum(done[1]) == 1
         assert value(db, "select two_tower.checkpoint()") > 0
         db.execute("select two_tower.rollback()")
         finish_rollback(db)
