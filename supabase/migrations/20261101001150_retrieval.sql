@@ -99,8 +99,8 @@ $$;
 comment on function two_tower.reader_of(uuid) is
   'The user as recommend() serves them now. vector is null, and warmth 0, for a user of whom nothing is known; popularity_scale is the log of the highest popularity in likes of now.';
 
--- All posts are met, so what leaves them out is hashed once. Withheld authors are few: "not in" does
--- it on the scan. What a user has seen can outgrow such a hash, and is joined, beside narrow rows.
+-- All posts are met, so what leaves them out is hashed once. Withheld authors are few: "not in"
+-- does it on the scan. What a user has seen can outgrow that, and is joined, beside narrow rows.
 create function two_tower.scanned_posts(p_vector extensions.vector, p_limit integer,
   p_user_id uuid, p_excluded bigint[])
 returns bigint[] language plpgsql stable set search_path = '' set enable_seqscan = on as $$
