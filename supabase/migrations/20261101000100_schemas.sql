@@ -16,9 +16,22 @@
 -- its tables. A public function is a thin SECURITY INVOKER wrapper; where it needs rights, it calls
 -- a SECURITY DEFINER core in two_tower.
 --
--- The files stand in the order in which data flows: schemas, settings, content, engagement, models,
--- embeddings, training data, learning, blocks of authors, erasure of users, jobs, switching of
--- models, experiments, retrieval, monitoring, safety, the public API, schedule, policies.
+-- The plan of the house. A file is one room, and uses only what stands in it or before it; only
+-- rows of tables (schedules, cursors) name functions of later files.
+--
+--   ground      schemas, clock, settings, signals, alerts, schedules, partitions
+--   what the    content      profiles, posts, follows, blocks
+--   app writes  engagement   events, and what each user did with each post
+--   what is     models       weights of both towers, and the candidate tower in SQL
+--   known       state        which slot serves, and the locks of a switch
+--               vectors, embeddings, eligibility, training_examples, post_steps
+--   a like      lessons, locks, verdicts, draws, rules, learning: the trigger, in its order
+--               folding      the steps that it left for later
+--   a post      encoding     from a text to vectors, and the events that waited for them
+--   a user      author_blocks, checkpoints, erasure
+--   a version   jobs, priors, model_switch, training_data, promotion_gate, first_projection
+--   a page      experiments, serving_index, exploration, serving_upkeep, candidates, ranking
+--   around it   monitoring, safety, api, tick, policies
 
 create schema if not exists extensions;
 create extension if not exists vector with schema extensions;
@@ -67,33 +80,3 @@ insert into two_tower.error_codes (sqlstate, name, meaning) values
     'The job is no longer leased by this worker: its lease ended and another one may have it.'),
   ('TT004', 'weights_invalid',
     'A version of weights lacks a tensor, has the wrong shape, or a value is not finite.');
-
-create function two_tower.session_role() returns text
-language sql stable set search_path = '' as $$
-  select coalesce(nullif(current_setting('role', true), 'none'), session_user::text);
-$$;
-comment on function two_tower.session_role() is
-  'The role this session acts as. Unlike current_user it stays the caller''s inside a SECURITY DEFINER function.';
-
-create function two_tower.is_operator() returns boolean
-language sql stable set search_path = '' as $$
-  select two_tower.session_role() = 'service_role'
-      or pg_has_role(two_tower.session_role()::name,
-                     (select nspowner from pg_namespace where nspname = 'two_tower'), 'member');
-$$;
-comment on function two_tower.is_operator() is
-  'True for the service role and for members of the owner of this schema: who may set the clock and insert history.';
-
-create function two_tower.now() returns timestamptz
-language plpgsql stable set search_path = '' as $$
-declare
-  v_now text := current_setting('two_tower.now', true);
-begin
-  if v_now is null or v_now = '' or not two_tower.is_operator() then
-    return pg_catalog.now();
-  end if;
-  return v_now::timestamptz;
-end
-$$;
-comment on function two_tower.now() is
-  'The one clock. The setting two_tower.now (a timestamp) replaces the time where an operator''s session gives one: tests, and replays of history. A client''s setting is ignored.';

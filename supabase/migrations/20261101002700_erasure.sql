@@ -9,8 +9,6 @@ create table two_tower.users_to_erase (
 );
 comment on table two_tower.users_to_erase is 'Deleted users of whom rows are left. Empty when all is gone.';
 
-create index unlearned_events_user_id_idx on two_tower.unlearned_events (user_id);
-
 create function two_tower.request_erasure() returns trigger
 language plpgsql security definer set search_path = '' as $$
 begin

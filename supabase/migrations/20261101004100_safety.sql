@@ -1,52 +1,56 @@
--- When learning goes wrong: checkpoints of what it moved, audits that say which are good, a freeze
--- on drift, and the way back. A rollback is a switch like a promotion's: the other slot is filled
--- from the checkpoint in bounded steps of tick() while readers go on, then the pointer flips.
+-- When learning goes wrong: a switch that stops it, checkpoints of what it moved, audits that say
+-- which are good, a freeze on drift, and the way back. A rollback is a switch like a promotion's:
+-- the other slot is filled from the checkpoint in bounded steps of tick() while readers go on, then
+-- the pointer flips.
 --
 -- Two sessions, a crash: a rollback begins with one short statement under the exclusive lock
 -- (learning is frozen, what was queued is void), and each step after it commits by itself. Until
 -- the flip all serve what served before. A crash in between leaves a state row that says how far
 -- it got, and the next tick goes on.
 
-create table two_tower.checkpoints (
-  id bigint generated always as identity primary key,
-  made_at timestamptz not null default two_tower.now(),
-  reason text not null
-    constraint reason_of_a_checkpoint_is_known check (reason in ('daily', 'promotion', 'operator')),
-  candidate_tower bigint not null references two_tower.model_weights (version),
-  user_tower bigint references two_tower.model_weights (version),
-  posts bigint not null default 0,
-  users bigint not null default 0,
-  is_good boolean
-);
-comment on table two_tower.checkpoints is 'Snapshots of what learning moved: live vectors of engaged posts (about 60 MB per 100,000), users with their recent engagements (about 180 MB per 100,000).';
-comment on column two_tower.checkpoints.is_good is 'Whether its audit found nothing in an alert range.';
-create index checkpoints_candidate_tower_idx on two_tower.checkpoints (candidate_tower);
-create index checkpoints_user_tower_idx on two_tower.checkpoints (user_tower);
+create function two_tower.freeze(p_reason text) returns void
+language plpgsql set search_path = '' as $$
+begin
+  if coalesce(trim(p_reason), '') = '' then
+    raise exception 'a freeze needs a reason' using errcode = '22023',
+      hint = 'freeze(''what happened'')';
+  end if;
+  perform pg_advisory_xact_lock(two_tower.switch_lock());
+  update two_tower.state set frozen_at = two_tower.now(), frozen_reason = p_reason
+    where frozen_at is null;
+end
+$$;
+comment on function two_tower.freeze(text) is
+  'Stops learning. Events are still recorded; what they teach waits in deferred_events. Returns when no statement is learning any more.';
 
-create table two_tower.checkpoint_posts (
-  checkpoint_id bigint not null,
-  post_id bigint not null,
-  embedding extensions.vector(128) not null,
-  engagement_count integer not null,
-  popularity double precision not null,
-  primary key (checkpoint_id, post_id)
-) partition by list (checkpoint_id);
-comment on table two_tower.checkpoint_posts is 'Posts that somebody had engaged with, as they stood. One partition per checkpoint: forgetting one is a drop.';
-
-create table two_tower.checkpoint_users (
-  checkpoint_id bigint not null,
-  user_id uuid not null,
-  embedding extensions.vector(128) not null,
-  engaged_sum extensions.vector(128) not null,
-  base_embedding extensions.vector(128),
-  base_weight real not null,
-  base_source two_tower.base_source,
-  recent_post_ids bigint[] not null,
-  recent_strengths real[] not null,
-  engagement_count integer not null,
-  primary key (checkpoint_id, user_id)
-) partition by list (checkpoint_id);
-comment on table two_tower.checkpoint_users is 'Users as they stood. One partition per checkpoint; rows of deleted users are erased.';
+create function two_tower.resume(p_learning_rate_factor real default 1,
+  p_skip_frozen_events boolean default false)
+returns void language plpgsql set search_path = '' as $$
+begin
+  if p_learning_rate_factor is null or not (
+    p_learning_rate_factor > 0 and p_learning_rate_factor <= 1
+  ) then
+    raise exception 'the factor must be above 0 and at most 1' using errcode = '22023',
+      hint = 'resume(0.5) goes on at half the learning rate.';
+  elsif (select filling_checkpoint is not null from two_tower.state) then
+    raise exception 'a rollback is in progress' using errcode = '55000',
+      hint = 'Ticks finish it; then resume. two-tower rollback waits for the end.';
+  end if;
+  with skipped as (
+    delete from two_tower.deferred_events d where p_skip_frozen_events and d.reason = 'frozen'
+    returning d.event
+  )
+  insert into two_tower.unlearned_events (event_id, user_id, post_id, event_type, reason,
+    created_at)
+  select (event).id, (event).user_id, (event).post_id, (event).event_type, 'skipped',
+    (event).created_at
+  from skipped;
+  update two_tower.state
+    set frozen_at = null, frozen_reason = null, learning_rate_factor = p_learning_rate_factor;
+end
+$$;
+comment on function two_tower.resume(real, boolean) is
+  'Learning goes on, at a factor of its rate. The events of the freeze are learned by the next ticks, in order, or skipped: they stay recorded.';
 
 create table two_tower.audits (
   id bigint generated always as identity primary key,
@@ -103,30 +107,6 @@ begin
 end
 $$;
 comment on function two_tower.run_audit(bigint) is 'Audits the embeddings as they are now, stores the findings, and raises alerts. Says of the checkpoint, if one is given, whether it is good.';
-
-create function two_tower.drop_old_checkpoints() returns integer
-language plpgsql security definer set search_path = '' as $$
-declare
-  v_id bigint;
-  v_dropped integer := 0;
-begin
-  for v_id in
-    select c.id from two_tower.checkpoints c
-    where c.id not in (select id from two_tower.checkpoints order by id desc
-                       limit (select checkpoints_kept from two_tower.settings))
-      and c.id is distinct from (select max(id) from two_tower.checkpoints where is_good)
-      and c.id is distinct from (select filling_checkpoint from two_tower.state)
-    order by c.id
-  loop
-    execute format('drop table two_tower.checkpoint_posts_%s, two_tower.checkpoint_users_%s',
-      v_id, v_id);
-    delete from two_tower.checkpoints where id = v_id;
-    v_dropped := v_dropped + 1;
-  end loop;
-  return v_dropped;
-end
-$$;
-comment on function two_tower.drop_old_checkpoints() is 'Definer: workers own no table. Keeps the newest settings.checkpoints_kept, and the newest good one. Returns how many went.';
 
 create function two_tower.checkpoint(p_reason text default null) returns bigint
 language plpgsql security definer set search_path = '' as $$
@@ -246,44 +226,3 @@ end
 $$;
 comment on function two_tower.restore_users(integer) is
   'In a rollback: gives the next so many users what the checkpoint has of them; those that it does not know start anew. Returns how many.';
-
-create function two_tower.restore_user_tower(p_checkpoint bigint) returns void
-language plpgsql set search_path = '' as $$
-declare
-  v_version bigint := (select user_tower from two_tower.checkpoints where id = p_checkpoint);
-begin
-  if v_version is not null then
-    perform two_tower.activate_version(v_version);
-  else
-    update two_tower.model_weights set state = 'archived'
-    where tower = 'user_tower' and state = 'active';
-  end if;
-end
-$$;
-comment on function two_tower.restore_user_tower(bigint) is 'Makes the user tower of a checkpoint serve again, or none.';
-
-create function two_tower.prune_weights() returns integer
-language plpgsql set search_path = '' as $$
-declare
-  v_pruned integer;
-begin
-  with old as (
-    select w.version
-    from (select version, state, row_number() over (partition by tower order by version desc)
-            as place from two_tower.model_weights) w
-    where w.place > (select weight_versions_kept from two_tower.settings)
-      and w.state in ('rejected', 'archived')
-      and not exists (select from two_tower.checkpoints c
-        where w.version in (c.candidate_tower, c.user_tower))
-      and not exists (select from two_tower.live_embeddings v
-        where v.model_version = w.version and v.slot = (select active_slot from two_tower.state))
-  ), gone as (
-    delete from two_tower.model_tensors t using old where t.version = old.version
-    returning t.version
-  )
-  select count(distinct version) into v_pruned from gone;
-  return v_pruned;
-end
-$$;
-comment on function two_tower.prune_weights() is
-  'Forgets the tensors of versions long past (settings.weight_versions_kept per tower), but never of one that serves, is being put in place, or that a checkpoint needs. Metrics of all stay. Returns how many versions lost theirs.';

@@ -2,48 +2,6 @@
 -- learning moves. Live vectors stand in two slots: one serves and learns, the other is filled for
 -- the next model version, or is what served before. Users, authors and actions have one row each.
 
-create table two_tower.state (
-  id boolean primary key default true constraint state_is_one_row check (id),
-  active_slot smallint not null default 0 constraint there_are_two_slots
-    check (active_slot in (0, 1)),
-  serving_side smallint constraint there_are_two_sides check (serving_side in (0, 1)),
-  filling_version bigint references two_tower.model_weights (version),
-  filled_up_to bigint not null default 0,
-  filling_checkpoint bigint,
-  restored_up_to uuid,
-  epoch integer not null default 0,
-  frozen_at timestamptz,
-  frozen_reason text,
-  learning_rate_factor real not null default 1
-    constraint learning_rate_factor_is_a_share
-      check (learning_rate_factor > 0 and learning_rate_factor <= 1),
-  constraint a_freeze_has_a_reason check ((frozen_at is null) = (frozen_reason is null))
-);
-comment on table two_tower.state is 'The pointer: which slot of live vectors serves, what is being filled, whether learning is frozen.';
-comment on column two_tower.state.serving_side is 'The side of the serving index that answers; null when there is none and all posts are scanned.';
-comment on column two_tower.state.filling_version is 'The candidate tower whose vectors are being written to the other slot; null when none.';
-comment on column two_tower.state.filled_up_to is 'The other slot is filled for posts up to this id.';
-comment on column two_tower.state.filling_checkpoint is 'The checkpoint that is being rolled back to; null when none.';
-comment on column two_tower.state.restored_up_to is 'In a rollback, users up to this id have their state of the checkpoint again.';
-comment on column two_tower.state.epoch is 'Raised by a rollback: deferred pushes of an older epoch are void.';
-comment on column two_tower.state.learning_rate_factor is 'Lowered by resume() after a freeze.';
-insert into two_tower.state default values;
-
--- Tables of a row or a few are never analysed by themselves, and guesses about them would ruin
--- plans.
-analyze two_tower.settings, two_tower.signals, two_tower.state;
-
-create function two_tower.last_uuid() returns uuid
-language sql immutable parallel safe set search_path = '' as $$
-  select 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid;
-$$;
-comment on function two_tower.last_uuid() is 'The largest id: all users are restored.';
-
-create function two_tower.switch_lock() returns bigint
-language sql immutable parallel safe set search_path = '' as 'select 2842384801';
-comment on function two_tower.switch_lock() is
-  'Key of the advisory lock between learning (shared) and a switch of slots (exclusive).';
-
 create table two_tower.base_embeddings (
   post_id bigint primary key references public.posts (id) on delete cascade,
   base_embedding extensions.vector(384),
@@ -55,17 +13,6 @@ comment on table two_tower.base_embeddings is 'What the encoder made of each pos
 comment on column two_tower.base_embeddings.request is 'Raised when the text changes, so that an encoding of the old text is not stored.';
 create index base_embeddings_to_encode_idx on two_tower.base_embeddings (requested_at, post_id)
   where base_embedding is null;
-
--- Domains, not check constraints of the tables: those are parsed anew by each statement, and
--- cost a like 20 microseconds.
-create domain two_tower.unit_vector as extensions.vector(128)
-  constraint norm_is_one check (abs(extensions.vector_norm(value) - 1) < 0.001);
-comment on domain two_tower.unit_vector is 'A vector of 128 dimensions and norm 1.';
-create domain two_tower.unit_or_zero_vector as extensions.vector(128)
-  constraint norm_is_one_or_zero check (
-    abs(extensions.vector_norm(value) - 1) < 0.001 or extensions.vector_norm(value) = 0);
-comment on domain two_tower.unit_or_zero_vector is
-  'A vector of 128 dimensions and norm 1; zero where nothing is known.';
 
 create table two_tower.live_embeddings (
   slot smallint not null,
@@ -90,16 +37,6 @@ comment on column two_tower.live_embeddings.popularity is 'Forward-decayed sum o
 comment on column two_tower.live_embeddings.moved is 'How far events about it moved the post in moved_hour: sum of their steps (settings.movement_per_hour).';
 comment on column two_tower.live_embeddings.pushed is 'How far pushes moved the post while nobody had engaged with it (settings.untouched_post_push_limit).';
 comment on column two_tower.live_embeddings.model_version is 'The candidate tower that projected it.';
-
-create function two_tower.slots_to_write() returns table (slot smallint, version bigint)
-language sql stable set search_path = '' as $$
-  select s.active_slot, two_tower.active_version('candidate_tower') from two_tower.state s
-  union all
-  select (1 - s.active_slot)::smallint, s.filling_version from two_tower.state s
-    where s.filling_version is not null;
-$$;
-comment on function two_tower.slots_to_write() is
-  'The slot that serves with its candidate tower and, while the other one is being filled, that one with its own.';
 
 create view two_tower.post_embeddings with (security_invoker = true) as
 select
@@ -198,93 +135,3 @@ end
 $$;
 comment on function two_tower.encode_user(uuid) is
   'The vector a user is served with. Contrastive: norm(base + sum of decay^age * strength * live vector). Literal: the stored one. Null for a user of whom nothing is known.';
-
--- A post's row of embeddings appears with the post; its text is encoded by a worker. Only a change
--- of the text asks for another encoding; the live vector stays until then.
-create function two_tower.request_post_encoding() returns trigger
-language plpgsql security definer set search_path = '' as $$
-begin
-  insert into two_tower.base_embeddings (post_id) select p.id from new_posts p;
-  return null;
-end
-$$;
-comment on function two_tower.request_post_encoding() is 'Definer: authors have no grant on embeddings.';
-create trigger request_post_encoding after insert on public.posts
-  referencing new table as new_posts
-    for each statement execute function two_tower.request_post_encoding();
-
-create function two_tower.follow_post_changes() returns trigger
-language plpgsql security definer set search_path = '' as $$
-declare
-  v_slots smallint[];
-begin
-  perform pg_advisory_xact_lock_shared(two_tower.switch_lock());
-  select array[active_slot, 1 - active_slot] into v_slots from two_tower.state;
-  update two_tower.base_embeddings b
-  set base_embedding = null, encoded_at = null, request = b.request + 1,
-    requested_at = two_tower.now()
-  from new_posts n join old_posts o on o.id = n.id
-  where b.post_id = n.id and n.content is distinct from o.content;
-
-  with changed as materialized (
-    select v.slot, v.post_id, n.author_id, n.created_at, n.deleted_at is not null as is_deleted
-    from new_posts n
-    join old_posts o on o.id = n.id
-    join two_tower.live_embeddings v on v.slot = any (v_slots) and v.post_id = n.id
-    where (n.author_id, n.created_at, n.deleted_at) is distinct
-      from (o.author_id, o.created_at, o.deleted_at)
-    order by v.post_id, array_position(v_slots, v.slot)
-    for no key update of v
-  )
-  update two_tower.live_embeddings v
-  set is_deleted = c.is_deleted, author_id = c.author_id, created_at = c.created_at
-  from changed c where v.slot = c.slot and v.post_id = c.post_id;
-  return null;
-end
-$$;
-comment on function two_tower.follow_post_changes() is
-  'Definer: authors have no grant on embeddings. Asks for an encoding of changed texts, and keeps what ranking reads of a post equal to it. Locks posts in the order in which learning locks them.';
-create trigger follow_post_changes after update on public.posts
-  referencing old table as old_posts new table as new_posts
-  for each statement execute function two_tower.follow_post_changes();
-
-create function two_tower.request_profile_encoding() returns trigger
-language plpgsql security definer set search_path = '' as $$
-begin
-  insert into two_tower.profile_embeddings (user_id) values (new.user_id)
-  on conflict (user_id) do update
-  set base_embedding = null, request = profile_embeddings.request + 1,
-    requested_at = two_tower.now();
-  return null;
-end
-$$;
-comment on function two_tower.request_profile_encoding() is 'Definer: users have no grant on embeddings.';
-create trigger request_profile_encoding after insert on public.profiles
-  for each row when (new.bio is not null or new.interests is not null)
-  execute function two_tower.request_profile_encoding();
-create trigger request_profile_reencoding after update of bio, interests on public.profiles
-  for each row when ((old.bio, old.interests) is distinct from (new.bio, new.interests))
-  execute function two_tower.request_profile_encoding();
-
-create function two_tower.posts_to_encode(p_limit integer default 256)
-returns table (post_id bigint, request integer, content text)
-language sql stable set search_path = '' as $$
-  select b.post_id, b.request, p.content
-  from two_tower.base_embeddings b join public.posts p on p.id = b.post_id
-  where b.base_embedding is null and p.deleted_at is null
-  order by b.requested_at, b.post_id
-  limit p_limit;
-$$;
-comment on function two_tower.posts_to_encode(integer) is 'Posts whose text waits for the encoder, oldest request first.';
-
-create function two_tower.profiles_to_encode(p_limit integer default 256)
-returns table (user_id uuid, request integer, content text)
-language sql stable set search_path = '' as $$
-  select e.user_id, e.request,
-    concat_ws('. ', nullif(p.bio, ''), array_to_string(p.interests, ', '))
-  from two_tower.profile_embeddings e join public.profiles p on p.user_id = e.user_id
-  where e.base_embedding is null
-  order by e.requested_at, e.user_id
-  limit p_limit;
-$$;
-comment on function two_tower.profiles_to_encode(integer) is 'Profiles whose text waits for the encoder.';

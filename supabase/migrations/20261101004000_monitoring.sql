@@ -1,78 +1,4 @@
--- What an operator looks at: a switch for learning, metrics over time, and one view that says
--- whether all is well.
-
-create function two_tower.freeze(p_reason text) returns void
-language plpgsql set search_path = '' as $$
-begin
-  if coalesce(trim(p_reason), '') = '' then
-    raise exception 'a freeze needs a reason' using errcode = '22023',
-      hint = 'freeze(''what happened'')';
-  end if;
-  perform pg_advisory_xact_lock(two_tower.switch_lock());
-  update two_tower.state set frozen_at = two_tower.now(), frozen_reason = p_reason
-    where frozen_at is null;
-end
-$$;
-comment on function two_tower.freeze(text) is
-  'Stops learning. Events are still recorded; what they teach waits in deferred_events. Returns when no statement is learning any more.';
-
-create function two_tower.resume(p_learning_rate_factor real default 1,
-  p_skip_frozen_events boolean default false)
-returns void language plpgsql set search_path = '' as $$
-begin
-  if p_learning_rate_factor is null or not (
-    p_learning_rate_factor > 0 and p_learning_rate_factor <= 1
-  ) then
-    raise exception 'the factor must be above 0 and at most 1' using errcode = '22023',
-      hint = 'resume(0.5) goes on at half the learning rate.';
-  elsif (select filling_checkpoint is not null from two_tower.state) then
-    raise exception 'a rollback is in progress' using errcode = '55000',
-      hint = 'Ticks finish it; then resume. two-tower rollback waits for the end.';
-  end if;
-  with skipped as (
-    delete from two_tower.deferred_events d where p_skip_frozen_events and d.reason = 'frozen'
-    returning d.event
-  )
-  insert into two_tower.unlearned_events (event_id, user_id, post_id, event_type, reason,
-    created_at)
-  select (event).id, (event).user_id, (event).post_id, (event).event_type, 'skipped',
-    (event).created_at
-  from skipped;
-  update two_tower.state
-    set frozen_at = null, frozen_reason = null, learning_rate_factor = p_learning_rate_factor;
-end
-$$;
-comment on function two_tower.resume(real, boolean) is
-  'Learning goes on, at a factor of its rate. The events of the freeze are learned by the next ticks, in order, or skipped: they stay recorded.';
-
-create table two_tower.alerts (
-  id bigint generated always as identity primary key,
-  kind text not null,
-  subject text not null default '',
-  message text not null,
-  details jsonb not null default '{}',
-  occurrences bigint not null default 1,
-  opened_at timestamptz not null default two_tower.now(),
-  last_seen_at timestamptz not null default two_tower.now(),
-  closed_at timestamptz
-);
-comment on table two_tower.alerts is 'What an operator should look at. One open alert per kind and subject; closing it lets the next occurrence open another.';
-comment on column two_tower.alerts.subject is 'What it is about, within its kind: a post, a metric, a version.';
-comment on column two_tower.alerts.occurrences is 'How often it was raised since it was opened.';
-create unique index one_open_alert_per_kind_and_subject on two_tower.alerts (kind, subject)
-  where closed_at is null;
-
-create function two_tower.open_alert(p_kind text, p_subject text, p_message text,
-  p_details jsonb default '{}')
-returns void language sql set search_path = '' as $$
-  insert into two_tower.alerts as a (kind, subject, message, details)
-  values (p_kind, p_subject, p_message, p_details)
-  on conflict (kind, subject) where closed_at is null do update set
-    message = excluded.message, details = a.details || excluded.details,
-    occurrences = a.occurrences + 1,
-    last_seen_at = excluded.last_seen_at;
-$$;
-comment on function two_tower.open_alert(text, text, text, jsonb) is 'Opens an alert, or counts one more occurrence of the one that is open.';
+-- What an operator looks at: metrics over time, and one view that says whether all is well.
 
 create table two_tower.metrics (
   name text not null,
@@ -176,6 +102,28 @@ language sql stable set search_path = '' as $$
 $$;
 comment on function two_tower.measure_metrics() is 'The metrics as they are now. Null where there is nothing to measure.';
 
+create view two_tower.health with (security_invoker = true) as
+select
+  t.name, m.value, t.unit, t.target_low, t.target_high, t.alert_low, t.alert_high,
+  two_tower.state_of(t, m.value) as state,
+  m.measured_at, t.description
+from two_tower.metric_targets as t
+left join lateral (
+  select x.value, x.measured_at from two_tower.metrics as x where x.name = t.name
+    order by x.measured_at desc limit 1
+) as m on true
+union all
+select
+  'pgvector', null, 'version', null, null, null, null,
+  case
+    when (string_to_array(x.extversion, '.')::integer [])[1:3] < array[0, 8, 4] then 'warning'
+      else 'ok'
+  end,
+  pg_catalog.now(), 'pgvector ' || x.extversion ||
+    ': before 0.8.4 an HNSW index can be damaged by concurrent insert and vacuum.'
+from pg_catalog.pg_extension as x where x.extname = 'vector';
+comment on view two_tower.health is 'The latest value of each metric against its target and alert range, and what to know about this installation.';
+
 create function two_tower.raise_alerts() returns void
 language plpgsql set search_path = '' as $$
 declare
@@ -211,28 +159,6 @@ begin
 end
 $$;
 comment on function two_tower.record_metrics() is 'Stores the metrics, raises alerts, and forgets some metrics older than 30 days.';
-
-create view two_tower.health with (security_invoker = true) as
-select
-  t.name, m.value, t.unit, t.target_low, t.target_high, t.alert_low, t.alert_high,
-  two_tower.state_of(t, m.value) as state,
-  m.measured_at, t.description
-from two_tower.metric_targets as t
-left join lateral (
-  select x.value, x.measured_at from two_tower.metrics as x where x.name = t.name
-    order by x.measured_at desc limit 1
-) as m on true
-union all
-select
-  'pgvector', null, 'version', null, null, null, null,
-  case
-    when (string_to_array(x.extversion, '.')::integer [])[1:3] < array[0, 8, 4] then 'warning'
-      else 'ok'
-  end,
-  pg_catalog.now(), 'pgvector ' || x.extversion ||
-    ': before 0.8.4 an HNSW index can be damaged by concurrent insert and vacuum.'
-from pg_catalog.pg_extension as x where x.extname = 'vector';
-comment on view two_tower.health is 'The latest value of each metric against its target and alert range, and what to know about this installation.';
 
 create view two_tower.overview with (security_invoker = true) as
 select

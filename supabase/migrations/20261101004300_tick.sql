@@ -1,7 +1,51 @@
 -- The heartbeat. One call does what is due in bounded steps; pg_cron makes it where it exists, else
 -- the workers do.
 
-insert into two_tower.cursors (name) values ('tick');
+create function two_tower.is_due(p_schedule two_tower.schedules) returns boolean
+language sql stable set search_path = '' as $$
+  select p_schedule.is_enabled
+    and not exists (select from two_tower.jobs j
+                    where j.kind = p_schedule.kind and j.state in ('pending', 'running'))
+    and case
+      when p_schedule.every is not null then
+        coalesce(p_schedule.last_run_at + p_schedule.every <= two_tower.now(), true)
+      else
+        (select filling_version is null from two_tower.state)
+        and (select count(*) from (
+               select from public.engagement_events e
+               where e.id > p_schedule.last_event_id
+                 and e.event_type in (select event_type from two_tower.signals where strength <> 0)
+               limit p_schedule.every_events) as new_events) >= p_schedule.every_events
+    end;
+$$;
+comment on function two_tower.is_due(two_tower.schedules) is
+  'Whether a schedule should run now: not while its last job waits or runs, and the candidate tower not while an accepted version is being put in place. Counts engagements where they are, so that no counter row slows down their writers.';
+
+create function two_tower.start_due_schedules() returns text[]
+language plpgsql set search_path = '' as $$
+declare
+  v_schedule two_tower.schedules;
+  v_started text[] := '{}';
+begin
+  for v_schedule in select * from two_tower.schedules where is_enabled
+    order by kind for update skip locked loop
+    continue when not two_tower.is_due(v_schedule);
+    update two_tower.schedules set
+      last_run_at = two_tower.now(),
+      last_event_id = coalesce((select max(e.id) from public.engagement_events e), last_event_id)
+    where kind = v_schedule.kind;
+    if v_schedule.runs_in = 'worker' then
+      perform two_tower.enqueue_job(v_schedule.kind);
+    else
+      execute format('select two_tower.%I()', v_schedule.kind);
+    end if;
+    v_started := v_started || v_schedule.kind;
+  end loop;
+  return v_started;
+end
+$$;
+comment on function two_tower.start_due_schedules() is
+  'Starts what is due: enqueues a job for the workers, or runs a bounded function here. Returns the kinds.';
 
 -- Learning locks users before posts, and posts in order of id. Two such steps in one transaction
 -- would break that order, so a tick takes one step: the next, in turn, that has something to do.

@@ -147,33 +147,6 @@ $$;
 comment on function two_tower.judge_candidate_tower(bigint) is
   'Judges a candidate tower on the held-out positives in which a post takes part that it would place: one that nobody had engaged with at t0. Returns whether it was accepted.';
 
-create function two_tower.class_of(p_engagements integer) returns text
-language sql stable set search_path = '' as $$
-  select case when p_engagements < s.cold_until then 'cold' else 'warm' end
-  from two_tower.settings s;
-$$;
-comment on function two_tower.class_of(integer) is 'The class of a user, for which the gate chooses a weight of b: cold, until settings.cold_until engagements, or warm.';
-
-create function two_tower.base_of(p_user_id uuid, p_tower extensions.vector, p_weight real,
-  out embedding extensions.vector, out weight real, out source two_tower.base_source)
-language plpgsql stable set search_path = '' as $$
-begin
-  if p_weight > 0 and extensions.vector_norm(p_tower) > 0 then
-    embedding := p_tower;
-    weight := p_weight;
-    source := 'user_tower';
-    return;
-  end if;
-  select two_tower.candidate_tower(p.base_embedding) into embedding
-  from two_tower.profile_embeddings p where p.user_id = p_user_id;
-  weight := case when embedding is null then 0
-    else (select profile_weight from two_tower.settings) end;
-  source := case when embedding is not null then 'profile' end;
-end
-$$;
-comment on function two_tower.base_of(uuid, extensions.vector, real) is
-  'A user''s base vector b and its weight: the user tower''s, where it has one and helps; else the profile''s; else none.';
-
 -- Each event with the part of the user's vector that no version changes: the sum over the
 -- engagements before it, as encode_user() forms it.
 create function two_tower.held_out_users(p_from bigint)
@@ -230,15 +203,6 @@ language sql stable set search_path = '' as $$
 $$;
 comment on function two_tower.held_out_users(bigint) is
   'The positives from t0 on with the class that the user had at t0, the sum over the engagements until the event, and post and negatives as they stood.';
-
-create function two_tower.scaled(p_vector extensions.vector, p_factor real)
-returns extensions.vector language plpgsql immutable set search_path = '' as $$
-begin
-  return case when p_vector is null then array_fill(0::real, array[128])::extensions.vector
-    else array_fill(p_factor, array[128])::extensions.vector operator(extensions.*) p_vector end;
-end
-$$;
-comment on function two_tower.scaled(extensions.vector, real) is 'factor * vector(128); zero for null.';
 
 -- The rank of each held-out positive for each weight that the gate may choose, and as it is served
 -- now (weight null).

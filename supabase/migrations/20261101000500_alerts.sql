@@ -1,0 +1,30 @@
+-- What went wrong, or looks as if it did, for an operator to look at. Any file may open an alert.
+
+create table two_tower.alerts (
+  id bigint generated always as identity primary key,
+  kind text not null,
+  subject text not null default '',
+  message text not null,
+  details jsonb not null default '{}',
+  occurrences bigint not null default 1,
+  opened_at timestamptz not null default two_tower.now(),
+  last_seen_at timestamptz not null default two_tower.now(),
+  closed_at timestamptz
+);
+comment on table two_tower.alerts is 'What an operator should look at. One open alert per kind and subject; closing it lets the next occurrence open another.';
+comment on column two_tower.alerts.subject is 'What it is about, within its kind: a post, a metric, a version.';
+comment on column two_tower.alerts.occurrences is 'How often it was raised since it was opened.';
+create unique index one_open_alert_per_kind_and_subject on two_tower.alerts (kind, subject)
+  where closed_at is null;
+
+create function two_tower.open_alert(p_kind text, p_subject text, p_message text,
+  p_details jsonb default '{}')
+returns void language sql set search_path = '' as $$
+  insert into two_tower.alerts as a (kind, subject, message, details)
+  values (p_kind, p_subject, p_message, p_details)
+  on conflict (kind, subject) where closed_at is null do update set
+    message = excluded.message, details = a.details || excluded.details,
+    occurrences = a.occurrences + 1,
+    last_seen_at = excluded.last_seen_at;
+$$;
+comment on function two_tower.open_alert(text, text, text, jsonb) is 'Opens an alert, or counts one more occurrence of the one that is open.';

@@ -1,0 +1,62 @@
+-- Training data, which is also the ledger of what was learned. A positive and its negatives share
+-- a user, a moment and a user vector, so they are stored as one wide row; training_pairs shows them
+-- as the pairs that they are. Partitioned by week and dropped by age, which bounds both.
+
+create table two_tower.training_examples (
+  event_id bigint not null,
+  user_id uuid not null,
+  post_id bigint not null,
+  event_type text not null,
+  label boolean,
+  user_emb extensions.halfvec(128) not null,
+  post_emb extensions.halfvec(128) not null,
+  step real not null,
+  negative_ids bigint[] not null default '{}',
+  negative_embs extensions.halfvec[] not null default '{}',
+  viewed_negatives smallint not null default 0,
+  pushed_ids bigint[] not null default '{}',
+  push_factors real[] not null default '{}',
+  created_at timestamptz not null,
+  is_withdrawn boolean not null default false,
+  primary key (user_id, post_id, event_id, created_at)
+) partition by range (created_at);
+comment on table two_tower.training_examples is
+  'One row per learned event: both vectors as they stood before it, the negatives drawn for it, and each step that it made. Read it as training_pairs; an undo reads it as a ledger.';
+comment on column two_tower.training_examples.label is 'True for a positive pair, false for a negative one; null for an event that moved vectors and makes no pair, such as a click.';
+comment on column two_tower.training_examples.step is 'Factor of user_emb that was added to the post: what a withdrawal takes back.';
+comment on column two_tower.training_examples.pushed_ids is 'Posts pushed away by this event, each by its push_factor times user_emb.';
+comment on column two_tower.training_examples.viewed_negatives is 'So many of the first negatives were viewed and not engaged with; the others are random recent posts.';
+-- A row of eight half-precision negatives is kept whole: vectors do not compress, and a second
+-- table for them would cost more than all else that a like writes.
+select two_tower.partition_by_time('two_tower.training_examples', '7 days',
+  'training_examples_kept_for', 'toast_tuple_target = 8160');
+
+create view two_tower.training_pairs with (security_invoker = true) as
+select
+  x.event_id, x.user_id, x.post_id, x.user_emb, x.post_emb, x.label,
+  case when x.label then 'event' else 'explicit' end as source,
+  x.event_type, x.created_at
+from two_tower.training_examples as x
+join two_tower.signals as s on s.event_type = x.event_type
+where exists (
+  select from two_tower.user_posts as u
+  where u.user_id = x.user_id and u.post_id = x.post_id and u.signals & s.bit <> 0
+) and not x.is_withdrawn and x.label is not null
+union all
+select
+  x.event_id, x.user_id, n.post_id, x.user_emb, n.post_emb, false as label,
+  case when n.place <= x.viewed_negatives then 'viewed' else 'random' end as source,
+  x.event_type, x.created_at
+from two_tower.training_examples as x
+join two_tower.signals as s on s.event_type = x.event_type
+cross join lateral unnest(x.negative_ids, x.negative_embs) with ordinality as n (post_id, post_emb,
+  place)
+where exists (
+  select from two_tower.user_posts as u
+  where u.user_id = x.user_id and u.post_id = x.post_id and u.signals & s.bit <> 0
+) and not x.is_withdrawn and not exists (
+  select from two_tower.user_posts as u
+  where u.user_id = x.user_id and u.post_id = n.post_id and u.is_engaged
+);
+comment on view two_tower.training_pairs is
+  'The pairs to train on: label true for a positive event; label false with source viewed or random (drawn for a positive) or explicit (a negative event). A withdrawn signal, and a negative that the user engaged with since, are not in it.';

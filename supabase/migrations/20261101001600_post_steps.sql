@@ -1,0 +1,73 @@
+-- How learning moves a post: at once, or by a row of a queue that is folded in later.
+
+-- Steps of posts that wait, one row per event: the pushes on its negatives always, so that no like
+-- waits for the rows of other posts; its step on its own post when another session held that row,
+-- so that no like waits for another like. The transaction that applies a row deletes it: applied
+-- exactly once, whatever happens.
+create table two_tower.deferred_pushes (
+  id bigint generated always as identity primary key,
+  event_id bigint not null,
+  epoch integer not null,
+  user_vector extensions.vector(128) not null,
+  post_ids bigint[] not null,
+  factors real[] not null,
+  post_id bigint,
+  step real not null default 0,
+  engagements integer not null default 0,
+  popularity double precision not null default 0,
+  created_at timestamptz not null
+);
+comment on table two_tower.deferred_pushes is 'Steps that wait to be folded into live vectors: p = norm(p - factor * user_vector) for each of post_ids, and p = norm(p + step * user_vector) for post_id.';
+comment on column two_tower.deferred_pushes.epoch is 'state.epoch when it was made: void when a rollback has raised it since.';
+comment on column two_tower.deferred_pushes.post_id is 'The post that the event was about, if its row was held by another session; else null.';
+comment on column two_tower.deferred_pushes.engagements is 'What the event adds to the post''s engagement_count: 1 when learned, -1 when withdrawn.';
+
+create type two_tower.post_step as (
+  direction extensions.vector, step real, engagements integer, popularity double precision,
+  created_at timestamptz
+);
+comment on type two_tower.post_step is 'p = norm(p + step * direction). engagements: 1 for an event about the post, -1 for one withdrawn, 0 for a push.';
+
+-- The only place where learning moves a post. Two bounds, so that no crowd decides alone where a
+-- post stands: events about it move it by at most so much per hour, and pushes move one that nobody
+-- has engaged with by at most so much at all.
+create function two_tower.move_post(p_post two_tower.live_embeddings,
+  p_steps two_tower.post_step[], p_settings two_tower.settings)
+returns two_tower.live_embeddings language plpgsql set search_path = '' as $$
+declare
+  v_step two_tower.post_step;
+  v_hour timestamptz;
+  v_left real;
+begin
+  foreach v_step in array p_steps loop
+    if v_step.engagements <> 0 then
+      v_hour := date_trunc('hour', v_step.created_at, 'UTC');
+      if p_post.moved_hour is distinct from v_hour then
+        p_post.moved_hour := v_hour;
+        p_post.moved := 0;
+      end if;
+      v_left := greatest(0, p_settings.movement_per_hour - p_post.moved);
+      if abs(v_step.step) > v_left then
+        if v_left > 0 then
+          perform two_tower.open_alert('post_moved_in_concert', p_post.post_id::text, format(
+            'Events moved post %s by the most that one hour allows (settings.movement_per_hour); what more they teach of it this hour is not learned.',
+            p_post.post_id), jsonb_build_object('hour', v_hour));
+        end if;
+        v_step.step := sign(v_step.step) * v_left;
+      end if;
+      p_post.moved := p_post.moved + abs(v_step.step);
+      p_post.engagement_count := p_post.engagement_count + v_step.engagements;
+      p_post.popularity := greatest(0, p_post.popularity + v_step.popularity);
+      p_post.is_pretrained := false;
+    elsif p_post.is_pretrained then
+      v_left := greatest(0, p_settings.untouched_post_push_limit - p_post.pushed);
+      v_step.step := greatest(v_step.step, -v_left);
+      p_post.pushed := p_post.pushed - v_step.step;
+    end if;
+    p_post.embedding := two_tower.move(p_post.embedding, v_step.step, v_step.direction);
+  end loop;
+  return p_post;
+end
+$$;
+comment on function two_tower.move_post(two_tower.live_embeddings, two_tower.post_step[], two_tower.settings) is
+  'A post after steps, one after the other. Opens an alert when events reach the bound of the hour.';

@@ -1,0 +1,102 @@
+-- The rows that a statement learns into: users, then posts, each in order of id.
+
+create function two_tower.refuse_unknown_user(p_user_id uuid) returns void
+language plpgsql set search_path = '' as $$
+begin
+  if not exists (select from auth.users a where a.id = p_user_id) then
+    raise exception 'user % does not exist', p_user_id using errcode = 'foreign_key_violation',
+      hint = 'Users are rows of auth.users. Nothing of this statement was stored.';
+  end if;
+end
+$$;
+comment on function two_tower.refuse_unknown_user(uuid) is 'Raises 23503 for a user who is no row of auth.users.';
+
+create function two_tower.refuse_unknown_post(p_post_id bigint) returns void
+language plpgsql set search_path = '' as $$
+begin
+  if not exists (select from public.posts p where p.id = p_post_id) then
+    raise exception 'post % does not exist', p_post_id using errcode = 'foreign_key_violation',
+      hint = 'Insert the post before its engagements. Nothing of this statement was stored.';
+  end if;
+end
+$$;
+comment on function two_tower.refuse_unknown_post(bigint) is 'Raises 23503 for a post that does not exist.';
+
+create function two_tower.lock_users(p_user_ids uuid[]) returns two_tower.user_embeddings[]
+language plpgsql set search_path = '' as $$
+declare
+  v_id uuid;
+  v_user two_tower.user_embeddings;
+  v_users two_tower.user_embeddings[];
+begin
+  foreach v_id in array p_user_ids loop
+    loop
+      select * into v_user from two_tower.user_embeddings u where u.user_id = v_id
+      for no key update;
+      exit when found;
+      perform two_tower.refuse_unknown_user(v_id);
+      insert into two_tower.user_embeddings (user_id) values (v_id) on conflict do nothing;
+    end loop;
+    v_users := v_users || v_user;
+  end loop;
+  return v_users;
+end
+$$;
+comment on function two_tower.lock_users(uuid[]) is 'Locks the users'' rows in the order given, which is that of their ids, and returns them. Makes the row of a new user in its turn, since it too is a lock; raises 23503 for an unknown one.';
+
+create function two_tower.lock_posts(p_slot smallint, p_post_ids bigint[],
+  out posts two_tower.live_embeddings[], out held_ids bigint[])
+language plpgsql set search_path = '' as $$
+begin
+  posts := array(
+    select v from two_tower.live_embeddings v
+    where v.slot = p_slot and v.post_id = any (p_post_ids)
+    order by v.post_id for no key update skip locked);
+  held_ids := p_post_ids;
+  if cardinality(posts) < cardinality(p_post_ids) then
+    held_ids := array(select p.post_id from unnest(posts) p);
+    posts := array(
+      select v
+      from unnest(p_post_ids) with ordinality as i (post_id, place)
+        left join two_tower.live_embeddings v on v.slot = p_slot and v.post_id = i.post_id
+      order by i.place);
+  end if;
+end
+$$;
+comment on function two_tower.lock_posts(smallint, bigint[]) is
+  'Locks the posts'' rows in the order of their ids, which is the order given, and returns them: null for a post without a live vector. A row that another session holds is not waited for: it is returned as it stands, and not among held_ids.';
+
+create function two_tower.load_pairs(p_lessons two_tower.lesson[]) returns two_tower.user_posts[]
+language plpgsql set search_path = '' as $$
+declare
+  v_lesson two_tower.lesson;
+  v_pair two_tower.user_posts;
+  v_pairs two_tower.user_posts[];
+begin
+  foreach v_lesson in array p_lessons loop
+    v_pair := null;
+    if v_lesson.pair = coalesce(cardinality(v_pairs), 0) + 1 then
+      select * into v_pair from two_tower.user_posts u
+      where u.user_id = v_lesson.user_id and u.post_id = v_lesson.post_id;
+      if not found then
+        v_pair := row(v_lesson.user_id, v_lesson.post_id, 0, false, false, v_lesson.created_at,
+          v_lesson.created_at);
+      end if;
+    end if;
+    v_pairs := v_pairs || v_pair;
+  end loop;
+  return v_pairs;
+end
+$$;
+comment on function two_tower.load_pairs(two_tower.lesson[]) is
+  'What the users did with the posts so far, at the place of the first lesson about it; null at the others. A look-up each, so that only one partition is opened.';
+
+create function two_tower.find(p_post_id bigint, p_post_ids bigint[]) returns integer
+language plpgsql immutable set search_path = '' as $$
+declare
+  v_place integer := width_bucket(p_post_id, p_post_ids);
+begin
+  return case when v_place > 0 and p_post_ids[v_place] = p_post_id then v_place end;
+end
+$$;
+comment on function two_tower.find(bigint, bigint[]) is 'The place of an id in a sorted array, null if it is not there. A binary search.';

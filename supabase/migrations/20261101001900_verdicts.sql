@@ -1,0 +1,157 @@
+-- What becomes of each event, and what it leaves behind whether it is learned or not.
+
+create function two_tower.verdict_without_post(p_lesson two_tower.lesson) returns text
+language plpgsql set search_path = '' as $$
+begin
+  perform two_tower.refuse_unknown_post(p_lesson.post_id);
+  return case
+    when p_lesson.strength = 0 and p_lesson.withdrawn is null then 'seen'
+    when (select p.deleted_at is null from public.posts p where p.id = p_lesson.post_id)
+      then 'defer'
+    else 'post_deleted' end;
+end
+$$;
+comment on function two_tower.verdict_without_post(two_tower.lesson) is
+  'The verdict on an event about a post that has no live vector. Raises 23503 where there is no such post.';
+
+create function two_tower.has_events_waiting(p_post_id bigint) returns boolean
+language plpgsql set search_path = '' as $$
+begin
+  return exists (select from two_tower.deferred_events d where d.post_id = p_post_id);
+end
+$$;
+comment on function two_tower.has_events_waiting(bigint) is 'Whether earlier events about a post wait to be learned.';
+
+-- The verdict on each event, in order, against what the user did before. What the user did is
+-- recorded whatever the verdict is; a bit of user_posts.signals is set only by what is learned, so
+-- that it is learned once.
+create function two_tower.decide(
+  inout p_lessons two_tower.lesson[], inout p_pairs two_tower.user_posts[],
+  inout p_users two_tower.user_embeddings[], p_user_ids uuid[],
+  p_posts two_tower.live_embeddings[], p_post_ids bigint[],
+  p_settings two_tower.settings, p_is_frozen boolean, p_is_deferred boolean,
+  out teaches boolean
+) language plpgsql set search_path = '' as $$
+declare
+  v_lesson two_tower.lesson;
+  v_pair two_tower.user_posts;
+  v_user two_tower.user_embeddings;
+  v_post two_tower.live_embeddings;
+  v_user_index integer;
+  v_minute timestamptz;
+begin
+  teaches := false;
+  for v_place in 1..cardinality(p_lessons) loop
+    v_lesson := p_lessons[v_place];
+    v_pair := p_pairs[v_lesson.pair];
+    v_user_index := width_bucket(v_lesson.user_id, p_user_ids);
+    v_user := p_users[v_user_index];
+    v_post := p_posts[width_bucket(v_lesson.post_id, p_post_ids)];
+    v_minute := date_bin('1 minute', v_lesson.created_at, 'epoch');
+    v_lesson.verdict := case
+      when v_post.post_id is null then two_tower.verdict_without_post(v_lesson)
+      when v_lesson.strength = 0 and v_lesson.withdrawn is null then 'seen'
+      when v_post.is_deleted and v_lesson.withdrawn is null then 'post_deleted'
+      when p_is_frozen or not p_is_deferred and two_tower.has_events_waiting(v_lesson.post_id)
+        then 'defer'
+      when v_pair.signals & v_lesson.withdrawn_bit = 0 then 'nothing_to_withdraw'
+      when v_lesson.withdrawn is not null then 'withdraw'
+      when v_pair.signals & v_lesson.bit <> 0 then 'repeated'
+      when v_user.minute = v_minute
+        and v_user.minute_count >= p_settings.learned_events_per_minute then 'rate_limited'
+      else 'learn' end;
+
+    v_pair.signals := case
+      when v_lesson.verdict in ('learn', 'seen') then v_pair.signals | v_lesson.bit
+      when v_lesson.verdict = 'withdraw' then v_pair.signals & ~v_lesson.withdrawn_bit
+      else v_pair.signals end;
+    if v_lesson.verdict in ('learn', 'withdraw') then
+      teaches := true;
+      v_user.minute_count := (v_lesson.verdict = 'learn')::integer
+        + case when v_user.minute = v_minute then v_user.minute_count else 0 end;
+      v_user.minute := v_minute;
+      p_users[v_user_index] := v_user;
+    end if;
+    if v_lesson.strength > 0 then
+      v_pair.is_engaged := true;
+    elsif v_lesson.verdict in ('withdraw', 'nothing_to_withdraw', 'post_deleted') then
+      v_pair.is_engaged := exists (select from two_tower.signals g
+        where g.strength > 0 and v_pair.signals & g.bit <> 0);
+    end if;
+    v_pair.is_hidden := v_pair.is_hidden or v_lesson.event_type in ('hide', 'not_interested');
+    v_pair.first_seen_at := least(v_pair.first_seen_at, v_lesson.created_at);
+    v_pair.last_event_at := greatest(v_pair.last_event_at, v_lesson.created_at);
+    p_pairs[v_lesson.pair] := v_pair;
+    p_lessons[v_place] := v_lesson;
+  end loop;
+end
+$$;
+comment on function two_tower.decide(two_tower.lesson[], two_tower.user_posts[], two_tower.user_embeddings[], uuid[], two_tower.live_embeddings[], bigint[], two_tower.settings, boolean, boolean) is
+  'Fills in the verdicts, and what the users did with the posts; teaches: whether any event is learned or withdrawn. Waits for a post that is not encoded, or has earlier events waiting, and for the end of a freeze. Raises 23503 for an unknown post.';
+
+create function two_tower.record_views(p_lessons two_tower.lesson[]) returns void
+language plpgsql set search_path = '' as $$
+declare
+  v_lesson two_tower.lesson;
+begin
+  foreach v_lesson in array p_lessons loop
+    perform two_tower.refuse_unknown_post(v_lesson.post_id);
+    perform two_tower.refuse_unknown_user(v_lesson.user_id);
+  end loop;
+  insert into two_tower.user_posts as u (user_id, post_id, signals, first_seen_at, last_event_at)
+  select l.user_id, l.post_id, bit_or(l.bit), min(l.created_at), max(l.created_at)
+  from unnest(p_lessons) l group by l.user_id, l.post_id order by l.user_id, l.post_id
+  on conflict (user_id, post_id) do update set
+    signals = u.signals | excluded.signals,
+    first_seen_at = least(u.first_seen_at, excluded.first_seen_at),
+    last_event_at = greatest(u.last_event_at, excluded.last_event_at);
+end
+$$;
+comment on function two_tower.record_views(two_tower.lesson[]) is
+  'What impressions leave behind. Needs no lock of the user: it only adds the bit of a view, which no decision takes away.';
+
+create function two_tower.record_decisions(p_lessons two_tower.lesson[],
+  p_pairs two_tower.user_posts[], p_is_frozen boolean, p_is_deferred boolean)
+returns void language plpgsql set search_path = '' as $$
+declare
+  v_lesson two_tower.lesson;
+  v_blocks boolean := false;
+  v_leaves_rows boolean := false;
+begin
+  foreach v_lesson in array p_lessons loop
+    v_blocks := v_blocks or v_lesson.blocks_author;
+    v_leaves_rows := v_leaves_rows or v_lesson.verdict not in ('learn', 'withdraw', 'seen');
+  end loop;
+  insert into two_tower.user_posts as u
+  select * from unnest(p_pairs) p where p.user_id is not null order by p.user_id, p.post_id
+  on conflict (user_id, post_id) do update set
+    signals = excluded.signals | (u.signals & 1),
+    is_engaged = excluded.is_engaged, is_hidden = u.is_hidden or excluded.is_hidden,
+    first_seen_at = least(u.first_seen_at, excluded.first_seen_at),
+    last_event_at = greatest(u.last_event_at, excluded.last_event_at);
+  if v_blocks and not p_is_deferred then
+    insert into public.author_blocks (user_id, author_id, kind, created_at)
+    select distinct on (l.user_id, p.author_id) l.user_id, p.author_id, l.event_type, l.created_at
+    from unnest(p_lessons) l join public.posts p on p.id = l.post_id
+    where l.blocks_author and p.author_id <> l.user_id
+    order by l.user_id, p.author_id, l.event_id desc
+    on conflict (user_id, author_id) do update set kind = excluded.kind
+    where author_blocks.kind = 'mute_author' and excluded.kind = 'block_author';
+  end if;
+  if v_leaves_rows then
+    insert into two_tower.deferred_events (event_id, event, user_id, post_id, reason)
+    select l.event_id,
+           row(l.event_id, l.user_id, l.post_id, l.event_type, l.dwell_ms, l.client_event_id,
+             l.created_at)::public.engagement_events,
+           l.user_id, l.post_id,
+           case when p_is_frozen then 'frozen' else 'post_not_encoded' end
+    from unnest(p_lessons) l where l.verdict = 'defer';
+    insert into two_tower.unlearned_events
+      (event_id, user_id, post_id, event_type, reason, created_at)
+    select l.event_id, l.user_id, l.post_id, l.event_type, l.verdict, l.created_at
+    from unnest(p_lessons) l where l.verdict not in ('learn', 'withdraw', 'seen', 'defer');
+  end if;
+end
+$$;
+comment on function two_tower.record_decisions(two_tower.lesson[], two_tower.user_posts[], boolean, boolean) is
+  'Stores what the users did, whom they block, and what is not learned now or ever. The users are locked, so all bits but 1, that of a view, are as decide() read them.';

@@ -1,0 +1,322 @@
+-- The events of a statement applied, one after the other, and the trigger that begins it all.
+
+-- One event learned: the user after it, and its steps. What it teaches the towers is stored.
+create function two_tower.learn_lesson(
+  p_lesson two_tower.lesson, p_settings two_tower.settings, p_state two_tower.state,
+  p_drawn two_tower.drawn_posts, p_post extensions.vector, inout p_user two_tower.user_embeddings,
+  out steps two_tower.deferred_pushes
+) language plpgsql set search_path = '' as $$
+declare
+  v_before extensions.vector := p_user.embedding;
+  v_strength real := p_lesson.strength
+    * case when p_lesson.strength < 0 then p_settings.negative_strength_factor else 1 end;
+  v_popularity double precision := case when p_lesson.strength > 0
+    then two_tower.popularity_of(p_lesson.strength, p_lesson.created_at,
+      p_settings.popularity_half_life) else 0 end;
+  v_step real;
+  v_pushed record;
+  v_factors real[] := '{}';
+begin
+  p_user.engaged_sum :=
+    (array_fill(p_settings.history_decay, array[128])::extensions.vector
+     operator(extensions.*) p_user.engaged_sum) operator(extensions.+)
+    (array_fill(v_strength, array[128])::extensions.vector operator(extensions.*) p_post);
+  if p_settings.learning_rule = 'contrastive' then
+    v_step := v_strength * p_settings.contrastive_learning_rate * p_state.learning_rate_factor;
+    if p_drawn.pushed_ids <> '{}' then
+      v_pushed := two_tower.step_contrastive(v_step, p_settings.temperature, v_before, p_post,
+        p_drawn.pushed_weights);
+      v_step := v_pushed.step;
+      v_factors := v_pushed.push_factors;
+    end if;
+    p_user.embedding := two_tower.renorm_user(p_user);
+  else
+    v_step := p_lesson.strength * p_settings.literal_learning_rate * p_state.learning_rate_factor;
+    p_user.embedding := two_tower.step_literal(p_lesson.strength, p_settings.literal_maximum_alpha,
+      p_user.engagement_count, v_before, p_post);
+  end if;
+  steps := row(null, p_lesson.event_id, p_state.epoch, v_before,
+    coalesce(p_drawn.pushed_ids, '{}'), v_factors, p_lesson.post_id, v_step, 1, v_popularity,
+    p_lesson.created_at);
+  insert into two_tower.training_examples values (
+    p_lesson.event_id, p_lesson.user_id, p_lesson.post_id, p_lesson.signal, p_lesson.label,
+    v_before, p_post, v_step, coalesce(p_drawn.negative_ids, '{}'),
+    coalesce(p_drawn.negative_embs, '{}'), coalesce(p_drawn.viewed, 0), steps.post_ids, v_factors,
+    p_lesson.created_at, false);
+
+  p_user.engagement_count := p_user.engagement_count + 1;
+  p_user.recent_post_ids := (p_user.recent_post_ids || p_lesson.post_id)
+    [greatest(1, cardinality(p_user.recent_post_ids) + 2 - p_settings.history_length):];
+  p_user.recent_strengths := (p_user.recent_strengths || v_strength)
+    [greatest(1, cardinality(p_user.recent_strengths) + 2 - p_settings.history_length):];
+  p_user.updated_at := p_lesson.created_at;
+end
+$$;
+comment on function two_tower.learn_lesson(two_tower.lesson, two_tower.settings, two_tower.state, two_tower.drawn_posts, extensions.vector, two_tower.user_embeddings) is
+  'What one event teaches: the user after it, the steps of posts, and its row of training data, which is stored.';
+
+-- The opposite of a learned step, for unlike and unrepost. p_example is what was recorded then;
+-- without it (its partition was dropped) the vectors of today have to do, and the post stays.
+create function two_tower.withdraw_lesson(
+  p_lesson two_tower.lesson, p_settings two_tower.settings, p_state two_tower.state,
+  p_example two_tower.training_examples, p_post extensions.vector,
+  inout p_user two_tower.user_embeddings, out steps two_tower.deferred_pushes
+) language plpgsql set search_path = '' as $$
+declare
+  v_strength real := p_lesson.withdrawn_strength;
+  v_taught extensions.vector := coalesce(p_example.post_emb::extensions.vector, p_post);
+  v_length integer := cardinality(p_user.recent_post_ids);
+  v_place integer;
+begin
+  steps := row(null, p_lesson.event_id, p_state.epoch,
+    coalesce(p_example.user_emb::extensions.vector, p_user.embedding), '{}', '{}',
+    p_lesson.post_id, -coalesce(p_example.step, 0), -1,
+    -case when p_example.event_id is null then 0 else two_tower.popularity_of(v_strength,
+      p_example.created_at, p_settings.popularity_half_life) end, p_lesson.created_at);
+  p_user.engagement_count := p_user.engagement_count - 1;
+
+  select max(k) into v_place from generate_subscripts(p_user.recent_post_ids, 1) as k
+  where p_user.recent_post_ids[k] = p_lesson.post_id and p_user.recent_strengths[k] = v_strength;
+  if v_place is not null then
+    p_user.engaged_sum := p_user.engaged_sum operator(extensions.-)
+      (array_fill((v_strength * greatest(1e-30, p_settings.history_decay ^ (v_length - v_place)))::real,
+         array[128])::extensions.vector operator(extensions.*) v_taught);
+    p_user.recent_post_ids :=
+      p_user.recent_post_ids[:v_place - 1] || p_user.recent_post_ids[v_place + 1:];
+    p_user.recent_strengths :=
+      p_user.recent_strengths[:v_place - 1] || p_user.recent_strengths[v_place + 1:];
+  end if;
+  if p_user.recent_post_ids = '{}' then
+    p_user.engaged_sum := array_fill(0::real, array[128])::extensions.vector;
+  end if;
+  p_user.embedding := case
+    when p_settings.learning_rule = 'contrastive' then two_tower.renorm_user(p_user)
+    when p_user.recent_post_ids = '{}' then p_user.engaged_sum
+    else two_tower.move(p_user.embedding, (-v_strength * least(p_settings.literal_maximum_alpha,
+      1.0 / (p_user.engagement_count + 1)))::real, v_taught) end;
+end
+$$;
+comment on function two_tower.withdraw_lesson(two_tower.lesson, two_tower.settings, two_tower.state, two_tower.training_examples, extensions.vector, two_tower.user_embeddings) is
+  'Takes back, approximately, what a signal taught: the recorded step on the post, and the post''s part in the user''s sum. Normalised steps can not be subtracted exactly.';
+
+create function two_tower.withdraw_example(p_lesson two_tower.lesson)
+returns two_tower.training_examples language plpgsql set search_path = '' as $$
+declare
+  v_example two_tower.training_examples;
+begin
+  update two_tower.training_examples x set is_withdrawn = true
+  where x.user_id = p_lesson.user_id and x.post_id = p_lesson.post_id
+    and x.event_type = p_lesson.withdrawn and not x.is_withdrawn
+  returning x.* into v_example;
+  return v_example;
+end
+$$;
+comment on function two_tower.withdraw_example(two_tower.lesson) is
+  'Marks what was recorded for a signal as withdrawn and returns it. Null when its partition was dropped.';
+
+create function two_tower.write_learned(
+  p_users two_tower.user_embeddings[], p_posts two_tower.live_embeddings[], p_held_ids bigint[],
+  p_is_filling boolean
+) returns void language plpgsql set search_path = '' as $$
+declare
+  v_user two_tower.user_embeddings;
+  v_post two_tower.live_embeddings;
+begin
+  foreach v_user in array p_users loop
+    update two_tower.user_embeddings set
+      embedding = v_user.embedding, engaged_sum = v_user.engaged_sum,
+      recent_post_ids = v_user.recent_post_ids, recent_strengths = v_user.recent_strengths,
+      engagement_count = v_user.engagement_count, minute = v_user.minute,
+      minute_count = v_user.minute_count, updated_at = v_user.updated_at
+    where user_id = v_user.user_id;
+  end loop;
+  foreach v_post in array p_posts loop
+    continue when v_post.post_id <> all (p_held_ids);
+    for v_other in 0..p_is_filling::integer loop
+      update two_tower.live_embeddings set
+        embedding = v_post.embedding, engagement_count = v_post.engagement_count,
+        popularity = v_post.popularity, is_pretrained = v_post.is_pretrained,
+        moved_hour = v_post.moved_hour, moved = v_post.moved
+      where slot = abs(v_post.slot - v_other) and post_id = v_post.post_id;
+    end loop;
+  end loop;
+end
+$$;
+comment on function two_tower.write_learned(two_tower.user_embeddings[], two_tower.live_embeddings[], bigint[], boolean) is
+  'Writes each row once. While a slot is being filled, engaged posts have the same vector in both.';
+
+create function two_tower.apply_lessons(
+  p_lessons two_tower.lesson[], p_users two_tower.user_embeddings[], p_user_ids uuid[],
+  p_posts two_tower.live_embeddings[], p_post_ids bigint[], p_held_ids bigint[],
+  p_settings two_tower.settings, p_state two_tower.state
+) returns void language plpgsql set search_path = '' as $$
+declare
+  v_range two_tower.post_range;
+  v_lesson two_tower.lesson;
+  v_withdrawn bigint[] := '{}';
+  v_drawn two_tower.drawn_posts;
+  v_user_index integer;
+  v_post_index integer;
+  v_user two_tower.user_embeddings;
+  v_post two_tower.live_embeddings;
+  v_learned record;
+  v_steps two_tower.deferred_pushes;
+begin
+  select p_state.active_slot, min(v.post_id), max(v.post_id) into v_range
+  from two_tower.live_embeddings v where v.slot = p_state.active_slot;
+  foreach v_lesson in array p_lessons loop
+    if v_lesson.verdict = 'withdraw' then
+      v_withdrawn := v_withdrawn || v_lesson.post_id;
+    end if;
+  end loop;
+
+  foreach v_lesson in array p_lessons loop
+    continue when v_lesson.verdict not in ('learn', 'withdraw');
+    v_user_index := width_bucket(v_lesson.user_id, p_user_ids);
+    v_post_index := width_bucket(v_lesson.post_id, p_post_ids);
+    v_user := p_users[v_user_index];
+    v_post := p_posts[v_post_index];
+    if v_lesson.verdict = 'withdraw' then
+      v_learned := two_tower.withdraw_lesson(v_lesson, p_settings, p_state,
+        two_tower.withdraw_example(v_lesson), v_post.embedding, v_user);
+    else
+      v_drawn := null;
+      if v_lesson.strength > 0 then
+        -- What this statement withdraws was engaged with when the event happened.
+        v_drawn := two_tower.draw_posts(v_lesson, p_settings, v_range, v_user.embedding,
+          v_lesson.post_id || v_withdrawn);
+        if v_drawn.negative_ids && p_post_ids or v_drawn.pushed_ids && p_post_ids then
+          v_drawn := two_tower.refresh_drawn(v_drawn, p_settings.temperature, v_user.embedding,
+            p_post_ids, p_posts);
+        end if;
+      end if;
+      v_learned := two_tower.learn_lesson(v_lesson, p_settings, p_state, v_drawn,
+        v_post.embedding, v_user);
+    end if;
+    p_users[v_user_index] := v_learned.p_user;
+    v_steps := v_learned.steps;
+    if v_lesson.post_id = any (p_held_ids) then
+      p_posts[v_post_index] := two_tower.move_post(v_post, array[row(v_steps.user_vector,
+        v_steps.step, v_steps.engagements, v_steps.popularity, v_steps.created_at)
+        ::two_tower.post_step], p_settings);
+      v_steps.post_id := null;
+      v_steps.engagements := 0;
+    end if;
+    if v_steps.post_id is not null or v_steps.post_ids <> '{}' then
+      insert into two_tower.deferred_pushes (event_id, epoch, user_vector, post_ids, factors,
+        post_id, step, engagements, popularity, created_at)
+      values (v_steps.event_id, v_steps.epoch, v_steps.user_vector, v_steps.post_ids,
+        v_steps.factors, v_steps.post_id, v_steps.step, v_steps.engagements, v_steps.popularity,
+        v_steps.created_at);
+    end if;
+  end loop;
+  perform two_tower.write_learned(p_users, p_posts, p_held_ids,
+    p_state.filling_version is not null);
+end
+$$;
+comment on function two_tower.apply_lessons(two_tower.lesson[], two_tower.user_embeddings[], uuid[], two_tower.live_embeddings[], bigint[], bigint[], two_tower.settings, two_tower.state) is
+  'Applies the lessons in order: users and posts in memory, each written once at the end. Reading the vectors of drawn posts, and of posts that another session holds, takes no lock: they may be moved meanwhile.';
+
+create function two_tower.learn(p_events public.engagement_events[],
+  p_is_deferred boolean default false)
+returns void language plpgsql set search_path = '' as $$
+declare
+  v_settings two_tower.settings;
+  v_state two_tower.state;
+  v_read record;
+  v_user_ids uuid[] := array[(p_events[1]).user_id];
+  v_post_ids bigint[] := array[(p_events[1]).post_id];
+  v_is_frozen boolean;
+  v_users two_tower.user_embeddings[];
+  v_locked record;
+  v_decided record;
+begin
+  select * into v_settings from two_tower.settings;
+  v_read := two_tower.interpret(p_events, v_settings, p_is_deferred);
+  if v_read.are_views and not v_read.have_client_ids then
+    perform two_tower.record_views(v_read.lessons);
+    return;
+  end if;
+
+  perform pg_advisory_xact_lock_shared(two_tower.switch_lock());
+  select * into v_state from two_tower.state;
+  v_is_frozen := v_state.frozen_at is not null;
+  if cardinality(p_events) > 1 then
+    select array_agg(distinct e.user_id order by e.user_id),
+           array_agg(distinct e.post_id order by e.post_id)
+    into v_user_ids, v_post_ids from unnest(p_events) e;
+  end if;
+  v_users := two_tower.lock_users(v_user_ids);
+  if v_read.have_client_ids and not p_is_deferred then
+    perform two_tower.refuse_repeated_client_events(v_read.lessons);
+  end if;
+  if v_read.are_views then
+    perform two_tower.record_views(v_read.lessons);
+    return;
+  end if;
+
+  v_locked := two_tower.lock_posts(v_state.active_slot, v_post_ids);
+  v_decided := two_tower.decide(v_read.lessons, two_tower.load_pairs(v_read.lessons), v_users,
+    v_user_ids, v_locked.posts, v_post_ids, v_settings, v_is_frozen, p_is_deferred);
+  perform two_tower.record_decisions(v_decided.p_lessons, v_decided.p_pairs, v_is_frozen,
+    p_is_deferred);
+  if v_decided.teaches then
+    perform two_tower.apply_lessons(v_decided.p_lessons, v_decided.p_users, v_user_ids,
+      v_locked.posts, v_post_ids, v_locked.held_ids, v_settings, v_state);
+  end if;
+end
+$$;
+comment on function two_tower.learn(public.engagement_events[], boolean) is
+  'Learns events in the order of their ids: all of them or, when it raises, none. p_is_deferred: events that waited, and whose time has come.';
+
+create function two_tower.learn_from_events() returns trigger
+language plpgsql security definer set search_path = ''
+  set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
+declare
+  v_events public.engagement_events[];
+begin
+  select array_agg(row(e.id, e.user_id, e.post_id, e.event_type, e.dwell_ms, e.client_event_id,
+    e.created_at)::public.engagement_events order by e.id)
+  into v_events from new_events e;
+  if v_events is not null then
+    perform two_tower.learn(v_events);
+  end if;
+  return null;
+end
+$$;
+comment on function two_tower.learn_from_events() is
+  'Definer: who inserts an event has no grant on embeddings, and learns only through this. Fires at the origin only: replicated rows bring their embeddings with them.';
+create trigger learn_from_events after insert on public.engagement_events
+  referencing new table as new_events
+    for each statement execute function two_tower.learn_from_events();
+
+create function two_tower.learn_deferred(p_limit integer default 500,
+  p_post_ids bigint[] default null) returns integer
+language plpgsql set search_path = '' as $$
+declare
+  v_events public.engagement_events[];
+begin
+  perform pg_advisory_xact_lock_shared(two_tower.switch_lock());
+  if (select frozen_at is not null from two_tower.state) then
+    return 0;
+  end if;
+  with due as (
+    select d.event_id from two_tower.deferred_events d
+    where (p_post_ids is null or d.post_id = any (p_post_ids)) and (
+      exists (select from two_tower.live_embeddings v
+              where v.slot = (select active_slot from two_tower.state) and v.post_id = d.post_id)
+      or exists (select from public.posts p where p.id = d.post_id and p.deleted_at is not null))
+    order by d.event_id limit p_limit for update
+  ), taken as (
+    delete from two_tower.deferred_events d using due where d.event_id = due.event_id
+      returning d.event
+  )
+  select array_agg(event order by (event).id) into v_events from taken;
+  if v_events is not null then
+    perform two_tower.learn(v_events, p_is_deferred => true);
+  end if;
+  return coalesce(cardinality(v_events), 0);
+end
+$$;
+comment on function two_tower.learn_deferred(integer, bigint[]) is
+  'Learns, in order, at most so many events that waited for their post''s embedding or for the end of a freeze. Returns how many.';

@@ -1,0 +1,67 @@
+-- Snapshots of what learning moved, to roll back to. safety makes them; erasure and the switch of
+-- models read them.
+
+create table two_tower.checkpoints (
+  id bigint generated always as identity primary key,
+  made_at timestamptz not null default two_tower.now(),
+  reason text not null
+    constraint reason_of_a_checkpoint_is_known check (reason in ('daily', 'promotion', 'operator')),
+  candidate_tower bigint not null references two_tower.model_weights (version),
+  user_tower bigint references two_tower.model_weights (version),
+  posts bigint not null default 0,
+  users bigint not null default 0,
+  is_good boolean
+);
+comment on table two_tower.checkpoints is 'Snapshots of what learning moved: live vectors of engaged posts (about 60 MB per 100,000), users with their recent engagements (about 180 MB per 100,000).';
+comment on column two_tower.checkpoints.is_good is 'Whether its audit found nothing in an alert range.';
+create index checkpoints_candidate_tower_idx on two_tower.checkpoints (candidate_tower);
+create index checkpoints_user_tower_idx on two_tower.checkpoints (user_tower);
+
+create table two_tower.checkpoint_posts (
+  checkpoint_id bigint not null,
+  post_id bigint not null,
+  embedding extensions.vector(128) not null,
+  engagement_count integer not null,
+  popularity double precision not null,
+  primary key (checkpoint_id, post_id)
+) partition by list (checkpoint_id);
+comment on table two_tower.checkpoint_posts is 'Posts that somebody had engaged with, as they stood. One partition per checkpoint: forgetting one is a drop.';
+
+create table two_tower.checkpoint_users (
+  checkpoint_id bigint not null,
+  user_id uuid not null,
+  embedding extensions.vector(128) not null,
+  engaged_sum extensions.vector(128) not null,
+  base_embedding extensions.vector(128),
+  base_weight real not null,
+  base_source two_tower.base_source,
+  recent_post_ids bigint[] not null,
+  recent_strengths real[] not null,
+  engagement_count integer not null,
+  primary key (checkpoint_id, user_id)
+) partition by list (checkpoint_id);
+comment on table two_tower.checkpoint_users is 'Users as they stood. One partition per checkpoint; rows of deleted users are erased.';
+
+create function two_tower.drop_old_checkpoints() returns integer
+language plpgsql security definer set search_path = '' as $$
+declare
+  v_id bigint;
+  v_dropped integer := 0;
+begin
+  for v_id in
+    select c.id from two_tower.checkpoints c
+    where c.id not in (select id from two_tower.checkpoints order by id desc
+                       limit (select checkpoints_kept from two_tower.settings))
+      and c.id is distinct from (select max(id) from two_tower.checkpoints where is_good)
+      and c.id is distinct from (select filling_checkpoint from two_tower.state)
+    order by c.id
+  loop
+    execute format('drop table two_tower.checkpoint_posts_%s, two_tower.checkpoint_users_%s',
+      v_id, v_id);
+    delete from two_tower.checkpoints where id = v_id;
+    v_dropped := v_dropped + 1;
+  end loop;
+  return v_dropped;
+end
+$$;
+comment on function two_tower.drop_old_checkpoints() is 'Definer: workers own no table. Keeps the newest settings.checkpoints_kept, and the newest good one. Returns how many went.';

@@ -1,0 +1,119 @@
+-- What keeps the serving index and the exploration pool fresh, in small steps of tick().
+
+-- Events that commit late are overtaken by the cursor. That costs an impression, or a refresh that
+-- the round makes up for.
+create function two_tower.follow_events(p_limit integer default 5000) returns integer
+language plpgsql set search_path = '' as $$
+declare
+  v_newest bigint := (select max(id) from public.engagement_events);
+  v_last bigint;
+  v_engaged bigint[];
+  v_shown bigint[];
+  v_times integer[];
+begin
+  select greatest(position, v_newest - 20 * p_limit) into v_last
+  from two_tower.cursors where name = 'followed_events';
+  with next as materialized (
+    select e.id, e.post_id, s.strength
+    from (select id, post_id, event_type from public.engagement_events where id > v_last
+          order by id limit p_limit) e
+      join two_tower.signals s using (event_type)
+  ), shown as (
+    select post_id, count(*)::integer as times from next where strength = 0 group by post_id
+  )
+  select (select max(id) from next),
+    (select array_agg(distinct post_id) from next where strength <> 0),
+    (select array_agg(post_id) from shown), (select array_agg(times) from shown)
+  into v_last, v_engaged, v_shown, v_times;
+  if v_last is null then
+    return 0;
+  end if;
+  update two_tower.exploration_pool p set impressions = p.impressions + n.times
+  from unnest(v_shown, v_times) as n (post_id, times) where p.post_id = n.post_id;
+  delete from two_tower.exploration_pool p using two_tower.settings s
+  where p.post_id = any (v_engaged)
+    or (p.post_id = any (v_shown) and p.impressions >= s.exploration_impressions);
+  update two_tower.cursors set position = v_last where name = 'followed_events';
+  return two_tower.copy_to_serving_index(v_engaged[1:500]);
+end
+$$;
+comment on function two_tower.follow_events(integer) is
+  'Looks at the next so many events: counts impressions of explored posts, and refreshes the served copies of posts that were engaged with. Returns how many copies were written.';
+
+create function two_tower.refresh_serving_index(p_limit integer default 500) returns integer
+language plpgsql set search_path = '' as $$
+declare
+  v_slot smallint := (select active_slot from two_tower.state);
+  v_post_ids bigint[];
+  v_written integer;
+begin
+  v_written := two_tower.follow_events();
+  select array_agg(v.post_id) into v_post_ids from (
+    select post_id from two_tower.live_embeddings
+    where slot = v_slot
+      and post_id > (select position from two_tower.cursors where name = 'serving_round')
+    order by post_id limit p_limit) v;
+  update two_tower.cursors set position = coalesce(v_post_ids[cardinality(v_post_ids)], 0)
+  where name = 'serving_round';
+  delete from two_tower.exploration_pool p using two_tower.live_embeddings v
+  where p.post_id = any (v_post_ids) and v.slot = v_slot and v.post_id = p.post_id and v.is_deleted;
+  v_written := v_written + two_tower.copy_to_serving_index(v_post_ids);
+  if v_written > 0 then
+    update two_tower.serving_builds set replaced = replaced + v_written
+    where id = (select max(id) from two_tower.serving_builds);
+  end if;
+  return v_written;
+end
+$$;
+comment on function two_tower.refresh_serving_index(integer) is
+  'One bounded step that keeps the index fresh: posts of the newest events, then the next so many posts on a round that never ends, on which deleted posts are let go too. Returns how many copies were written.';
+
+create function two_tower.check_serving_index(p_sample integer default 30) returns void
+language plpgsql set search_path = '' as $$
+declare
+  v_build two_tower.serving_builds;
+  v_slot smallint := (select active_slot from two_tower.state);
+  v_over_fetch integer := (select over_fetch from two_tower.settings);
+  v_percent real := (select least(100, 100 * 50.0 * p_sample / greatest(1, c.reltuples))
+    from pg_catalog.pg_class c where c.oid = 'two_tower.user_embeddings'::regclass);
+  v_recall double precision;
+  v_short double precision;
+begin
+  if (select serving_side is null from two_tower.state) then
+    return;
+  end if;
+  with sample as materialized (
+    select u.user_id, two_tower.encode_user(u.user_id) as vector
+    from (
+      select user_id from two_tower.user_embeddings tablesample system (v_percent)
+      where engagement_count > 0 order by random() limit p_sample) u
+  )
+  select avg((select count(*) from unnest(f.exact) e where e = any (f.near))
+      / greatest(1, cardinality(f.exact))::double precision),
+    avg(((
+      select count(*) from unnest(f.unseen) as c (post_id)
+        join two_tower.live_embeddings v on v.slot = v_slot and v.post_id = c.post_id
+      where not v.is_deleted and two_tower.is_eligible(f.user_id, v.post_id, v.author_id)
+    ) < 50)::integer)
+  into v_recall, v_short
+  from (
+    select s.user_id, two_tower.nearest_posts(s.vector, v_over_fetch) as near,
+      two_tower.nearest_posts(s.vector, v_over_fetch, s.user_id) as unseen,
+      array(select v.post_id from two_tower.live_embeddings v
+            where v.slot = v_slot and not v.is_deleted
+            order by v.embedding operator(extensions.<#>) s.vector limit 50) as exact
+    from sample s where s.vector is not null
+  ) f;
+
+  update two_tower.serving_builds set recall = v_recall, short_share = v_short,
+    checked_at = two_tower.now(), recall_when_built = coalesce(recall_when_built, v_recall)
+  where id = (select max(id) from two_tower.serving_builds) returning * into v_build;
+  if exists (select from two_tower.settings s
+             where v_build.recall < v_build.recall_when_built - s.serving_recall_tolerance
+               or v_build.replaced > s.serving_rebuild_share * v_build.posts) then
+    perform two_tower.enqueue_job('build_serving_index');
+  end if;
+end
+$$;
+comment on function two_tower.check_serving_index(integer) is
+  'Samples users, compares what the index proposes with the true nearest 50, and asks for a build when recall has fallen by settings.serving_recall_tolerance or settings.serving_rebuild_share of the copies were replaced.';

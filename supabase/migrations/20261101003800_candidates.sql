@@ -1,0 +1,181 @@
+-- From a user to candidates of a page: the nearest posts, popular ones, recent ones of followed
+-- authors, and new ones to explore. Each filter stands where it costs least: what was seen is left
+-- out while candidates are gathered, deleted and own posts where a post's row is read anyway.
+-- "not (select exists" where it says so: that is asked row by row, however much a user has seen.
+-- Nothing here writes.
+
+create table two_tower.popular_candidates (
+  post_id bigint primary key references public.posts (id) on delete cascade,
+  popularity double precision not null
+);
+comment on table two_tower.popular_candidates is 'The most popular posts, listed every few minutes: candidates beside the personal ones.';
+create index popular_candidates_popularity_idx
+  on two_tower.popular_candidates (popularity desc, post_id desc);
+
+create function two_tower.refresh_popular_candidates() returns void
+language sql set search_path = '' as $$
+  with top as materialized (
+    select v.post_id, v.popularity from two_tower.live_embeddings v
+    where v.slot = (select active_slot from two_tower.state) and not v.is_deleted
+    order by v.popularity desc, v.post_id desc limit 1000
+  ), gone as (
+    delete from two_tower.popular_candidates p
+      where not exists (select from top t where t.post_id = p.post_id)
+  )
+  insert into two_tower.popular_candidates as p (post_id, popularity)
+  select post_id, popularity from top order by post_id
+  on conflict (post_id) do update set popularity = excluded.popularity;
+$$;
+comment on function two_tower.refresh_popular_candidates() is 'Lists the thousand most popular posts.';
+
+create type two_tower.reader as (
+  user_id uuid,
+  vector extensions.vector,
+  warmth double precision,
+  "time" timestamptz,
+  popularity_unit double precision,
+  popularity_scale double precision,
+  popularity_weight double precision,
+  recency_weight double precision,
+  recency_half_life double precision,
+  followed_weight double precision,
+  exploration_share double precision,
+  posts_per_author integer,
+  over_fetch integer
+);
+comment on type two_tower.reader is 'A user at the moment of a request, with the settings that serve this user.';
+
+-- A user's ranking goes from popular and fresh to personal over the first settings.cold_until
+-- engagements, with the root of their share: the first ones say most, and there is no cliff.
+create function two_tower.reader_of(p_user_id uuid) returns two_tower.reader
+language plpgsql stable set search_path = '' as $$
+declare
+  v_settings two_tower.settings := two_tower.settings_for(p_user_id);
+  v_vector extensions.vector := two_tower.encode_user(p_user_id);
+  v_now timestamptz := two_tower.now();
+  v_unit double precision := two_tower.popularity_of(1, v_now, v_settings.popularity_half_life);
+  v_share double precision := 0;
+begin
+  if extensions.vector_norm(v_vector) > 0 then
+    select greatest(case when u.base_embedding is null then 0 else 0.1 end,
+      u.engagement_count / greatest(1, v_settings.cold_until)::double precision)
+    into v_share from two_tower.user_embeddings u where u.user_id = p_user_id;
+    if v_settings.cold_until = 0 then
+      v_share := 1;
+    end if;
+  end if;
+  return row(
+    p_user_id, v_vector, sqrt(least(1, v_share)), v_now, v_unit,
+    ln(1 + greatest(1, (select popularity from two_tower.popular_candidates
+                        order by popularity desc, post_id desc limit 1) / v_unit)),
+    v_settings.popularity_weight, v_settings.recency_weight,
+    extract(epoch from v_settings.recency_half_life), v_settings.followed_weight,
+    v_settings.exploration_share, v_settings.posts_per_author,
+    v_settings.over_fetch)::two_tower.reader;
+end
+$$;
+comment on function two_tower.reader_of(uuid) is
+  'The user as recommend() serves them now. vector is null, and warmth 0, for a user of whom nothing is known; popularity_scale is the log of the highest popularity in likes of now.';
+
+-- All posts are met, so what leaves them out is hashed once. Withheld authors are few: "not in"
+-- does it on the scan. What a user has seen can outgrow that, and is joined, beside narrow rows.
+create function two_tower.scanned_posts(p_vector extensions.vector, p_limit integer,
+  p_user_id uuid, p_excluded bigint[])
+returns bigint[] language plpgsql stable set search_path = '' set enable_seqscan = on as $$
+declare
+  v_slot smallint := (select active_slot from two_tower.state);
+begin
+  return array(
+    with seen as materialized (
+      select u.post_id from two_tower.user_posts u where u.user_id = p_user_id
+    )
+    select c.post_id
+    from (
+      select v.post_id, v.embedding operator(extensions.<#>) p_vector as distance
+      from two_tower.live_embeddings v
+      where v.slot = v_slot and not v.is_deleted and v.author_id is distinct from p_user_id
+        and v.post_id <> all (p_excluded)
+        and (v.author_id is null or v.author_id not in (select a.author_id
+          from two_tower.withheld_authors a where a.user_id = p_user_id)) offset 0
+    ) c
+    where not exists (select from seen u where u.post_id = c.post_id)
+    order by c.distance, c.post_id desc limit p_limit);
+end
+$$;
+comment on function two_tower.scanned_posts(extensions.vector, integer, uuid, bigint[]) is
+  'The nearest eligible posts, exactly, from a scan of all.';
+
+create function two_tower.explored_posts(p_reader two_tower.reader, p_limit integer,
+  p_excluded bigint[])
+returns bigint[] language plpgsql stable set search_path = '' as $$
+declare
+  v_place bigint := hashtextextended(
+    p_reader.user_id::text || date_trunc('hour', p_reader.time), 0);
+  -- A share of less than a post is a post on that share of the pages.
+  v_count integer := floor(p_limit * p_reader.exploration_share + (v_place & 1023) / 1024.0);
+  v_slot smallint := (select active_slot from two_tower.state);
+begin
+  if v_count = 0 then
+    return '{}';
+  end if;
+  return array(
+    select v.post_id
+    from (
+      (select e.post_id from two_tower.exploration_pool e
+       where e.shuffled >= v_place order by e.shuffled limit 20 + 5 * v_count)
+      union all
+      (select e.post_id from two_tower.exploration_pool e
+       where e.shuffled < v_place order by e.shuffled limit 20 + 5 * v_count)
+    ) pool
+      join two_tower.live_embeddings v on v.slot = v_slot and v.post_id = pool.post_id
+    where v.is_pretrained and not v.is_deleted and v.post_id <> all (p_excluded)
+      and two_tower.is_eligible(p_reader.user_id, v.post_id, v.author_id)
+    limit v_count);
+end
+$$;
+comment on function two_tower.explored_posts(two_tower.reader, integer, bigint[]) is
+  'New posts that few have seen, the next ones in a shuffled order from a place that depends on reader and hour: settings.exploration_share of a page.';
+
+-- Of many followed authors, a hundred are asked each hour, from a place that moves.
+create function two_tower.listed_posts(p_reader two_tower.reader, p_limit integer,
+  p_excluded bigint[])
+returns bigint[] language plpgsql stable set search_path = '' as $$
+declare
+  v_place uuid := md5(p_reader.user_id::text || date_trunc('hour', p_reader.time))::uuid;
+  v_newest integer := case when p_reader.warmth < 1 then p_limit else 0 end;
+begin
+  return array(
+    select c.post_id
+    from (
+      (select post_id from two_tower.popular_candidates
+       order by popularity desc, post_id desc limit p_limit)
+      union all
+      (select id from public.posts where deleted_at is null
+       order by created_at desc limit v_newest)
+    ) c
+    where c.post_id <> all (p_excluded)
+      and not (select exists (select from two_tower.user_posts u
+        where u.user_id = p_reader.user_id and u.post_id = c.post_id))
+    union all
+    (select p.id
+     from (
+       (select f.followed_id from public.follows f
+        where f.follower_id = p_reader.user_id and f.followed_id >= v_place
+        order by f.followed_id limit 100)
+       union all
+       (select f.followed_id from public.follows f
+        where f.follower_id = p_reader.user_id and f.followed_id < v_place
+        order by f.followed_id limit 100)
+       limit 100
+     ) f
+       cross join lateral (
+         select p.id, p.created_at from public.posts p
+         where p.author_id = f.followed_id and p.deleted_at is null and p.id <> all (p_excluded)
+           and not (select exists (select from two_tower.user_posts u
+             where u.user_id = p_reader.user_id and u.post_id = p.id))
+         order by p.created_at desc limit 5) p
+     order by p.created_at desc limit p_limit));
+end
+$$;
+comment on function two_tower.listed_posts(two_tower.reader, integer, bigint[]) is
+  'Candidates beside the nearest that the reader has not seen: popular ones, recent ones of followed authors and, while the reader is cold, the newest.';
