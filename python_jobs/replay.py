@@ -273,7 +273,7 @@ class Replay:
             if number == 0:
                 self._wait_for_projection()
             if (number + 1) % BATCH == 0:
-                self.service.execute("select two_tower.fold_pushes(1000)")
+                self.service.execute("select two_tower.fold_steps(1000)")
                 self.progress.update(task, completed=number + 1)
         self._insert(batch)
         return len(questions), hits

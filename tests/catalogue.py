@@ -104,6 +104,20 @@ _PARTS = {
 
 SCHEMAS = ("public", "two_tower", "supabase_migrations")
 
+# SQL functions without a search_path of their own, which would keep them from being inlined: their
+# bodies are expressions, bound to what they name when they are made. With a call of each.
+INLINED = {
+    "two_tower.view_bit": "two_tower.view_bit()",
+    "two_tower.last_uuid": "two_tower.last_uuid()",
+    "two_tower.switch_lock": "two_tower.switch_lock()",
+    "two_tower.tick_lock": "two_tower.tick_lock()",
+    "two_tower.bulk_lock": "two_tower.bulk_lock()",
+    "two_tower.zero_vector": "two_tower.zero_vector(i)",
+    "two_tower.scale": "two_tower.scale(r, v)",
+    "two_tower.decay_strength": "two_tower.decay_strength(r, r, d)",
+    "two_tower.combine_user": "two_tower.combine_user(v, r, v)",
+}
+
 
 def describe(
     connection: psycopg.Connection[Any], schemas: tuple[str, ...] = SCHEMAS

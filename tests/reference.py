@@ -475,7 +475,7 @@ class Twin:
         base = norm(self.rng.normal(size=DIMENSIONS)).astype(np.float32)
         self.connection.execute(
             "insert into two_tower.user_embeddings"
-            " (user_id, base_embedding, base_weight, base_source, embedding)"
+            " (user_id, prior, prior_weight, prior_source, embedding)"
             " values (%s, %s::real[]::extensions.vector, %s, 'profile',"
             "         extensions.l2_normalize(%s::real[]::extensions.vector))",
             [user_id, base.tolist(), weight, base.tolist()],
@@ -494,7 +494,8 @@ class Twin:
         """The encoder hands in a post; what waited for it is learned in the same call."""
         (vector,) = base_vectors(self.rng, 1)
         row = self.connection.execute(
-            "select two_tower.candidate_tower(%s::text::extensions.vector)::real[]", [str(vector)]
+            "select two_tower.run_candidate_tower(%s::text::extensions.vector)::real[]",
+            [str(vector)],
         ).fetchone()
         assert row is not None
         store(self.connection, [post_id], [vector])
@@ -522,13 +523,13 @@ class Twin:
 
     def fold(self, limit: int | None = None) -> None:
         """Folds the oldest deferred pushes on both sides."""
-        row = self.connection.execute("select two_tower.fold_pushes(%s)", [limit]).fetchone()
+        row = self.connection.execute("select two_tower.fold_steps(%s)", [limit]).fetchone()
         assert row is not None
         assert row[0] == self.reference.fold(limit)
 
     def _replay(self, events: list[tuple[int, Event]]) -> None:
         rows = self.connection.execute(
-            "select id, event_id, post_ids from two_tower.deferred_pushes"
+            "select id, event_id, pushed_ids from two_tower.deferred_steps"
             " where id > %s order by id",
             [self._last_push],
         ).fetchall()
@@ -747,7 +748,7 @@ def assert_consistent(connection: psycopg.Connection[Any]) -> None:
         "  select coalesce(sum(l.amount), 0) as wanted, count(*) as steps"
         "  from ledger l where l.post_id = p.post_id) c cross join lateral ("
         "  select coalesce(sum(d.engagements), 0) as waiting, count(*) as steps"
-        "  from two_tower.deferred_pushes d where d.post_id = p.post_id) q"
+        "  from two_tower.deferred_steps d where d.post_id = p.post_id) q"
         " where p.embedding is not null and (p.engagement_count + q.waiting <> c.wanted"
         "   or p.is_pretrained <> (c.steps = q.steps))",
     )

@@ -42,13 +42,13 @@ def test_inserts_are_counted_and_compared(small: World, capsys: pytest.CaptureFi
         likes = connection.execute(
             "select count(*) from public.engagement_events where event_type = 'like'"
         ).fetchone()
-        left = connection.execute("select count(*) from two_tower.deferred_pushes").fetchone()
+        left = connection.execute("select count(*) from two_tower.deferred_steps").fetchone()
     assert likes == (
         sum(report["verdicts"].values()) + 51 + 501 + 301,  # by parts_of() and wal_of()
     )
     assert report["verdicts"]["learned"] > 0
     assert {"training_examples", "user_embeddings"} <= set(report["wal_of_a_like_bytes"])
-    assert {"draw_posts", "learn", "interpret"} <= set(report["parts_of_a_like_us"])
+    assert {"draw_posts", "learn_events", "interpret_events"} <= set(report["parts_of_a_like_us"])
     assert len(report["budgets"]) == 6
     assert report["versions"]["fsync"] == report["versions"]["synchronous_commit"] == "on"
     # What the rounds queued is folded in; parts_of() and wal_of() run after them.

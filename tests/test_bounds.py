@@ -50,7 +50,7 @@ def give_taste(connection: Connection, user_id: str, direction: Vector) -> None:
     """A user who wants just one thing: a base vector in that direction."""
     connection.execute(
         "insert into two_tower.user_embeddings"
-        " (user_id, embedding, base_embedding, base_weight, base_source)"
+        " (user_id, embedding, prior, prior_weight, prior_source)"
         " values (%s, %s::real[]::extensions.vector, %s::real[]::extensions.vector, 1, 'profile')",
         [user_id, direction.tolist(), direction.tolist()],
     )
@@ -130,17 +130,17 @@ def test_a_like_does_not_wait_for_another_like_of_the_same_post(
         for user_id in users[1:]:
             insert_events(watcher, [Event(user_id, posts[0], "reply")])
         assert np.array_equal(vectors(watcher)[posts[0]], before)
-        waiting = "select count(*) from two_tower.deferred_pushes where post_id = %s"
+        waiting = "select count(*) from two_tower.deferred_steps where post_id = %s"
         assert value(watcher, waiting, posts[0]) == 19
         assert_consistent(watcher)
         holder.commit()
-        value(watcher, "select two_tower.fold_pushes(null)")
+        value(watcher, "select two_tower.fold_steps(null)")
         count = "select engagement_count from two_tower.post_embeddings where post_id = %s"
         assert value(watcher, count, posts[0]) == 20
         assert 0.5 * LIMIT < np.linalg.norm(vectors(watcher)[posts[0]] - before) <= LIMIT
         assert alerts(watcher, "post_moved_in_concert") == [(str(posts[0]), 1)]
         popularity = "select popularity from two_tower.post_embeddings where post_id = %s"
-        one = value(watcher, "select two_tower.popularity_of(1, %s)", START)
+        one = value(watcher, "select two_tower.compute_popularity(1, %s)", START)
         assert value(watcher, popularity, posts[0]) == pytest.approx((1 + 19 * 1.5) * one)
         assert_consistent(watcher)
 
@@ -162,7 +162,7 @@ def test_a_withdrawal_from_a_held_post_waits_in_the_queue_too(
         assert_consistent(watcher)
         holder.rollback()
         # Pushes of the like itself move other posts only.
-        value(watcher, "select two_tower.fold_pushes(null)")
+        value(watcher, "select two_tower.fold_steps(null)")
         assert np.abs(vectors(watcher)[posts[0]] - start).max() < 1e-3
         assert_consistent(watcher)
 
@@ -183,7 +183,7 @@ def test_a_step_that_waits_while_a_slot_is_filled_reaches_both_slots(
         )
         insert_events(watcher, [Event(users[0], posts[0], "like")])
         holder.rollback()
-        value(watcher, "select two_tower.fold_pushes(null)")
+        value(watcher, "select two_tower.fold_steps(null)")
         rows = watcher.execute(
             "select embedding::text, engagement_count, is_pretrained, moved"
             " from two_tower.live_embeddings where post_id = %s",
@@ -199,17 +199,17 @@ def test_pushes_move_a_post_that_nobody_engaged_with_by_a_bounded_amount(db: Con
     users, posts, direction = crowd(db, 1)
     untouched, engaged = posts[0], posts[1]
     insert_events(db, [Event(users[0], engaged, "like")])
-    db.execute("truncate two_tower.deferred_pushes")
+    db.execute("truncate two_tower.deferred_steps")
     start = vectors(db)
     for _ in range(60):
         db.execute(
-            "insert into two_tower.deferred_pushes"
-            " (event_id, epoch, user_vector, post_ids, factors, created_at)"
+            "insert into two_tower.deferred_steps"
+            " (event_id, epoch, user_vector, pushed_ids, push_factors, created_at)"
             " values (0, 0, %s::real[]::extensions.vector, %s, %s, now())",
             [direction.tolist(), [untouched, engaged], [0.01, 0.01]],
         )
-    assert value(db, "select two_tower.fold_pushes(20)") == 20
-    assert value(db, "select two_tower.fold_pushes(null)") == 40
+    assert value(db, "select two_tower.fold_steps(20)") == 20
+    assert value(db, "select two_tower.fold_steps(null)") == 40
     moved = vectors(db)
     assert 0.5 * LIMIT < np.linalg.norm(moved[untouched] - start[untouched]) <= LIMIT
     assert np.linalg.norm(moved[engaged] - start[engaged]) > 1.5 * LIMIT
@@ -264,11 +264,11 @@ def test_a_post_removed_for_good_while_a_batch_is_at_work_on_it_breaks_neither(
                 one.commit()
                 waiting.result(timeout=30)
                 other.commit()
-        value(watcher, "select two_tower.fold_pushes(null)")
+        value(watcher, "select two_tower.fold_steps(null)")
         left = "select count(*) from two_tower.live_embeddings where post_id = %s"
         assert value(watcher, left, posts[0]) == 0
         assert value(watcher, "select count(*) from public.engagement_events") == len(batch)
-        assert value(watcher, "select count(*) from two_tower.deferred_pushes") == 0
+        assert value(watcher, "select count(*) from two_tower.deferred_steps") == 0
         assert_consistent(watcher)
         # Users who liked it are served all the same.
         pages = watcher.execute(

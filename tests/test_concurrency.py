@@ -105,8 +105,8 @@ def test_after_sixteen_writers_every_vector_is_that_of_a_serial_order(
                         ids = insert_events(session, events)
                         place = value(session, "select nextval('public.commit_order')")
                         pushes = session.execute(
-                            "select id, event_id, post_ids, factors, post_id is not null"
-                            " from two_tower.deferred_pushes"
+                            "select id, event_id, pushed_ids, push_factors, post_id is not null"
+                            " from two_tower.deferred_steps"
                             " where xmin = pg_current_xact_id()::xid order by id"
                         ).fetchall()
                     done.append(Statement(place, list(zip(ids, events, strict=True)), pushes))
@@ -149,7 +149,7 @@ def test_after_sixteen_writers_every_vector_is_that_of_a_serial_order(
             push.factors = list(zip(ids, stored[push_id], strict=True))
         order = np.argsort(by_id)
         reference.queue = [reference.queue[k] for k in order]
-        assert value(connection, "select two_tower.fold_pushes(null)") == reference.fold()
+        assert value(connection, "select two_tower.fold_steps(null)") == reference.fold()
         assert twin.difference() < 5e-4
         pushing = sum(1 for factors in stored.values() if factors)
         assert count_learned_positives(connection) == pushing
@@ -179,7 +179,7 @@ def fold_until(url: str, stop: threading.Event, limit: int) -> int:
     with connect(url, autocommit=True) as session:
         while True:
             was_stopped = stop.is_set()
-            count = value(session, "select two_tower.fold_pushes(%s)", limit)
+            count = value(session, "select two_tower.fold_steps(%s)", limit)
             folded += count
             if was_stopped and count == 0:
                 return folded
@@ -224,16 +224,14 @@ def test_sixteen_writers_of_all_kinds_lose_nothing_while_pushes_fold_and_posts_a
                 stop.set()
             encoding.result()
             folded = sum(future.result() for future in folding)
-        folded += value(connection, "select two_tower.fold_pushes(null)")
+        folded += value(connection, "select two_tower.fold_steps(null)")
 
         assert value(connection, "select count(*) from public.engagement_events") == sent
         assert value(connection, "select count(*) from two_tower.deferred_events") == 0
         # A row for each positive, and one for each step that another session was in the way of.
-        assert folded == value(
-            connection, "select last_value from two_tower.deferred_pushes_id_seq"
-        )
+        assert folded == value(connection, "select last_value from two_tower.deferred_steps_id_seq")
         assert folded >= count_learned_positives(connection)
-        assert value(connection, "select count(*) from two_tower.deferred_pushes") == 0
+        assert value(connection, "select count(*) from two_tower.deferred_steps") == 0
         print(f"{sent} events, {folded} positives")
         assert_consistent(connection)
 
@@ -252,8 +250,8 @@ def test_sessions_that_fold_at_once_apply_each_push_once(
         for _ in range(400):
             drawn = sorted(int(i) for i in rng.choice(posts, 8, replace=False))
             connection.execute(
-                "insert into two_tower.deferred_pushes"
-                " (event_id, epoch, user_vector, post_ids, factors, created_at)"
+                "insert into two_tower.deferred_steps"
+                " (event_id, epoch, user_vector, pushed_ids, push_factors, created_at)"
                 " values (0, 0, %s::real[]::extensions.vector, %s, %s, now())",
                 [direction.tolist(), drawn, [0.002] * 8],
             )
@@ -276,12 +274,12 @@ def test_a_fold_that_is_rolled_back_leaves_its_pushes_to_others(
         users = [add_user(connection) for _ in range(3)]
         posts = add_posts(connection, 20, users[:1], np.random.default_rng(6))
         insert_events(connection, [Event(u, posts[k], "like") for u in users for k in range(4)])
-        total = value(connection, "select count(*) from two_tower.deferred_pushes")
-        taken = value(other, "select two_tower.fold_pushes(5)")
+        total = value(connection, "select count(*) from two_tower.deferred_steps")
+        taken = value(other, "select two_tower.fold_steps(5)")
         assert taken == 5
         other.rollback()
-        assert value(connection, "select two_tower.fold_pushes(null)") == total
-        assert value(connection, "select count(*) from two_tower.deferred_pushes") == 0
+        assert value(connection, "select two_tower.fold_steps(null)") == total
+        assert value(connection, "select count(*) from two_tower.deferred_steps") == 0
         assert_consistent(connection)
 
 
@@ -448,7 +446,7 @@ def kill_in_the_middle(cluster: Cluster, rounds: int) -> None:
             try:
                 with connect(cluster.url(), autocommit=True) as session:
                     while True:
-                        folded += value(session, "select two_tower.fold_pushes(5)")
+                        folded += value(session, "select two_tower.fold_steps(5)")
             except psycopg.OperationalError:
                 return folded
 
@@ -467,12 +465,12 @@ def kill_in_the_middle(cluster: Cluster, rounds: int) -> None:
         cluster.start()
         with connect(cluster.url(), autocommit=True) as connection:
             # Each positive has a row. The call that the kill cut off may have committed its five.
-            queued = value(connection, "select count(*) from two_tower.deferred_pushes")
+            queued = value(connection, "select count(*) from two_tower.deferred_steps")
             folded += 5
             assert folded + queued >= count_learned_positives(connection)
             acknowledged_before += check_after_crash(connection, deliveries)
             # Learning goes on by itself, and no push was lost with the session that had it.
-            folded += value(connection, "select two_tower.fold_pushes(null)")
+            folded += value(connection, "select two_tower.fold_steps(null)")
             assert folded >= count_learned_positives(connection)
             assert_consistent(connection)
     print(f"{rounds} kills, {acknowledged_before} acknowledged events, all there once")

@@ -148,13 +148,13 @@ def test_every_stream_of_valid_events_is_taken_and_keeps_all_invariants(
             described = [make(twin, one) for one in statement]
             insert_events(connection, described)
             sent += described
-            connection.execute("select two_tower.fold_pushes(10)")
+            connection.execute("select two_tower.fold_steps(10)")
             assert_consistent(connection)
         assert_signals_match_what_was_sent(connection, sent)
         store(connection, twin.unencoded, base_vectors(np.random.default_rng(2), UNENCODED))
         waiting = connection.execute("select count(*) from two_tower.deferred_events").fetchone()
         assert waiting == (0,)
-        connection.execute("select two_tower.fold_pushes(null)")
+        connection.execute("select two_tower.fold_steps(null)")
         assert_consistent(connection)
         assert_signals_match_what_was_sent(connection, sent)
 

@@ -34,7 +34,7 @@ def plan(db: Connection, name: str, *arms: tuple[str, float, str]) -> None:
 
 
 def arms(db: Connection, users: list[str]) -> Counter[str | None]:
-    return Counter(value(db, "select two_tower.served_arm(%s)", user) for user in users)
+    return Counter(value(db, "select two_tower.find_served_arm(%s)", user) for user in users)
 
 
 def test_users_are_in_arms_by_their_shares_and_stay_there(db: Connection) -> None:
@@ -55,8 +55,8 @@ def test_users_are_in_arms_by_their_shares_and_stay_there(db: Connection) -> Non
     plan(db, "two", ("control", 0.5, "{}"))
     value(db, "select two_tower.start_experiment('two')")
     both = sum(
-        value(db, "select two_tower.arm_of('one', %s)", user) == "control"
-        and value(db, "select two_tower.served_arm(%s)", user) == "control"
+        value(db, "select two_tower.choose_arm('one', %s)", user) == "control"
+        and value(db, "select two_tower.find_served_arm(%s)", user) == "control"
         for user in users
     )
     assert both == pytest.approx(500, abs=90)
@@ -98,7 +98,7 @@ def test_results_are_per_arm_and_of_the_time_of_the_experiment(db: Connection) -
     value(db, "select two_tower.start_experiment('one')")
     later = now.replace(year=2030)
     for user in users[1:]:
-        arm = value(db, "select two_tower.served_arm(%s)", user)
+        arm = value(db, "select two_tower.find_served_arm(%s)", user)
         events = [Event(user, post, "view", None, later) for post in posts[:4]]
         likes = 2 if arm == "a" else 1
         events += [Event(user, post, "like", None, later) for post in posts[:likes]]

@@ -51,7 +51,7 @@ def test_the_verdict_is_the_mean_and_its_interval_clustered_by_user(db: Connecti
     users = [f"00000000-0000-4000-8000-{n:012d}" for n in rng.integers(12, size=300)]
     differences = 0.05 + rng.normal(size=300) / 10
     row = db.execute(
-        "select is_better, metrics from two_tower.verdict_on(%s, %s::uuid[])",
+        "select is_better, metrics from two_tower.compare_versions(%s, %s::uuid[])",
         [differences.tolist(), users],
     ).fetchone()
     assert row is not None
@@ -68,7 +68,7 @@ def test_the_verdict_is_the_mean_and_its_interval_clustered_by_user(db: Connecti
 
 
 def test_no_events_and_one_user_alone_prove_nothing(db: Connection) -> None:
-    query = "select is_better from two_tower.verdict_on(%s::float8[], %s::uuid[])"
+    query = "select is_better from two_tower.compare_versions(%s::float8[], %s::uuid[])"
     user = "00000000-0000-4000-8000-000000000001"
     assert not value(db, query, [], [])
     assert not value(db, query, None, None)
@@ -201,7 +201,7 @@ def test_a_user_tower_that_helps_nobody_is_rejected(world: World) -> None:
     assert not world.judge_users(version, by_class(world, "wrong", "wrong"))
     found = world.version(version)
     assert (found["state"], found["verdict"]) == ("rejected", NOT_BETTER)
-    assert found["config"]["base_weights"] == {"cold": 0, "warm": 0}
+    assert found["config"]["prior_weights"] == {"cold": 0, "warm": 0}
     assert found["gate"]["mean_difference"] <= 0
     assert served(world) == before
 
@@ -212,7 +212,7 @@ def test_the_gate_gives_b_weight_where_it_helps(world: World, cold: str, warm: s
     assert world.judge_users(version, by_class(world, cold, warm))
     found = world.version(version)
     assert found["gate"]["lower_bound"] > 0
-    chosen = found["config"]["base_weights"]
+    chosen = found["config"]["prior_weights"]
     assert chosen["cold"] > 0
     assert (chosen["warm"] > 0) == (warm == "right")
     assert world.value("select two_tower.active_version('user_tower')") == version
@@ -250,7 +250,7 @@ def test_a_user_tower_has_to_beat_the_one_that_serves(world: World) -> None:
 def test_users_are_served_with_b_by_the_weight_of_their_class(world: World) -> None:
     version = world.user_tower()
     assert world.judge_users(version, by_class(world, "right", "wrong"))
-    weight = world.version(version)["config"]["base_weights"]["cold"]
+    weight = world.version(version)["config"]["prior_weights"]["cold"]
     # Since t0 everybody liked four posts: 5 is cold no more.
     world.connection.execute("update two_tower.settings set cold_until = 6")
     given = by_class(world, "right", "right")
@@ -289,7 +289,7 @@ def test_a_class_that_the_tower_does_not_help_keeps_its_profile(world: World) ->
     world.value(
         "select two_tower.store_profile_embeddings(%s::uuid[], %s, '{1}')", [user], [profile]
     )
-    base = "select base_source::text from two_tower.user_embeddings where user_id = %s"
+    base = "select prior_source::text from two_tower.user_embeddings where user_id = %s"
     assert world.value(base, user) == "profile"
     version = world.user_tower()
     assert world.judge_users(version, by_class(world, "right", "wrong"))
@@ -329,8 +329,8 @@ def test_profiles_are_projected_again_when_another_candidate_tower_serves(world:
     different = world.value(
         "select count(*) from two_tower.user_embeddings u"
         " join two_tower.profile_embeddings p using (user_id)"
-        " where extensions.vector_norm(u.base_embedding operator(extensions.-)"
-        "   two_tower.candidate_tower(p.base_embedding, %s)) > 1e-5",
+        " where extensions.vector_norm(u.prior operator(extensions.-)"
+        "   two_tower.run_candidate_tower(p.base_embedding, %s)) > 1e-5",
         version,
     )
     assert different == 0
@@ -362,7 +362,7 @@ def test_what_is_read_for_training_is_as_of_t0_whatever_happens_later(world: Wor
     assert all(len(text) > 100 for text in before)
     for user in world.users:
         world.like(user, world.old_posts, 5)
-    world.value("select two_tower.fold_pushes(100000)")
+    world.value("select two_tower.fold_steps(100000)")
     assert read() == before
     newest = world.value("select max(x) from two_tower.user_histories(%s, %s::uuid[]) h,"
                          " unnest(h.post_ids) x", moment, world.users)  # fmt: skip

@@ -268,13 +268,13 @@ def test_a_step_that_would_leave_no_direction_leaves_the_post_where_it_is(world:
         "update two_tower.live_embeddings set is_pretrained = false where post_id = %s", [post_id]
     )
     world.connection.execute(
-        "insert into two_tower.deferred_pushes"
-        " (event_id, epoch, user_vector, post_ids, factors, created_at)"
+        "insert into two_tower.deferred_steps"
+        " (event_id, epoch, user_vector, pushed_ids, push_factors, created_at)"
         " select 0, 0, embedding, array[post_id], array[1::real], now()"
         " from two_tower.post_embeddings where post_id = %s",
         [post_id],
     )
-    value(world.connection, "select two_tower.fold_pushes(10)")
+    value(world.connection, "select two_tower.fold_steps(10)")
     assert np.allclose(live(world.connection, post_id), vector)
 
 
@@ -318,7 +318,7 @@ def test_an_explicit_negative_makes_one_marked_pair_and_no_draws(
 ) -> None:
     world.send(event_type)
     assert world.pairs() == [(world.post_ids[0], False, "explicit")]
-    assert value(world.connection, "select count(*) from two_tower.deferred_pushes") == 0
+    assert value(world.connection, "select count(*) from two_tower.deferred_steps") == 0
 
 
 @pytest.mark.parametrize("event_type", ["view", "click"])
@@ -360,7 +360,7 @@ def test_negatives_are_never_own_hidden_deleted_or_engaged_posts(world: World) -
     # Seen as well: a view must not bring any of them back.
     for post_id in (*own, *engaged, *hidden, *deleted):
         world.send("view", post_id)
-    world.connection.execute("truncate two_tower.deferred_pushes")
+    world.connection.execute("truncate two_tower.deferred_steps")
     drawn: set[int] = set()
     for user_number in range(60):
         event_id = world.send("like", world.post_ids[15], created_at=world.now)
@@ -370,7 +370,7 @@ def test_negatives_are_never_own_hidden_deleted_or_engaged_posts(world: World) -
         world.send("unlike", world.post_ids[15])
     pushed = {
         post_id
-        for (ids,) in world.connection.execute("select post_ids from two_tower.deferred_pushes")
+        for (ids,) in world.connection.execute("select pushed_ids from two_tower.deferred_steps")
         for post_id in ids
     }
     assert drawn == left
@@ -844,7 +844,7 @@ def test_after_a_freeze_learning_goes_on_at_a_factor_of_its_rate(world: World) -
         reference.posts[post_id] = Post(live(world.connection, post_id))
     event_id = world.send("like")
     (drawn,) = world.connection.execute(
-        "select post_ids from two_tower.deferred_pushes order by id desc limit 1"
+        "select pushed_ids from two_tower.deferred_steps order by id desc limit 1"
     ).fetchall()
     reference.apply(
         [(event_id, Event(world.user, world.post_ids[0], "like"))], lambda _: Draw(drawn[0])
@@ -1089,7 +1089,7 @@ def test_the_posts_that_a_positive_pushes_away_are_drawn_uniformly(
     insert_events(connection, [Event(u, target, "like") for u in world.user_ids])
     drawn = Counter(
         post_id
-        for (ids,) in connection.execute("select post_ids from two_tower.deferred_pushes")
+        for (ids,) in connection.execute("select pushed_ids from two_tower.deferred_steps")
         for post_id in ids
     )
     assert sum(drawn.values()) == 8 * 600
@@ -1104,8 +1104,8 @@ def test_pushes_of_an_older_epoch_are_void(world: World) -> None:
     world.send("reply", world.post_ids[2])
     vectors = [live(world.connection, post_id) for post_id in world.post_ids]
     world.connection.execute("update two_tower.state set epoch = epoch + 1")
-    assert value(world.connection, "select two_tower.fold_pushes(10)") == 2
-    assert value(world.connection, "select count(*) from two_tower.deferred_pushes") == 0
+    assert value(world.connection, "select two_tower.fold_steps(10)") == 2
+    assert value(world.connection, "select count(*) from two_tower.deferred_steps") == 0
     for post_id, vector in zip(world.post_ids, vectors, strict=True):
         assert np.array_equal(live(world.connection, post_id), vector)
 
@@ -1113,9 +1113,9 @@ def test_pushes_of_an_older_epoch_are_void(world: World) -> None:
 def test_a_fold_takes_no_more_than_it_may_and_the_oldest_first(world: World) -> None:
     for post_id in world.post_ids[:7]:
         world.send("like", post_id)
-    queued = "select array_agg(id order by id) from two_tower.deferred_pushes"
+    queued = "select array_agg(id order by id) from two_tower.deferred_steps"
     ids = value(world.connection, queued)
-    assert value(world.connection, "select two_tower.fold_pushes(3)") == 3
+    assert value(world.connection, "select two_tower.fold_steps(3)") == 3
     assert value(world.connection, queued) == ids[3:]
 
 
@@ -1144,12 +1144,12 @@ def test_no_setting_in_its_range_makes_an_event_or_a_reader_fail(
     stream = Stream(rng(11), world.user_ids, world.post_ids)
     for size in (1, 1, 1, 1, 100, 300):
         insert_events(connection, stream.next(size))
-        value(connection, "select two_tower.fold_pushes(100000)")
+        value(connection, "select two_tower.fold_steps(100000)")
     # Opposite directions give the smallest shares of all.
     other = world.post_ids[0]
     for event_type in ("not_interested", "skip", "hide", "like", "reply"):
         insert_events(connection, [Event(world.user, other, event_type, None, stream.now)])
-    value(connection, "select two_tower.fold_pushes(100000)")
+    value(connection, "select two_tower.fold_steps(100000)")
     for user_id in world.user_ids:
         value(connection, "select two_tower.encode_user(%s)", user_id)
     assert_consistent(connection)

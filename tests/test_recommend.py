@@ -82,7 +82,7 @@ def test_the_personal_part_is_the_cosine_with_the_re_encoded_user(
     world.act(user, world.posts[0], "like")
     rows = db.execute(
         "select s.post_id, s.personal, v.embedding"
-        " from two_tower.score_posts(two_tower.reader_of(%s), %s::bigint[]) s"
+        " from two_tower.score_posts(two_tower.load_reader(%s), %s::bigint[]) s"
         " join two_tower.live_embeddings v using (post_id)",
         [user, world.posts],
     ).fetchall()
@@ -116,7 +116,7 @@ def test_warmth_grows_without_a_cliff(db: psycopg.Connection[Any]) -> None:
     for post in [p for p in world.posts if p not in world.deleted][:20]:
         row = db.execute(
             "select max(abs(personal)), max(fresh)"
-            " from two_tower.score_posts(two_tower.reader_of(%s), %s::bigint[])",
+            " from two_tower.score_posts(two_tower.load_reader(%s), %s::bigint[])",
             [user, world.posts],
         ).fetchone()
         assert row is not None
@@ -249,9 +249,9 @@ def test_an_engagement_or_a_deletion_ends_the_exploration_of_a_post(
     ("broken", "source"),
     [
         ([], {"personal", "popular", "fresh", "exploration"}),
-        (["learned_page(uuid, integer, bigint[])"], {"content", "popular", "recent"}),
+        (["make_page(uuid, integer, bigint[])"], {"content", "popular", "recent"}),
         (
-            ["learned_page(uuid, integer, bigint[])", "is_eligible(uuid, bigint, uuid)"],
+            ["make_page(uuid, integer, bigint[])", "is_eligible(uuid, bigint, uuid)"],
             set(),
         ),
     ],

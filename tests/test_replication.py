@@ -29,7 +29,7 @@ TABLES = [
     "two_tower.user_posts",
     "two_tower.training_examples",
     "two_tower.unlearned_events",
-    "two_tower.deferred_pushes",
+    "two_tower.deferred_steps",
 ]
 
 
@@ -90,7 +90,7 @@ def test_a_subscriber_holds_the_same_vectors_and_no_trigger_fires_twice(logical:
         stream = Stream(np.random.default_rng(42), users, posts)
         for size in (1, 1, 30, 100, 1, 60):
             insert_events(origin, stream.next(size))
-            origin.execute("select two_tower.fold_pushes(20)")
+            origin.execute("select two_tower.fold_steps(20)")
         insert_events(origin, [Event(users[0], posts[0], "view")])
 
         wanted = contents(origin)

@@ -48,7 +48,7 @@ def learned(connection: Connection) -> dict[str, list[Any]]:
             " from two_tower.post_embeddings where not is_pretrained order by 1"
         ).fetchall(),
         "users": connection.execute(
-            "select user_id, embedding::text, engaged_sum::text, base_embedding::text, base_weight,"
+            "select user_id, embedding::text, engaged_sum::text, prior::text, prior_weight,"
             " recent_post_ids, recent_strengths, engagement_count"
             " from two_tower.user_embeddings order by 1"
         ).fetchall(),
@@ -76,7 +76,7 @@ class World:
 
     def learn(self, events: int = 150) -> None:
         insert_events(self.connection, self.stream.next(events))
-        value(self.connection, "select two_tower.fold_pushes(null)")
+        value(self.connection, "select two_tower.fold_steps(null)")
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_a_rollback_restores_vectors_users_and_weights_together(world: World) ->
     late = add_posts(db, 3, world.users[:1], world.rng)
     insert_events(db, [Event(world.users[5], late[0], "like", None, world.stream.now)])
     assert learned(db) != wanted
-    pushed = value(db, "select count(*) from two_tower.deferred_pushes")
+    pushed = value(db, "select count(*) from two_tower.deferred_steps")
     assert pushed > 0
 
     assert value(db, "select two_tower.rollback()") == number
@@ -123,13 +123,13 @@ def test_a_rollback_restores_vectors_users_and_weights_together(world: World) ->
     assert value(
         db,
         "select bool_and(embedding operator(extensions.<#>)"
-        "  two_tower.candidate_tower(base_embedding) < -0.99999)"
+        "  two_tower.run_candidate_tower(base_embedding) < -0.99999)"
         " from two_tower.post_embeddings where is_pretrained",
     )
     encoded = "select count(*) from two_tower.post_embeddings where embedding is not null"
     assert value(db, encoded) == 123
     # What was queued before is void.
-    value(db, "select two_tower.fold_pushes(null)")
+    value(db, "select two_tower.fold_steps(null)")
     assert learned(db)["posts"] == wanted["posts"]
 
 
@@ -346,7 +346,7 @@ def test_a_step_that_fails_stops_no_other_and_opens_an_alert(world: World) -> No
 
     done = [value(db, "select two_tower.take_step()") for _ in range(10)]
     assert {"failed": "learn_deferred"} in done
-    assert {"fold_pushes": 1} in done
+    assert {"fold_steps": 1} in done
     alert = db.execute(
         "select subject, message, details, occurrences from two_tower.alerts"
         " where kind = 'step_failed'"

@@ -6,6 +6,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from catalogue import INLINED
 from conftest import add_user, as_user
 
 CLIENTS = ("anon", "authenticated")
@@ -15,7 +16,7 @@ CLIENT_FUNCTIONS = {
     "now": "default of created_at",
     "is_operator": "called by now",
     "session_role": "called by is_operator",
-    "signed_in_user": "called by the wrappers",
+    "require_user": "called by the wrappers",
     "recommend_to_caller": "core of recommend",
     "similar_posts_for_caller": "core of similar_posts",
     "popular_posts_for_caller": "core of popular_posts",
@@ -81,17 +82,52 @@ def test_no_function_of_the_exposed_schema_is_a_definer_function(
     )
 
 
-def test_every_function_pins_an_empty_search_path(db: psycopg.Connection[Any]) -> None:
-    assert (
-        names(
-            db,
-            "select proname from pg_proc p where pronamespace in"
-            " ('public'::regnamespace, 'two_tower'::regnamespace)"
-            " and not exists (select from pg_depend d where d.objid = p.oid and d.deptype = 'e')"
-            " and not coalesce('search_path=\"\"' = any (proconfig), false)",
-        )
-        == []
-    )
+def test_every_function_pins_its_search_path_with_temporary_objects_last(
+    db: psycopg.Connection[Any],
+) -> None:
+    """An empty path searches pg_temp first, for types."""
+    assert names(
+        db,
+        "select format('%%s.%%s', pronamespace::regnamespace, proname) from pg_proc p"
+        " where pronamespace in ('public'::regnamespace, 'two_tower'::regnamespace)"
+        " and not exists (select from pg_depend d where d.objid = p.oid and d.deptype = 'e')"
+        " and not coalesce('search_path=pg_catalog, pg_temp' = any (proconfig), false)"
+        " order by 1",
+    ) == sorted(INLINED)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "select * from public.recommend(3)",
+        "select * from public.popular_posts(3)",
+        "select * from public.explain_recommendation(99)",
+        """select * from public.record_engagements('[{"post_id": 99, "event_type": "view"}]')""",
+        "insert into public.posts (content) values ('x')",
+        "insert into public.engagement_events (post_id, event_type) values (99, 'like')",
+    ],
+)
+def test_no_temporary_object_of_a_caller_runs_as_the_owner(
+    db: psycopg.Connection[Any], call: str
+) -> None:
+    user = add_user(db)
+    db.execute("insert into public.posts (id, content) overriding system value values (99, 'a')")
+    with as_user(db, user):
+        for shadowed in ("text", "uuid", "int8", "float8", "jsonb", "timestamptz"):
+            db.execute(
+                f"""
+                create function pg_temp.evil(pg_catalog.{shadowed}) returns boolean language plpgsql
+                as $$ begin
+                  perform set_config('evil.ran_as', current_user::pg_catalog.text, false);
+                  return true;
+                end $$;
+                create domain pg_temp.{shadowed} as pg_catalog.{shadowed}
+                  check (pg_temp.evil(value));
+                """.encode()
+            )
+        db.execute(call.encode())
+    ran_as = db.execute("select current_setting('evil.ran_as', true)").fetchone()
+    assert ran_as in [(None,), ("",), ("authenticated",)]
 
 
 def test_every_definer_function_says_why(db: psycopg.Connection[Any]) -> None:

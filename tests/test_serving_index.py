@@ -124,12 +124,12 @@ def test_a_reader_who_has_seen_all_that_is_near_gets_what_comes_next(
     reader = user_id(1)
     db.execute(
         "insert into two_tower.user_posts (user_id, post_id, first_seen_at, last_event_at)"
-        " select %s, n, now(), now() from unnest(two_tower.scanned_posts("
+        " select %s, n, now(), now() from unnest(two_tower.scan_posts("
         "   two_tower.encode_user(%s), 900, %s, '{}')) n",
         [reader, reader, reader],
     )
     db.execute("update two_tower.settings set exploration_share = 0")
-    nearest = "select two_tower.nearest_posts(two_tower.encode_user(%s), 100, %s, '{}', %s)"
+    nearest = "select two_tower.find_nearest_posts(two_tower.encode_user(%s), 100, %s, '{}', %s)"
     narrow, wide = (value(db, nearest, reader, reader, is_wide) for is_wide in (False, True))
     assert len(narrow) < 50 < len(wide)
     assert len({row[0] for row in db.execute(PAGE, [reader])}) == 50
@@ -141,7 +141,7 @@ def test_a_reader_who_blocked_all_authors_that_are_near_is_served_by_a_scan(
     reader = user_id(1)
     db.execute(
         "insert into public.author_blocks (user_id, author_id, kind)"
-        " select %s, author_id, 'mute_author' from unnest(two_tower.scanned_posts("
+        " select %s, author_id, 'mute_author' from unnest(two_tower.scan_posts("
         "   two_tower.encode_user(%s), 3000, %s, '{}')) n"
         "   join public.posts p on p.id = n group by author_id on conflict do nothing",
         [reader, reader, reader],
@@ -416,7 +416,7 @@ def test_the_bench_measures_pages_against_the_bare_index(
     with feed.connect() as connection:
         likes = "select count(*) from public.engagement_events where event_type = 'like'"
         assert value(connection, likes) >= 800
-        assert value(connection, "select count(*) from two_tower.deferred_pushes") == 0
+        assert value(connection, "select count(*) from two_tower.deferred_steps") == 0
     assert {b["is_kept"] for b in report["budgets"] if "recall@50" in b["budget"]} == {True}
     json.dumps(report, default=str)
     show_serving(report)

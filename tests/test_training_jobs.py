@@ -47,8 +47,7 @@ def state(connection: Connection) -> list[Any]:
         "select version, state from two_tower.model_weights where state = 'active' order by 1",
         "select post_id, embedding::text from two_tower.live_embeddings v where slot ="
         " (select active_slot from two_tower.state) order by 1",
-        "select user_id, base_embedding::text, base_weight from two_tower.user_embeddings"
-        " order by 1",
+        "select user_id, prior::text, prior_weight from two_tower.user_embeddings order by 1",
     )
     return [connection.execute(query.encode()).fetchall() for query in queries]
 
@@ -145,11 +144,11 @@ def test_an_accepted_user_tower_gives_active_users_their_vectors(world: World) -
         outcome = encode_active_users(world.connection)
     assert outcome["users_encoded"] == len(world.users)
     sources = world.connection.execute(
-        "select distinct base_source::text as source, base_weight from two_tower.user_embeddings"
+        "select distinct prior_source::text as source, prior_weight from two_tower.user_embeddings"
     ).fetchall()
-    assert sources == [{"source": "user_tower", "base_weight": 1}]
+    assert sources == [{"source": "user_tower", "prior_weight": 1}]
     norm = world.value(
-        "select max(abs(1 - extensions.vector_norm(base_embedding))) from two_tower.user_embeddings"
+        "select max(abs(1 - extensions.vector_norm(prior))) from two_tower.user_embeddings"
     )
     assert norm < 1e-5
 
@@ -167,7 +166,7 @@ def test_users_are_encoded_in_batches_and_those_who_are_long_gone_are_not(world:
         assert encode_active_users(world.connection)["users_encoded"] == len(world.users) - 5
     assert not world.value(
         "select count(*) from two_tower.user_embeddings"
-        " where user_id = any (%s::uuid[]) and base_source = 'user_tower'",
+        " where user_id = any (%s::uuid[]) and prior_source = 'user_tower'",
         gone,
     )
 
@@ -183,7 +182,7 @@ def test_a_user_is_encoded_by_what_was_known_before_t0(world: World) -> None:
     ids, before = encode(world.connection, version, [user], moment)  # type: ignore[list-item]
     assert [str(i) for i in ids] == [user]
     world.like(user, world.old_posts, 5)
-    world.value("select two_tower.fold_pushes(100000)")
+    world.value("select two_tower.fold_steps(100000)")
     again = encode(world.connection, version, [user], moment)[1]  # type: ignore[list-item]
     now = encode(world.connection, version, [user], None)[1]  # type: ignore[list-item]
     assert np.array_equal(before, again)

@@ -206,7 +206,7 @@ def make_world(connection: Connection, cold: int = 16, warm: int = 16) -> World:
         world.like(user, world.old_posts, 8)
     for user in users[: cold + warm]:
         world.like(user, world.new_posts, 4)
-    connection.execute("select two_tower.fold_pushes(100000)")
+    connection.execute("select two_tower.fold_steps(100000)")
     return world
 
 

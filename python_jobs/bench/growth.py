@@ -36,7 +36,7 @@ BOUNDED_BY = {
     "unlearned_events": "settings.events_kept_for",
     "training_examples": "settings.training_examples_kept_for",
     "user_posts": "users x posts that they saw",
-    "deferred_pushes": "emptied by tick()",
+    "deferred_steps": "emptied by tick()",
     "deferred_events": "emptied by tick()",
     "checkpoint_users": "settings.checkpoints_kept x users",
     "checkpoint_posts": "settings.checkpoints_kept x posts",
@@ -117,7 +117,7 @@ def measure(world: World, events: int, slices: int, say: Callable[[str], None]) 
             thread.join()
         if ticker.failed:
             raise CommandError(f"tick() failed at {', '.join(sorted(ticker.failed))}.")
-        queued = connection.execute("select count(*) from two_tower.deferred_pushes").fetchone()
+        queued = connection.execute("select count(*) from two_tower.deferred_steps").fetchone()
     assert queued is not None
     return {
         "versions": world.versions(),

@@ -27,7 +27,7 @@ _REASONS = (
     (r"on (settings|state)\b", "one row of constants or pointers"),
     (r"on experiment", "which experiment runs, if any"),
     (r"Function Scan on score_posts", "the parts of the score of each candidate"),
-    (r"Function Scan on (rank_posts|learned_page|recommend_for)", "the page so far"),
+    (r"Function Scan on (rank_posts|make_page|recommend_for)", "the page so far"),
     (r"Function Scan on r\b", "the list of posts to read"),
     (r"WindowAgg", "which post of its author is it? For diversity"),
     (r"Incremental Sort|Sort ", "in order"),

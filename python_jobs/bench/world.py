@@ -81,7 +81,7 @@ class World:
     def fold(self) -> None:
         """Folds in all that is queued, as tick() does step by step."""
         with self.connect() as connection:
-            while connection.execute("select two_tower.fold_pushes(1000)").fetchone() != (0,):
+            while connection.execute("select two_tower.fold_steps(1000)").fetchone() != (0,):
                 pass
 
     def versions(self) -> dict[str, str]:

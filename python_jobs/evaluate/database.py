@@ -92,7 +92,7 @@ class TwoTower(System):
         self.waiting.append(number)
         if (number + 1) % FOLDED_EVERY == 0:
             self._send()
-            self._value("select two_tower.fold_pushes(null)")
+            self._value("select two_tower.fold_steps(null)")
             self._value("select two_tower.refresh_popular_candidates()")
             if self._value("select two_tower.improve_first_tower()"):
                 self._finish_switch()

@@ -43,7 +43,7 @@ def _data(
     """Each post's base embedding is read once; posts that have none yet take no part."""
     ids = {post["post_id"] for post in (*pairs, *anchors)}
     ids.update(negative for pair in pairs for negative in pair["negative_ids"])
-    found = rows(connection, "select * from two_tower.base_embeddings_of(%s)", sorted(ids))
+    found = rows(connection, "select * from two_tower.read_base_embeddings(%s)", sorted(ids))
     place = {row["post_id"]: number for number, row in enumerate(found)}
     pairs = [pair for pair in pairs if pair["post_id"] in place]
     anchors = [anchor for anchor in anchors if anchor["post_id"] in place]

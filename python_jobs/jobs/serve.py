@@ -41,7 +41,7 @@ def finish_switch(connection: psycopg.Connection[Any]) -> None:
     """
     while _value(connection, "select filling_version is not null from two_tower.state"):
         if _value(
-            connection, "select two_tower.needs_serving_index() and two_tower.slot_is_full()"
+            connection, "select two_tower.needs_serving_index() and two_tower.is_slot_full()"
         ):
             try:
                 build_serving_index(connection)

@@ -194,7 +194,7 @@ def _authors(
     noise: where those start of whom nothing was learned; without it they are left out.
     """
     wanted = sorted(_author_ids(found))
-    query = "select * from two_tower.author_embeddings_of(%s::uuid[])"
+    query = "select * from two_tower.read_author_embeddings(%s::uuid[])"
     known = {row["author_id"]: array(row["embedding"]) for row in rows(connection, query, wanted)}
     authors: dict[Any, np.ndarray] = {None: np.zeros(SIZE, dtype=np.float32)}
     for author in wanted:

@@ -4,7 +4,7 @@
 --   public.posts --encode (worker)--> base_embeddings --candidate tower (SQL)--> live_embeddings
 --
 --   public.engagement_events --trigger--> user_embeddings, live_embeddings, training_examples
---                                     \--> deferred_pushes --fold_pushes()--> live_embeddings
+--                                     \--> deferred_steps --fold_steps()--> live_embeddings
 --
 --   user_embeddings, live_embeddings --> recommend()
 --

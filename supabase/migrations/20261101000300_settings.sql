@@ -201,7 +201,7 @@ create table two_tower.setting_changes (
 comment on table two_tower.setting_changes is 'History of settings and signals: who changed what, and when.';
 
 create function two_tower.record_setting_change() returns trigger
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
   insert into two_tower.setting_changes (table_name, old_row, new_row)
   values (tg_table_name, to_jsonb(old), to_jsonb(new));

@@ -1,5 +1,10 @@
 -- What each event type means: a row for each.
 
+create function two_tower.view_bit() returns integer
+language sql immutable parallel safe return 1;
+comment on function two_tower.view_bit() is
+  'The bit of a view in user_posts.signals: the one that is set without the user''s lock.';
+
 create table two_tower.signals (
   event_type text primary key,
   strength real not null
@@ -7,7 +12,8 @@ create table two_tower.signals (
   label boolean,
   bit integer not null unique
     constraint bit_is_a_power_of_two check (bit > 0 and bit & (bit - 1) = 0),
-  constraint the_first_bit_is_that_of_a_view check ((event_type = 'view') = (bit = 1)),
+  constraint a_view_has_the_bit_that_needs_no_lock
+    check ((event_type = 'view') = (bit = two_tower.view_bit())),
   withdraws text references two_tower.signals (event_type),
   blocks_author boolean not null default false,
   description text not null,

@@ -19,7 +19,7 @@ create unique index one_open_alert_per_kind_and_subject on two_tower.alerts (kin
 
 create function two_tower.open_alert(p_kind text, p_subject text, p_message text,
   p_details jsonb default '{}')
-returns void language sql set search_path = '' as $$
+returns void language sql set search_path = pg_catalog, pg_temp as $$
   insert into two_tower.alerts as a (kind, subject, message, details)
   values (p_kind, p_subject, p_message, p_details)
   on conflict (kind, subject) where closed_at is null do update set

@@ -23,23 +23,23 @@ create table two_tower.partitions (
 );
 comment on table two_tower.partitions is 'The partitions that exist, with their ranges.';
 
-create function two_tower.storage_clause(p_table regclass) returns text
-language sql stable set search_path = '' as $$
+create function two_tower.make_storage_clause(p_table regclass) returns text
+language sql stable set search_path = pg_catalog, pg_temp as $$
   select coalesce('with (' || nullif(t.storage_options, '') || ')', '')
   from two_tower.partitioned_tables t where t.table_name = p_table;
 $$;
-comment on function two_tower.storage_clause(regclass) is 'The storage options of a table''s partitions, as a clause of create table.';
+comment on function two_tower.make_storage_clause(regclass) is 'The storage options of a table''s partitions, as a clause of create table.';
 
 -- Attaching takes a weaker lock on the parent than creating a partition in place: writers go on.
 create function two_tower.create_partition(p_table regclass, p_starts_at timestamptz,
   p_ends_at timestamptz)
-returns void language plpgsql set search_path = '' set timezone = 'UTC' as $$
+returns void language plpgsql set search_path = pg_catalog, pg_temp set timezone = 'UTC' as $$
 declare
   v_relation text := (select relname from pg_catalog.pg_class where oid = p_table);
   v_name text := format('%s_%s', v_relation, to_char(p_starts_at, 'YYYYMMDD'));
 begin
   execute format('create table two_tower.%I (like %s including all) %s', v_name, p_table,
-    two_tower.storage_clause(p_table));
+    two_tower.make_storage_clause(p_table));
   execute format('with moved as (delete from two_tower.%I where created_at >= %L and created_at < %L returning *)
                   insert into two_tower.%I select * from moved',
                  v_relation || '_history', p_starts_at, p_ends_at, v_name);
@@ -56,7 +56,7 @@ comment on function two_tower.create_partition(regclass, timestamptz, timestampt
 -- them: so they wait for a second at most, and are tried again at the next tick.
 create function two_tower.create_partitions_ahead() returns integer
 language plpgsql security definer
-set search_path = '' set timezone = 'UTC' set lock_timeout = '1s' as $$
+set search_path = pg_catalog, pg_temp set timezone = 'UTC' set lock_timeout = '1s' as $$
 declare
   v_table record;
   v_end timestamptz;
@@ -84,7 +84,7 @@ comment on function two_tower.create_partitions_ahead() is
   'Definer: workers own no table. Makes the partitions that will be needed and returns how many; 0 when a long reader is in the way, and then again at the next tick. Uses the real time, not the replaceable clock: partitions are storage.';
 
 create function two_tower.create_partitions_back_to(p_from timestamptz) returns integer
-language plpgsql set search_path = '' set timezone = 'UTC' as $$
+language plpgsql set search_path = pg_catalog, pg_temp set timezone = 'UTC' as $$
 declare
   v_table record;
   v_start timestamptz;
@@ -116,13 +116,13 @@ comment on function two_tower.create_partitions_back_to(timestamptz) is
 
 create function two_tower.partition_by_time(p_table regclass, p_step interval,
   p_kept_for_setting text, p_storage_options text default '')
-returns void language plpgsql set search_path = '' as $$
+returns void language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   insert into two_tower.partitioned_tables (table_name, step, kept_for_setting, storage_options)
   values (p_table, p_step, p_kept_for_setting, p_storage_options);
   execute format('create table two_tower.%I partition of %s default %s',
                  (select relname from pg_catalog.pg_class
-                   where oid = p_table) || '_history', p_table, two_tower.storage_clause(p_table));
+                   where oid = p_table) || '_history', p_table, two_tower.make_storage_clause(p_table));
   perform two_tower.create_partitions_ahead();
 end
 $$;
@@ -130,7 +130,8 @@ comment on function two_tower.partition_by_time(regclass, interval, text, text) 
   'Puts a partitioned table under this management: a default partition, the present one, and some ahead.';
 
 create function two_tower.drop_old_partitions() returns integer
-language plpgsql security definer set search_path = '' set lock_timeout = '1s' as $$
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp set lock_timeout = '1s' as $$
 declare
   v_part record;
   v_dropped integer := 0;

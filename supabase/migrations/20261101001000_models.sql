@@ -50,7 +50,7 @@ create index model_authors_author_id_idx on two_tower.model_authors (author_id);
 -- error. The embeddings of authors and actions are tables of 64 values.
 create function two_tower.expected_tensors(p_tower text, p_config jsonb)
 returns table (name text, rows integer, width integer)
-language sql immutable set search_path = '' as $$
+language sql immutable set search_path = pg_catalog, pg_temp as $$
   select t.name, t.rows, t.width
   from (values ('hidden.weight', 256, 384), ('hidden.bias', 1, 256), ('output.weight', 128, 256),
     ('output.bias', 1, 128)) as t (name, rows, width)
@@ -75,7 +75,7 @@ $$;
 comment on function two_tower.expected_tensors(text, jsonb) is 'The tensors that a version of a tower consists of.';
 
 create function two_tower.missing_tensors(p_version bigint) returns text
-language sql stable set search_path = '' as $$
+language sql stable set search_path = pg_catalog, pg_temp as $$
   with expected as (
     select e.* from two_tower.model_weights w
       cross join lateral two_tower.expected_tensors(w.tower, w.config) e
@@ -101,8 +101,8 @@ comment on function two_tower.missing_tensors(bigint) is
 -- input is one inner product of pgvector (<#> is its negative), which is as fast as this gets
 -- without leaving SQL. Each step is an array that is computed once, whatever the planner knows
 -- about the tables.
-create function two_tower.layer(p_version bigint, p_name text, p_input extensions.vector)
-returns extensions.vector language sql stable strict set search_path = '' as $$
+create function two_tower.apply_layer(p_version bigint, p_name text, p_input extensions.vector)
+returns extensions.vector language sql stable strict set search_path = pg_catalog, pg_temp as $$
   select (array(
     select -(t.row operator(extensions.<#>) p_input) from two_tower.model_tensors t
     where t.version = p_version and t.name = p_name || '.weight' order by t.row_index
@@ -110,39 +110,39 @@ returns extensions.vector language sql stable strict set search_path = '' as $$
   from two_tower.model_tensors b
     where b.version = p_version and b.name = p_name || '.bias' and b.row_index = 0;
 $$;
-comment on function two_tower.layer(bigint, text, extensions.vector) is 'weight * input + bias, of one layer of a version.';
+comment on function two_tower.apply_layer(bigint, text, extensions.vector) is 'weight * input + bias, of one layer of a version.';
 
-create function two_tower.candidate_tower(p_base extensions.vector, p_version bigint)
-returns extensions.vector language plpgsql stable strict set search_path = '' as $$
+create function two_tower.run_candidate_tower(p_base extensions.vector, p_version bigint)
+returns extensions.vector language plpgsql stable strict set search_path = pg_catalog, pg_temp as $$
 declare
-  v_hidden extensions.vector := two_tower.layer(p_version, 'hidden', p_base);
+  v_hidden extensions.vector := two_tower.apply_layer(p_version, 'hidden', p_base);
 begin
   v_hidden := array(select greatest(0, x)
     from unnest(v_hidden::real[]) with ordinality as h (x, place) order by place);
-  return extensions.l2_normalize(two_tower.layer(p_version, 'output', v_hidden));
+  return extensions.l2_normalize(two_tower.apply_layer(p_version, 'output', v_hidden));
 end
 $$;
-comment on function two_tower.candidate_tower(extensions.vector, bigint) is
+comment on function two_tower.run_candidate_tower(extensions.vector, bigint) is
   'Runs a version of the candidate tower: vector(384) to vector(128) of norm 1. Null for null; the zero vector stays zero.';
 
 create function two_tower.active_version(p_tower text) returns bigint
-language sql stable set search_path = '' as $$
+language sql stable set search_path = pg_catalog, pg_temp as $$
   select version from two_tower.model_weights where tower = p_tower and state = 'active';
 $$;
 comment on function two_tower.active_version(text) is 'The version that serves, or null.';
 
-create function two_tower.candidate_tower(p_base extensions.vector)
-returns extensions.vector language sql stable strict set search_path = '' as $$
-  select two_tower.candidate_tower(p_base, two_tower.active_version('candidate_tower'));
+create function two_tower.run_candidate_tower(p_base extensions.vector)
+returns extensions.vector language sql stable strict set search_path = pg_catalog, pg_temp as $$
+  select two_tower.run_candidate_tower(p_base, two_tower.active_version('candidate_tower'));
 $$;
-comment on function two_tower.candidate_tower(extensions.vector) is 'Runs the active candidate tower.';
+comment on function two_tower.run_candidate_tower(extensions.vector) is 'Runs the active candidate tower.';
 
 create function two_tower.store_weights(
   p_tower text, p_names text[], p_row_indexes integer[], p_rows extensions.vector[],
   p_config jsonb, p_metrics jsonb, p_parent_version bigint default null,
   p_trained_from bigint default null, p_held_out_from bigint default null,
   p_author_ids uuid[] default '{}', p_author_embeddings extensions.vector[] default '{}'
-) returns bigint language plpgsql set search_path = '' as $$
+) returns bigint language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_version bigint;
   v_missing text;
@@ -171,7 +171,7 @@ comment on function two_tower.store_weights(text, text[], integer[], extensions.
 
 create function two_tower.reject_training(p_tower text, p_reason text, p_config jsonb,
   p_metrics jsonb, p_parent_version bigint, p_trained_from bigint, p_held_out_from bigint)
-returns bigint language sql set search_path = '' as $$
+returns bigint language sql set search_path = pg_catalog, pg_temp as $$
   insert into two_tower.model_weights (tower, state, verdict, config, metrics, parent_version,
     trained_from, held_out_from, decided_at)
   values (p_tower, 'rejected', 'rejected: ' || p_reason, p_config, p_metrics, p_parent_version,

@@ -41,18 +41,26 @@ insert into two_tower.cursors (name) values ('serving_round'), ('followed_events
 insert into two_tower.cursors (name) values ('tick');
 
 create function two_tower.last_uuid() returns uuid
-language sql immutable parallel safe set search_path = '' as $$
-  select 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid;
-$$;
+language sql immutable parallel safe return 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid;
 comment on function two_tower.last_uuid() is 'The largest id: all users are restored.';
 
+-- Keys of advisory locks. They stand for whole activities, where a row would be a hot one.
 create function two_tower.switch_lock() returns bigint
-language sql immutable parallel safe set search_path = '' as 'select 2842384801';
+language sql immutable parallel safe return 2842384801;
 comment on function two_tower.switch_lock() is
   'Key of the advisory lock between learning (shared) and a switch of slots (exclusive).';
 
+create function two_tower.tick_lock() returns bigint
+language sql immutable parallel safe return 2842384802;
+comment on function two_tower.tick_lock() is 'Key of the advisory lock of the one tick() that runs.';
+
+create function two_tower.bulk_lock() returns bigint
+language sql immutable parallel safe return 2842384803;
+comment on function two_tower.bulk_lock() is
+  'Key of the advisory lock of what writes for minutes: a build of the serving index, or a checkpoint.';
+
 create function two_tower.lock_switch(p_attempts integer) returns void
-language plpgsql set search_path = '' set lock_timeout = '2s' as $$
+language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '2s' as $$
 begin
   for v_attempt in 1..p_attempts loop
     begin
@@ -71,7 +79,7 @@ comment on function two_tower.lock_switch(integer) is
   'Takes the switch lock exclusively. While it is waited for, new statements that learn wait too: so 2 s at most, and they go on between attempts. Raises 55P03 after the last one.';
 
 create function two_tower.slots_to_write() returns table (slot smallint, version bigint)
-language sql stable set search_path = '' as $$
+language sql stable set search_path = pg_catalog, pg_temp as $$
   select s.active_slot, two_tower.active_version('candidate_tower') from two_tower.state s
   union all
   select (1 - s.active_slot)::smallint, s.filling_version from two_tower.state s

@@ -1,4 +1,7 @@
--- Types of vectors, and the two formulas that all rules are made of.
+-- Types of vectors, and the formulas that all rules are made of.
+--
+-- zero_vector, scale and decay_strength are inlined: their bodies are expressions with names bound
+-- when they are made, so they need no search_path of their own, which would keep them calls.
 
 -- Domains, not check constraints of the tables: those are parsed anew by each statement, and
 -- cost a like 20 microseconds.
@@ -12,25 +15,35 @@ create domain two_tower.unit_or_zero_vector as extensions.vector(128)
 comment on domain two_tower.unit_or_zero_vector is
   'A vector of 128 dimensions and norm 1; zero where nothing is known.';
 
-create function two_tower.scaled(p_vector extensions.vector, p_factor real)
-returns extensions.vector language plpgsql immutable set search_path = '' as $$
-begin
-  return case when p_vector is null then array_fill(0::real, array[128])::extensions.vector
-    else array_fill(p_factor, array[128])::extensions.vector operator(extensions.*) p_vector end;
-end
-$$;
-comment on function two_tower.scaled(extensions.vector, real) is 'factor * vector(128); zero for null.';
+create function two_tower.zero_vector(p_width integer default 128) returns extensions.vector
+language sql immutable parallel safe
+return array_fill(0::real, array[p_width])::extensions.vector;
+comment on function two_tower.zero_vector(integer) is 'The vector of zeros of a width.';
 
-create function two_tower.move(p_start extensions.vector, p_step real,
+create function two_tower.scale(p_factor real, p_vector extensions.vector)
+returns extensions.vector language sql immutable parallel safe
+return case when p_vector is not null
+  then array_fill(p_factor, array[extensions.vector_dims(p_vector)])::extensions.vector
+    operator(extensions.*) p_vector end;
+comment on function two_tower.scale(real, extensions.vector) is
+  'factor * vector, of any width. pgvector multiplies vectors by elements only. Null for null.';
+
+create function two_tower.decay_strength(p_strength real, p_decay real, p_age double precision)
+returns real language sql immutable parallel safe
+return (p_strength * greatest(1e-12, p_decay ^ p_age))::real;
+comment on function two_tower.decay_strength(real, real, double precision) is
+  'strength * decay^age: what an engagement weighs after "age" later ones. Bounded from below, since what underflows is an error.';
+
+create function two_tower.move_vector(p_start extensions.vector, p_step real,
   p_direction extensions.vector)
-returns extensions.vector language plpgsql immutable set search_path = '' as $$
+returns extensions.vector language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 declare
   v_moved extensions.vector := p_start operator(extensions.+)
-    (array_fill(p_step, array[128])::extensions.vector operator(extensions.*) p_direction);
+    two_tower.scale(p_step, p_direction);
 begin
   return case when extensions.vector_norm(v_moved) > 1e-6 then extensions.l2_normalize(v_moved)
     else p_start end;
 end
 $$;
-comment on function two_tower.move(extensions.vector, real, extensions.vector) is
+comment on function two_tower.move_vector(extensions.vector, real, extensions.vector) is
   'norm(start + step * direction). A step that would leave no direction changes nothing.';

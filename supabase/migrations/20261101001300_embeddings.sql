@@ -47,18 +47,17 @@ cross join two_tower.state as s
 left join two_tower.live_embeddings as v on v.post_id = b.post_id and v.slot = s.active_slot;
 comment on view two_tower.post_embeddings is 'Every post with its frozen base embedding and its live embedding in the slot that serves. embedding is null until the text is encoded.';
 
-create type two_tower.base_source as enum ('profile', 'user_tower');
-comment on type two_tower.base_source is 'Where a user''s base vector comes from.';
+create type two_tower.prior_source as enum ('profile', 'user_tower');
+comment on type two_tower.prior_source is 'Where a user''s base vector comes from.';
 
 create table two_tower.user_embeddings (
   user_id uuid primary key references auth.users (id) on delete cascade,
   embedding two_tower.unit_or_zero_vector not null
-    default array_fill(0::real, array[128])::extensions.vector,
-  engaged_sum extensions.vector(128) not null default array_fill(0::real,
-    array[128])::extensions.vector,
-  base_embedding extensions.vector(128),
-  base_weight real not null default 0,
-  base_source two_tower.base_source,
+    default two_tower.zero_vector(),
+  engaged_sum extensions.vector(128) not null default two_tower.zero_vector(),
+  prior extensions.vector(128),
+  prior_weight real not null default 0,
+  prior_source two_tower.prior_source,
   recent_post_ids bigint[] not null default '{}',
   recent_strengths real[] not null default '{}',
   engagement_count integer not null default 0,
@@ -68,8 +67,8 @@ create table two_tower.user_embeddings (
 ) with (fillfactor = 55, toast_tuple_target = 8160);
 comment on table two_tower.user_embeddings is 'One row per user who engaged or has a profile.';
 comment on column two_tower.user_embeddings.embedding is 'Live vector, norm 1; zero for a user of whom nothing is known.';
-comment on column two_tower.user_embeddings.engaged_sum is 'Rule contrastive: r = decay * r + strength * post, not normalised; embedding = norm(base_weight * base_embedding + r).';
-comment on column two_tower.user_embeddings.base_embedding is 'What was known before engagements: profile, or the user tower''s output.';
+comment on column two_tower.user_embeddings.engaged_sum is 'Rule contrastive: r = decay * r + strength * post, not normalised; embedding = norm(prior_weight * prior + r).';
+comment on column two_tower.user_embeddings.prior is 'What was known before engagements: profile, or the user tower''s output.';
 comment on column two_tower.user_embeddings.recent_post_ids is 'The posts of the last learned events, oldest first: what the user is re-encoded from on read.';
 comment on column two_tower.user_embeddings.recent_strengths is 'Strengths of recent_post_ids, as the rule weighs them.';
 comment on column two_tower.user_embeddings.minute is 'The minute that minute_count counts learned events of.';
@@ -107,22 +106,18 @@ create index profile_embeddings_to_encode_idx
 -- live vectors of the last engagements, so that a user is always in the space in which the posts
 -- are now.
 create function two_tower.encode_user(p_user_id uuid) returns extensions.vector
-language plpgsql stable set search_path = '' as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 begin
   return (
     select case when s.learning_rule = 'literal'
       then case when extensions.vector_norm(u.embedding) > 0 then u.embedding end
       else extensions.l2_normalize((
-      select extensions.sum(part.weight operator(extensions.*) part.embedding)
+      select extensions.sum(part.embedding)
       from (
-        select array_fill(u.base_weight, array[128])::extensions.vector as weight,
-               u.base_embedding as embedding
-        where u.base_embedding is not null
+        select two_tower.scale(u.prior_weight, u.prior) as embedding where u.prior is not null
         union all
-        select array_fill((r.strength * greatest(1e-12, s.history_decay
-                           ^ (cardinality(u.recent_post_ids) - r.place)))::real,
-                          array[128])::extensions.vector,
-               v.embedding
+        select two_tower.scale(two_tower.decay_strength(r.strength, s.history_decay,
+          cardinality(u.recent_post_ids) - r.place), v.embedding)
         from unnest(u.recent_post_ids, u.recent_strengths)
                with ordinality as r (post_id, strength, place)
           join two_tower.live_embeddings v on v.slot = st.active_slot and v.post_id = r.post_id

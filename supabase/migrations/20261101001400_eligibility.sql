@@ -8,7 +8,7 @@ comment on view two_tower.withheld_authors is
   'Whose posts a user does not get: authors whom the user blocked or muted, and those who blocked or muted the user.';
 
 create function two_tower.is_eligible(p_user_id uuid, p_post_id bigint, p_author_id uuid)
-returns boolean language plpgsql stable set search_path = '' as $$
+returns boolean language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 begin
   return p_author_id is distinct from p_user_id
     and not exists (select from two_tower.user_posts u

@@ -13,7 +13,7 @@ create table two_tower.training_examples (
   step real not null,
   negative_ids bigint[] not null default '{}',
   negative_embs extensions.halfvec[] not null default '{}',
-  viewed_negatives smallint not null default 0,
+  viewed_negative_count smallint not null default 0,
   pushed_ids bigint[] not null default '{}',
   push_factors real[] not null default '{}',
   created_at timestamptz not null,
@@ -25,7 +25,7 @@ comment on table two_tower.training_examples is
 comment on column two_tower.training_examples.label is 'True for a positive pair, false for a negative one; null for an event that moved vectors and makes no pair, such as a click.';
 comment on column two_tower.training_examples.step is 'Factor of user_emb that was added to the post: what a withdrawal takes back.';
 comment on column two_tower.training_examples.pushed_ids is 'Posts pushed away by this event, each by its push_factor times user_emb.';
-comment on column two_tower.training_examples.viewed_negatives is 'So many of the first negatives were viewed and not engaged with; the others are random recent posts.';
+comment on column two_tower.training_examples.viewed_negative_count is 'So many of the first negatives were viewed and not engaged with; the others are random recent posts.';
 -- A row of eight half-precision negatives is kept whole: vectors do not compress, and a second
 -- table for them would cost more than all else that a like writes.
 select two_tower.partition_by_time('two_tower.training_examples', '7 days',
@@ -45,7 +45,7 @@ where exists (
 union all
 select
   x.event_id, x.user_id, n.post_id, x.user_emb, n.post_emb, false as label,
-  case when n.place <= x.viewed_negatives then 'viewed' else 'random' end as source,
+  case when n.place <= x.viewed_negative_count then 'viewed' else 'random' end as source,
   x.event_type, x.created_at
 from two_tower.training_examples as x
 join two_tower.signals as s on s.event_type = x.event_type

@@ -4,23 +4,23 @@
 -- waits for the rows of other posts; its step on its own post when another session held that row,
 -- so that no like waits for another like. The transaction that applies a row deletes it: applied
 -- exactly once, whatever happens.
-create table two_tower.deferred_pushes (
+create table two_tower.deferred_steps (
   id bigint generated always as identity primary key,
   event_id bigint not null,
   epoch integer not null,
   user_vector extensions.vector(128) not null,
-  post_ids bigint[] not null,
-  factors real[] not null,
+  pushed_ids bigint[] not null,
+  push_factors real[] not null,
   post_id bigint,
   step real not null default 0,
   engagements integer not null default 0,
   popularity double precision not null default 0,
   created_at timestamptz not null
 );
-comment on table two_tower.deferred_pushes is 'Steps that wait to be folded into live vectors: p = norm(p - factor * user_vector) for each of post_ids, and p = norm(p + step * user_vector) for post_id.';
-comment on column two_tower.deferred_pushes.epoch is 'state.epoch when it was made: void when a rollback has raised it since.';
-comment on column two_tower.deferred_pushes.post_id is 'The post that the event was about, if its row was held by another session; else null.';
-comment on column two_tower.deferred_pushes.engagements is 'What the event adds to the post''s engagement_count: 1 when learned, -1 when withdrawn.';
+comment on table two_tower.deferred_steps is 'Steps that wait to be folded into live vectors: p = norm(p - push_factor * user_vector) for each of pushed_ids, and p = norm(p + step * user_vector) for post_id.';
+comment on column two_tower.deferred_steps.epoch is 'state.epoch when it was made: void when a rollback has raised it since.';
+comment on column two_tower.deferred_steps.post_id is 'The post that the event was about, if its row was held by another session; else null.';
+comment on column two_tower.deferred_steps.engagements is 'What the event adds to the post''s engagement_count: 1 when learned, -1 when withdrawn.';
 
 create type two_tower.post_step as (
   direction extensions.vector, step real, engagements integer, popularity double precision,
@@ -33,7 +33,7 @@ comment on type two_tower.post_step is 'p = norm(p + step * direction). engageme
 -- has engaged with by at most so much at all.
 create function two_tower.move_post(p_post two_tower.live_embeddings,
   p_steps two_tower.post_step[], p_settings two_tower.settings)
-returns two_tower.live_embeddings language plpgsql set search_path = '' as $$
+returns two_tower.live_embeddings language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_step two_tower.post_step;
   v_hour timestamptz;
@@ -64,7 +64,7 @@ begin
       v_step.step := greatest(v_step.step, -v_left);
       p_post.pushed := p_post.pushed - v_step.step;
     end if;
-    p_post.embedding := two_tower.move(p_post.embedding, v_step.step, v_step.direction);
+    p_post.embedding := two_tower.move_vector(p_post.embedding, v_step.step, v_step.direction);
   end loop;
   return p_post;
 end

@@ -28,13 +28,14 @@ create type two_tower.lesson as (
   event_id bigint, user_id uuid, post_id bigint, event_type text, dwell_ms integer,
   client_event_id uuid, created_at timestamptz,
   signal text, strength real, label boolean, bit integer, withdrawn text, withdrawn_bit integer,
-  withdrawn_strength real, blocks_author boolean, pair integer, verdict text
+  withdrawn_strength real, blocks_author boolean, user_post_place integer,
+  verdict text
 );
 comment on type two_tower.lesson is
-  'An event with what it means (signal to blocks_author), the place of the first lesson of its user and post, and what was decided: learn, withdraw, defer, seen, or a reason of unlearned_events.';
+  'An event with what it means (signal to blocks_author) and what was decided. user_post_place: of the first lesson of its user and post in the statement, where what the user did with the post is kept. verdict: learn, withdraw, defer, seen, or a reason of unlearned_events.';
 
 create function two_tower.is_plausible_time(p_at timestamptz, p_settings two_tower.settings)
-returns boolean language plpgsql stable set search_path = '' as $$
+returns boolean language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
   v_now timestamptz := two_tower.now();
 begin
@@ -45,10 +46,10 @@ $$;
 comment on function two_tower.is_plausible_time(timestamptz, two_tower.settings) is
   'Whether an event can have happened then: settings.future_event_tolerance, settings.oldest_event_age.';
 
-create function two_tower.interpret(p_events public.engagement_events[],
+create function two_tower.interpret_events(p_events public.engagement_events[],
   p_settings two_tower.settings, p_is_deferred boolean,
   out lessons two_tower.lesson[], out are_views boolean, out have_client_ids boolean)
-language plpgsql stable set search_path = '' as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
   v_event public.engagement_events;
   v_signal two_tower.signals;
@@ -97,12 +98,12 @@ begin
   end loop;
 end
 $$;
-comment on function two_tower.interpret(public.engagement_events[], two_tower.settings, boolean) is
+comment on function two_tower.interpret_events(public.engagement_events[], two_tower.settings, boolean) is
   'Events to lessons, and whether all are impressions, and any has a client_event_id. Raises TT001 for a time out of range, 23514 for an unknown event type and for a dwell without a duration.';
 
 create function two_tower.refuse_repeated_client_events(p_lessons two_tower.lesson[])
   returns void
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_repeated uuid;
 begin

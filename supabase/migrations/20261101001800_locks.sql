@@ -1,7 +1,7 @@
 -- The rows that a statement learns into: users, then posts, each in order of id.
 
 create function two_tower.refuse_unknown_user(p_user_id uuid) returns void
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   if not exists (select from auth.users a where a.id = p_user_id) then
     raise exception 'user % does not exist', p_user_id using errcode = 'foreign_key_violation',
@@ -12,7 +12,7 @@ $$;
 comment on function two_tower.refuse_unknown_user(uuid) is 'Raises 23503 for a user who is no row of auth.users.';
 
 create function two_tower.refuse_unknown_post(p_post_id bigint) returns void
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   if not exists (select from public.posts p where p.id = p_post_id) then
     raise exception 'post % does not exist', p_post_id using errcode = 'foreign_key_violation',
@@ -23,7 +23,7 @@ $$;
 comment on function two_tower.refuse_unknown_post(bigint) is 'Raises 23503 for a post that does not exist.';
 
 create function two_tower.lock_users(p_user_ids uuid[]) returns two_tower.user_embeddings[]
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_id uuid;
   v_user two_tower.user_embeddings;
@@ -46,7 +46,7 @@ comment on function two_tower.lock_users(uuid[]) is 'Locks the users'' rows in t
 
 create function two_tower.lock_posts(p_slot smallint, p_post_ids bigint[],
   out posts two_tower.live_embeddings[], out held_ids bigint[])
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   posts := array(
     select v from two_tower.live_embeddings v
@@ -66,37 +66,37 @@ $$;
 comment on function two_tower.lock_posts(smallint, bigint[]) is
   'Locks the posts'' rows in the order of their ids, which is the order given, and returns them: null for a post without a live vector. A row that another session holds is not waited for: it is returned as it stands, and not among held_ids.';
 
-create function two_tower.load_pairs(p_lessons two_tower.lesson[]) returns two_tower.user_posts[]
-language plpgsql set search_path = '' as $$
+create function two_tower.load_user_posts(p_lessons two_tower.lesson[])
+returns two_tower.user_posts[] language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_lesson two_tower.lesson;
-  v_pair two_tower.user_posts;
-  v_pairs two_tower.user_posts[];
+  v_user_post two_tower.user_posts;
+  v_user_posts two_tower.user_posts[];
 begin
   foreach v_lesson in array p_lessons loop
-    v_pair := null;
-    if v_lesson.pair = coalesce(cardinality(v_pairs), 0) + 1 then
-      select * into v_pair from two_tower.user_posts u
+    v_user_post := null;
+    if v_lesson.user_post_place = coalesce(cardinality(v_user_posts), 0) + 1 then
+      select * into v_user_post from two_tower.user_posts u
       where u.user_id = v_lesson.user_id and u.post_id = v_lesson.post_id;
       if not found then
-        v_pair := row(v_lesson.user_id, v_lesson.post_id, 0, false, false, v_lesson.created_at,
+        v_user_post := row(v_lesson.user_id, v_lesson.post_id, 0, false, false, v_lesson.created_at,
           v_lesson.created_at);
       end if;
     end if;
-    v_pairs := v_pairs || v_pair;
+    v_user_posts := v_user_posts || v_user_post;
   end loop;
-  return v_pairs;
+  return v_user_posts;
 end
 $$;
-comment on function two_tower.load_pairs(two_tower.lesson[]) is
+comment on function two_tower.load_user_posts(two_tower.lesson[]) is
   'What the users did with the posts so far, at the place of the first lesson about it; null at the others. A look-up each, so that only one partition is opened.';
 
-create function two_tower.find(p_post_id bigint, p_post_ids bigint[]) returns integer
-language plpgsql immutable set search_path = '' as $$
+create function two_tower.find_place(p_post_id bigint, p_post_ids bigint[]) returns integer
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 declare
   v_place integer := width_bucket(p_post_id, p_post_ids);
 begin
   return case when v_place > 0 and p_post_ids[v_place] = p_post_id then v_place end;
 end
 $$;
-comment on function two_tower.find(bigint, bigint[]) is 'The place of an id in a sorted array, null if it is not there. A binary search.';
+comment on function two_tower.find_place(bigint, bigint[]) is 'The place of an id in a sorted array, null if it is not there. A binary search.';

@@ -1,7 +1,7 @@
 -- What becomes of each event, and what it leaves behind whether it is learned or not.
 
-create function two_tower.verdict_without_post(p_lesson two_tower.lesson) returns text
-language plpgsql set search_path = '' as $$
+create function two_tower.decide_without_post(p_lesson two_tower.lesson) returns text
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   perform two_tower.refuse_unknown_post(p_lesson.post_id);
   return case
@@ -11,11 +11,11 @@ begin
     else 'post_deleted' end;
 end
 $$;
-comment on function two_tower.verdict_without_post(two_tower.lesson) is
+comment on function two_tower.decide_without_post(two_tower.lesson) is
   'The verdict on an event about a post that has no live vector. Raises 23503 where there is no such post.';
 
 create function two_tower.has_events_waiting(p_post_id bigint) returns boolean
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   return exists (select from two_tower.deferred_events d where d.post_id = p_post_id);
 end
@@ -25,72 +25,77 @@ comment on function two_tower.has_events_waiting(bigint) is 'Whether earlier eve
 -- The verdict on each event, in order, against what the user did before. What the user did is
 -- recorded whatever the verdict is; a bit of user_posts.signals is set only by what is learned, so
 -- that it is learned once.
-create function two_tower.decide(
-  inout p_lessons two_tower.lesson[], inout p_pairs two_tower.user_posts[],
-  inout p_users two_tower.user_embeddings[], p_user_ids uuid[],
+create function two_tower.decide_verdicts(
+  p_lessons two_tower.lesson[], p_user_posts two_tower.user_posts[],
+  p_users two_tower.user_embeddings[], p_user_ids uuid[],
   p_posts two_tower.live_embeddings[], p_post_ids bigint[],
   p_settings two_tower.settings, p_is_frozen boolean, p_is_deferred boolean,
-  out teaches boolean
-) language plpgsql set search_path = '' as $$
+  out lessons two_tower.lesson[], out user_posts two_tower.user_posts[],
+  out users two_tower.user_embeddings[], out teaches boolean
+) language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_lesson two_tower.lesson;
-  v_pair two_tower.user_posts;
+  v_user_post two_tower.user_posts;
   v_user two_tower.user_embeddings;
   v_post two_tower.live_embeddings;
   v_user_index integer;
   v_minute timestamptz;
 begin
+  lessons := p_lessons;
+  user_posts := p_user_posts;
+  users := p_users;
   teaches := false;
-  for v_place in 1..cardinality(p_lessons) loop
-    v_lesson := p_lessons[v_place];
-    v_pair := p_pairs[v_lesson.pair];
+  for v_place in 1..cardinality(lessons) loop
+    v_lesson := lessons[v_place];
+    v_user_post := user_posts[v_lesson.user_post_place];
     v_user_index := width_bucket(v_lesson.user_id, p_user_ids);
-    v_user := p_users[v_user_index];
+    v_user := users[v_user_index];
     v_post := p_posts[width_bucket(v_lesson.post_id, p_post_ids)];
     v_minute := date_bin('1 minute', v_lesson.created_at, 'epoch');
     v_lesson.verdict := case
-      when v_post.post_id is null then two_tower.verdict_without_post(v_lesson)
+      when v_post.post_id is null then two_tower.decide_without_post(v_lesson)
       when v_lesson.strength = 0 and v_lesson.withdrawn is null then 'seen'
       when v_post.is_deleted and v_lesson.withdrawn is null then 'post_deleted'
       when p_is_frozen or not p_is_deferred and two_tower.has_events_waiting(v_lesson.post_id)
         then 'defer'
-      when v_pair.signals & v_lesson.withdrawn_bit = 0 then 'nothing_to_withdraw'
+      when v_user_post.signals & v_lesson.withdrawn_bit = 0 then 'nothing_to_withdraw'
       when v_lesson.withdrawn is not null then 'withdraw'
-      when v_pair.signals & v_lesson.bit <> 0 then 'repeated'
+      when v_user_post.signals & v_lesson.bit <> 0 then 'repeated'
       when v_user.minute = v_minute
         and v_user.minute_count >= p_settings.learned_events_per_minute then 'rate_limited'
       else 'learn' end;
 
-    v_pair.signals := case
-      when v_lesson.verdict in ('learn', 'seen') then v_pair.signals | v_lesson.bit
-      when v_lesson.verdict = 'withdraw' then v_pair.signals & ~v_lesson.withdrawn_bit
-      else v_pair.signals end;
+    v_user_post.signals := case
+      when v_lesson.verdict in ('learn', 'seen') then v_user_post.signals | v_lesson.bit
+      when v_lesson.verdict = 'withdraw' then v_user_post.signals & ~v_lesson.withdrawn_bit
+      else v_user_post.signals end;
     if v_lesson.verdict in ('learn', 'withdraw') then
       teaches := true;
       v_user.minute_count := (v_lesson.verdict = 'learn')::integer
         + case when v_user.minute = v_minute then v_user.minute_count else 0 end;
       v_user.minute := v_minute;
-      p_users[v_user_index] := v_user;
+      users[v_user_index] := v_user;
     end if;
     if v_lesson.strength > 0 then
-      v_pair.is_engaged := true;
+      v_user_post.is_engaged := true;
     elsif v_lesson.verdict in ('withdraw', 'nothing_to_withdraw', 'post_deleted') then
-      v_pair.is_engaged := exists (select from two_tower.signals g
-        where g.strength > 0 and v_pair.signals & g.bit <> 0);
+      v_user_post.is_engaged := exists (select from two_tower.signals g
+        where g.strength > 0 and v_user_post.signals & g.bit <> 0);
     end if;
-    v_pair.is_hidden := v_pair.is_hidden or v_lesson.event_type in ('hide', 'not_interested');
-    v_pair.first_seen_at := least(v_pair.first_seen_at, v_lesson.created_at);
-    v_pair.last_event_at := greatest(v_pair.last_event_at, v_lesson.created_at);
-    p_pairs[v_lesson.pair] := v_pair;
-    p_lessons[v_place] := v_lesson;
+    v_user_post.is_hidden := v_user_post.is_hidden
+      or v_lesson.event_type in ('hide', 'not_interested');
+    v_user_post.first_seen_at := least(v_user_post.first_seen_at, v_lesson.created_at);
+    v_user_post.last_event_at := greatest(v_user_post.last_event_at, v_lesson.created_at);
+    user_posts[v_lesson.user_post_place] := v_user_post;
+    lessons[v_place] := v_lesson;
   end loop;
 end
 $$;
-comment on function two_tower.decide(two_tower.lesson[], two_tower.user_posts[], two_tower.user_embeddings[], uuid[], two_tower.live_embeddings[], bigint[], two_tower.settings, boolean, boolean) is
+comment on function two_tower.decide_verdicts(two_tower.lesson[], two_tower.user_posts[], two_tower.user_embeddings[], uuid[], two_tower.live_embeddings[], bigint[], two_tower.settings, boolean, boolean) is
   'Fills in the verdicts, and what the users did with the posts; teaches: whether any event is learned or withdrawn. Waits for a post that is not encoded, or has earlier events waiting, and for the end of a freeze. Raises 23503 for an unknown post.';
 
 create function two_tower.record_views(p_lessons two_tower.lesson[]) returns void
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_lesson two_tower.lesson;
 begin
@@ -110,9 +115,9 @@ $$;
 comment on function two_tower.record_views(two_tower.lesson[]) is
   'What impressions leave behind. Needs no lock of the user: it only adds the bit of a view, which no decision takes away.';
 
-create function two_tower.record_decisions(p_lessons two_tower.lesson[],
-  p_pairs two_tower.user_posts[], p_is_frozen boolean, p_is_deferred boolean)
-returns void language plpgsql set search_path = '' as $$
+create function two_tower.record_verdicts(p_lessons two_tower.lesson[],
+  p_user_posts two_tower.user_posts[], p_is_frozen boolean, p_is_deferred boolean)
+returns void language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_lesson two_tower.lesson;
   v_blocks boolean := false;
@@ -123,9 +128,9 @@ begin
     v_leaves_rows := v_leaves_rows or v_lesson.verdict not in ('learn', 'withdraw', 'seen');
   end loop;
   insert into two_tower.user_posts as u
-  select * from unnest(p_pairs) p where p.user_id is not null order by p.user_id, p.post_id
+  select * from unnest(p_user_posts) p where p.user_id is not null order by p.user_id, p.post_id
   on conflict (user_id, post_id) do update set
-    signals = excluded.signals | (u.signals & 1),
+    signals = excluded.signals | (u.signals & two_tower.view_bit()),
     is_engaged = excluded.is_engaged, is_hidden = u.is_hidden or excluded.is_hidden,
     first_seen_at = least(u.first_seen_at, excluded.first_seen_at),
     last_event_at = greatest(u.last_event_at, excluded.last_event_at);
@@ -153,5 +158,5 @@ begin
   end if;
 end
 $$;
-comment on function two_tower.record_decisions(two_tower.lesson[], two_tower.user_posts[], boolean, boolean) is
-  'Stores what the users did, whom they block, and what is not learned now or ever. The users are locked, so all bits but 1, that of a view, are as decide() read them.';
+comment on function two_tower.record_verdicts(two_tower.lesson[], two_tower.user_posts[], boolean, boolean) is
+  'Stores what the users did, whom they block, and what is not learned now or ever. The users are locked, so all bits but that of a view are as decide_verdicts() read them.';

@@ -1,11 +1,11 @@
 -- The posts that a positive event is compared with.
 
 create type two_tower.drawn_posts as (
-  negative_ids bigint[], negative_embs extensions.halfvec[], viewed integer, pushed_ids bigint[],
-  pushed_weights double precision[]
+  negative_ids bigint[], negative_embs extensions.halfvec[], viewed_count integer,
+  pushed_ids bigint[], pushed_weights double precision[]
 );
 comment on type two_tower.drawn_posts is
-  'Posts drawn for a lesson: the negatives of its pair, the first "viewed" of them seen by the user, and the posts that it pushes away, each with exp((cosine - 1) / temperature).';
+  'Posts drawn for a lesson: the negatives of its pair, the first viewed_count of them seen by the user, and the posts that it pushes away, each with exp((cosine - 1) / temperature).';
 
 create type two_tower.post_range as (slot smallint, lowest bigint, highest bigint);
 comment on type two_tower.post_range is 'A slot, and the ids between which its posts lie.';
@@ -13,8 +13,8 @@ comment on type two_tower.post_range is 'A slot, and the ids between which its p
 -- Draws are ids of a range, chosen at random, that turn out to be posts. Ids that are missing,
 -- deleted, or engaged with are passed over, which keeps the rest uniform. All that a lesson needs
 -- is looked up at once: each post lies on a page of its own, and each statement has a price.
-create function two_tower.random_ids(p_lowest bigint, p_highest bigint, p_count integer)
-returns bigint[] language plpgsql volatile set search_path = '' as $$
+create function two_tower.draw_ids(p_lowest bigint, p_highest bigint, p_count integer)
+returns bigint[] language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
   v_span double precision := p_highest - p_lowest + 1;
   v_ids bigint[] := '{}';
@@ -28,11 +28,12 @@ begin
   return v_ids;
 end
 $$;
-comment on function two_tower.random_ids(bigint, bigint, integer) is
+comment on function two_tower.draw_ids(bigint, bigint, integer) is
   'So many ids of a range, drawn with replacement; each once, where the range has no more.';
 
-create function two_tower.viewed_posts(p_lesson two_tower.lesson, p_settings two_tower.settings)
-returns bigint[] language plpgsql volatile set search_path = '' as $$
+create function two_tower.find_viewed_posts(p_lesson two_tower.lesson,
+  p_settings two_tower.settings)
+returns bigint[] language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 begin
   return array(
     select d.post_id from (
@@ -45,12 +46,12 @@ begin
     order by random());
 end
 $$;
-comment on function two_tower.viewed_posts(two_tower.lesson, two_tower.settings) is
+comment on function two_tower.find_viewed_posts(two_tower.lesson, two_tower.settings) is
   'The posts that the user viewed last in the time before an event, at most half as many again as a pair has negatives, since some were engaged with, in random order.';
 
-create function two_tower.eligible_draws(p_user_id uuid, p_slot smallint, p_excluded bigint[],
+create function two_tower.draw_from_all(p_user_id uuid, p_slot smallint, p_excluded bigint[],
   p_count integer)
-returns bigint[] language plpgsql volatile set search_path = '' as $$
+returns bigint[] language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 begin
   return array(
     select v.post_id from two_tower.live_embeddings v
@@ -61,13 +62,14 @@ begin
     order by random() limit p_count);
 end
 $$;
-comment on function two_tower.eligible_draws(uuid, smallint, bigint[], integer) is
+comment on function two_tower.draw_from_all(uuid, smallint, bigint[], integer) is
   'The last resort of draw_posts(), where few posts are left to draw: reads all of them.';
 
 create function two_tower.draw_posts(
   p_lesson two_tower.lesson, p_settings two_tower.settings, p_range two_tower.post_range,
   p_user extensions.vector, p_excluded bigint[]
-) returns two_tower.drawn_posts language plpgsql volatile set search_path = '' as $$
+) returns two_tower.drawn_posts
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
   v_negatives integer := case when p_lesson.label then p_settings.negatives_per_positive else 0 end;
   v_pushes integer := case when p_settings.learning_rule = 'contrastive'
@@ -75,31 +77,34 @@ declare
   v_needed integer := greatest(v_negatives, v_pushes);
   v_lowest bigint := greatest(p_range.lowest, p_range.highest - p_settings.recent_posts_pool + 1);
   v_viewed bigint[] := '{}';
-  v_recent bigint[] := '{}';
-  v_any bigint[] := '{}';
-  v_width integer := 1;
+  v_recent bigint[];
+  v_any bigint[];
+  v_width integer;
   v_tries integer;
   v_is_last boolean;
+  v_takes_any boolean;
   v_drawn two_tower.drawn_posts;
 begin
   if v_negatives > 0 then
-    v_viewed := two_tower.viewed_posts(p_lesson, p_settings);
+    v_viewed := two_tower.find_viewed_posts(p_lesson, p_settings);
   end if;
-  loop
-    v_is_last := v_width > 36
-      or 4 * v_width * v_needed >= p_range.highest - p_range.lowest + 1;
-    -- One more than is needed: now and then one is passed over.
-    v_tries := v_width * (v_needed + 1);
-    if v_negatives > 0 then
-      v_recent := two_tower.random_ids(v_lowest, p_range.highest,
-        greatest(0, v_tries - cardinality(v_viewed)));
+  -- Three rounds, each of six times as many ids. Last of all, or at once where there are few posts,
+  -- all posts are read.
+  foreach v_width in array '{1, 6, 36, null}'::integer[] loop
+    v_is_last := coalesce(4 * v_width * v_needed >= p_range.highest - p_range.lowest + 1, true);
+    v_takes_any := v_is_last or v_width = 36;
+    if v_is_last then
+      v_recent := '{}';
+      v_any := two_tower.draw_from_all(p_lesson.user_id, p_range.slot, p_excluded,
+        2 * v_needed + cardinality(v_viewed));
+    else
+      -- One more than is needed: now and then one is passed over.
+      v_tries := v_width * (v_needed + 1);
+      v_recent := two_tower.draw_ids(v_lowest, p_range.highest,
+        case when v_negatives > 0 then v_tries - cardinality(v_viewed) else 0 end);
+      v_any := two_tower.draw_ids(p_range.lowest, p_range.highest,
+        case when v_pushes > 0 or v_takes_any then v_tries else 0 end);
     end if;
-    v_any := case
-      when v_is_last then two_tower.eligible_draws(p_lesson.user_id, p_range.slot, p_excluded,
-        2 * v_needed + cardinality(v_viewed))
-      when v_pushes > 0 or v_width > 6
-        then two_tower.random_ids(p_range.lowest, p_range.highest, v_tries)
-      else v_any end;
     select
       (array_agg(d.post_id) filter (where d.is_viewed)
         || array_agg(d.post_id) filter (where d.is_recent))[:v_negatives],
@@ -109,12 +114,11 @@ begin
       (array_agg(d.post_id) filter (where d.is_any))[:v_pushes],
       (array_agg(exp((-(d.embedding operator(extensions.<#>) p_user) - 1)
         / p_settings.temperature)) filter (where d.is_any))[:v_pushes]
-    into v_drawn.negative_ids, v_drawn.negative_embs, v_drawn.viewed, v_drawn.pushed_ids,
+    into v_drawn.negative_ids, v_drawn.negative_embs, v_drawn.viewed_count, v_drawn.pushed_ids,
       v_drawn.pushed_weights
     from (
       select v.post_id, v.embedding, v.post_id = any (v_viewed) as is_viewed,
-        (v_width > 6 or v_is_last or v.post_id = any (v_recent)) and v.post_id <> all (v_viewed)
-          as is_recent,
+        (v_takes_any or v.post_id = any (v_recent)) and v.post_id <> all (v_viewed) as is_recent,
         v.post_id = any (v_any) as is_any
       from two_tower.live_embeddings v
       where v.slot = p_range.slot and v.post_id = any (v_viewed || v_recent || v_any)
@@ -128,7 +132,6 @@ begin
     ) d;
     exit when v_is_last or (coalesce(cardinality(v_drawn.negative_ids), 0) = v_negatives
       and coalesce(cardinality(v_drawn.pushed_ids), 0) = v_pushes);
-    v_width := 6 * v_width;
   end loop;
   return v_drawn;
 end
@@ -136,21 +139,22 @@ $$;
 comment on function two_tower.draw_posts(two_tower.lesson, two_tower.settings, two_tower.post_range, extensions.vector, bigint[]) is
   'Draws different live posts that the user neither engaged with, nor hid, nor wrote. Negatives of a positive pair: of the last posts viewed in the time before, in random order; then random recent posts; then any. Pushed posts: uniformly of all. Fewer only if there are fewer.';
 
-create function two_tower.refresh_drawn(
+create function two_tower.refresh_drawn_posts(
   p_drawn two_tower.drawn_posts, p_temperature real, p_user extensions.vector,
   p_post_ids bigint[], p_posts two_tower.live_embeddings[]
-) returns two_tower.drawn_posts language plpgsql immutable set search_path = '' as $$
+) returns two_tower.drawn_posts
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 declare
   v_index integer;
 begin
   for v_place in 1..coalesce(cardinality(p_drawn.negative_ids), 0) loop
-    v_index := two_tower.find(p_drawn.negative_ids[v_place], p_post_ids);
+    v_index := two_tower.find_place(p_drawn.negative_ids[v_place], p_post_ids);
     if v_index is not null then
       p_drawn.negative_embs[v_place] := (p_posts[v_index]).embedding::extensions.halfvec;
     end if;
   end loop;
   for v_place in 1..coalesce(cardinality(p_drawn.pushed_ids), 0) loop
-    v_index := two_tower.find(p_drawn.pushed_ids[v_place], p_post_ids);
+    v_index := two_tower.find_place(p_drawn.pushed_ids[v_place], p_post_ids);
     if v_index is not null then
       p_drawn.pushed_weights[v_place] := exp((-((p_posts[v_index]).embedding
         operator(extensions.<#>) p_user) - 1) / p_temperature);
@@ -159,5 +163,5 @@ begin
   return p_drawn;
 end
 $$;
-comment on function two_tower.refresh_drawn(two_tower.drawn_posts, real, extensions.vector, bigint[], two_tower.live_embeddings[]) is
+comment on function two_tower.refresh_drawn_posts(two_tower.drawn_posts, real, extensions.vector, bigint[], two_tower.live_embeddings[]) is
   'Drawn posts as they stand within the statement: those that the statement itself has moved. p_post_ids is sorted.';

@@ -2,40 +2,33 @@
 -- l2_normalize leaves a zero vector zero, and norm(x) = norm(c x), so an average of two vectors
 -- needs one multiplication.
 
-create function two_tower.renorm_user(p_user two_tower.user_embeddings)
-  returns extensions.vector
-language plpgsql immutable set search_path = '' as $$
-begin
-  return extensions.l2_normalize(
-    case when p_user.base_embedding is null then p_user.engaged_sum
-         else p_user.engaged_sum operator(extensions.+)
-              (array_fill(p_user.base_weight, array[128])::extensions.vector
-                operator(extensions.*) p_user.base_embedding)
-    end);
-end
-$$;
-comment on function two_tower.renorm_user(two_tower.user_embeddings) is 'u = norm(base_weight * base_embedding + engaged_sum).';
+create function two_tower.combine_user(p_engaged_sum extensions.vector, p_prior_weight real,
+  p_prior extensions.vector)
+returns extensions.vector language sql immutable parallel safe
+return extensions.l2_normalize(coalesce(
+  p_engaged_sum operator(extensions.+) two_tower.scale(p_prior_weight, p_prior), p_engaged_sum));
+comment on function two_tower.combine_user(extensions.vector, real, extensions.vector) is
+  'u = norm(prior_weight * prior + engaged_sum); without a prior, norm(engaged_sum).';
 
-create function two_tower.step_literal(
+create function two_tower.apply_literal_rule(
   p_strength real, p_alpha_limit real, p_engagements integer, p_user extensions.vector,
   p_post extensions.vector
-) returns extensions.vector language plpgsql immutable set search_path = '' as $$
+) returns extensions.vector language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 declare
   v_alpha double precision := least(p_alpha_limit, 1.0 / (p_engagements + 1));
 begin
   return extensions.l2_normalize(
     p_user operator(extensions.+)
-    (array_fill((v_alpha / (1 - v_alpha) * p_strength)::real, array[128])::extensions.vector
-     operator(extensions.*) p_post));
+      two_tower.scale((v_alpha / (1 - v_alpha) * p_strength)::real, p_post));
 end
 $$;
-comment on function two_tower.step_literal(real, real, integer, extensions.vector, extensions.vector) is
+comment on function two_tower.apply_literal_rule(real, real, integer, extensions.vector, extensions.vector) is
   'u'' = norm((1 - a) u + a s p), a = least(limit, 1 / (n + 1)). The post''s own step is rate s: p'' = norm(p + rate s u).';
 
-create function two_tower.step_contrastive(
+create function two_tower.apply_contrastive_rule(
   p_full_step real, p_temperature real, p_user extensions.vector, p_post extensions.vector,
   p_weights double precision[], out step real, out push_factors real[]
-) language plpgsql immutable set search_path = '' as $$
+) language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 declare
   -- cosines are at most 1, so subtracting 1 keeps exp in range
   v_own double precision :=
@@ -52,23 +45,24 @@ begin
   step := p_full_step * (1 - v_own / v_total);
 end
 $$;
-comment on function two_tower.step_contrastive(real, real, extensions.vector, extensions.vector, double precision[]) is
+comment on function two_tower.apply_contrastive_rule(real, real, extensions.vector, extensions.vector, double precision[]) is
   'q = softmax([p, pushed] u / temperature); p'' = norm(p + full_step (1 - q_p) u), of which step is full_step (1 - q_p). push_factors: full_step q of each pushed post, to be subtracted later. u and p as before the event; weights: exp((cosine - 1) / temperature) of each pushed post.';
 
-create function two_tower.popularity_of(p_strength real, p_at timestamptz, p_half_life interval)
-returns double precision language plpgsql immutable set search_path = '' as $$
+create function two_tower.compute_popularity(p_strength real, p_at timestamptz,
+  p_half_life interval)
+returns double precision language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 begin
   return p_strength * 2 ^ greatest(-1000, least(1000,
     extract(epoch from p_at - timestamptz '2025-01-01 00:00:00+00')::double precision
     / extract(epoch from p_half_life)::double precision));
 end
 $$;
-comment on function two_tower.popularity_of(real, timestamptz, interval) is
+comment on function two_tower.compute_popularity(real, timestamptz, interval) is
   'What an engagement adds to a post''s popularity. Forward decay: instead of letting all old ones shrink, new ones count for more.';
 
-create function two_tower.popularity_of(p_strength real, p_at timestamptz) returns double precision
-language sql stable set search_path = '' as $$
-  select two_tower.popularity_of(p_strength, p_at, s.popularity_half_life)
+create function two_tower.compute_popularity(p_strength real, p_at timestamptz)
+returns double precision language sql stable set search_path = pg_catalog, pg_temp as $$
+  select two_tower.compute_popularity(p_strength, p_at, s.popularity_half_life)
   from two_tower.settings s;
 $$;
-comment on function two_tower.popularity_of(real, timestamptz) is 'The same, at the half-life in force.';
+comment on function two_tower.compute_popularity(real, timestamptz) is 'The same, at the half-life in force.';

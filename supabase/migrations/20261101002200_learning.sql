@@ -4,35 +4,35 @@
 create function two_tower.learn_lesson(
   p_lesson two_tower.lesson, p_settings two_tower.settings, p_state two_tower.state,
   p_drawn two_tower.drawn_posts, p_post extensions.vector, inout p_user two_tower.user_embeddings,
-  out steps two_tower.deferred_pushes
-) language plpgsql set search_path = '' as $$
+  out steps two_tower.deferred_steps
+) language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_before extensions.vector := p_user.embedding;
   v_strength real := p_lesson.strength
     * case when p_lesson.strength < 0 then p_settings.negative_strength_factor else 1 end;
   v_popularity double precision := case when p_lesson.strength > 0
-    then two_tower.popularity_of(p_lesson.strength, p_lesson.created_at,
+    then two_tower.compute_popularity(p_lesson.strength, p_lesson.created_at,
       p_settings.popularity_half_life) else 0 end;
   v_step real;
   v_pushed record;
   v_factors real[] := '{}';
 begin
   p_user.engaged_sum :=
-    (array_fill(p_settings.history_decay, array[128])::extensions.vector
-     operator(extensions.*) p_user.engaged_sum) operator(extensions.+)
-    (array_fill(v_strength, array[128])::extensions.vector operator(extensions.*) p_post);
+    two_tower.scale(p_settings.history_decay, p_user.engaged_sum) operator(extensions.+)
+    two_tower.scale(v_strength, p_post);
   if p_settings.learning_rule = 'contrastive' then
     v_step := v_strength * p_settings.contrastive_learning_rate * p_state.learning_rate_factor;
     if p_drawn.pushed_ids <> '{}' then
-      v_pushed := two_tower.step_contrastive(v_step, p_settings.temperature, v_before, p_post,
+      v_pushed := two_tower.apply_contrastive_rule(v_step, p_settings.temperature, v_before, p_post,
         p_drawn.pushed_weights);
       v_step := v_pushed.step;
       v_factors := v_pushed.push_factors;
     end if;
-    p_user.embedding := two_tower.renorm_user(p_user);
+    p_user.embedding := two_tower.combine_user(p_user.engaged_sum,
+      p_user.prior_weight, p_user.prior);
   else
     v_step := p_lesson.strength * p_settings.literal_learning_rate * p_state.learning_rate_factor;
-    p_user.embedding := two_tower.step_literal(p_lesson.strength, p_settings.literal_maximum_alpha,
+    p_user.embedding := two_tower.apply_literal_rule(p_lesson.strength, p_settings.literal_maximum_alpha,
       p_user.engagement_count, v_before, p_post);
   end if;
   steps := row(null, p_lesson.event_id, p_state.epoch, v_before,
@@ -41,7 +41,7 @@ begin
   insert into two_tower.training_examples values (
     p_lesson.event_id, p_lesson.user_id, p_lesson.post_id, p_lesson.signal, p_lesson.label,
     v_before, p_post, v_step, coalesce(p_drawn.negative_ids, '{}'),
-    coalesce(p_drawn.negative_embs, '{}'), coalesce(p_drawn.viewed, 0), steps.post_ids, v_factors,
+    coalesce(p_drawn.negative_embs, '{}'), coalesce(p_drawn.viewed_count, 0), steps.pushed_ids, v_factors,
     p_lesson.created_at, false);
 
   p_user.engagement_count := p_user.engagement_count + 1;
@@ -60,8 +60,8 @@ comment on function two_tower.learn_lesson(two_tower.lesson, two_tower.settings,
 create function two_tower.withdraw_lesson(
   p_lesson two_tower.lesson, p_settings two_tower.settings, p_state two_tower.state,
   p_example two_tower.training_examples, p_post extensions.vector,
-  inout p_user two_tower.user_embeddings, out steps two_tower.deferred_pushes
-) language plpgsql set search_path = '' as $$
+  inout p_user two_tower.user_embeddings, out steps two_tower.deferred_steps
+) language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_strength real := p_lesson.withdrawn_strength;
   v_taught extensions.vector := coalesce(p_example.post_emb::extensions.vector, p_post);
@@ -71,7 +71,7 @@ begin
   steps := row(null, p_lesson.event_id, p_state.epoch,
     coalesce(p_example.user_emb::extensions.vector, p_user.embedding), '{}', '{}',
     p_lesson.post_id, -coalesce(p_example.step, 0), -1,
-    -case when p_example.event_id is null then 0 else two_tower.popularity_of(v_strength,
+    -case when p_example.event_id is null then 0 else two_tower.compute_popularity(v_strength,
       p_example.created_at, p_settings.popularity_half_life) end, p_lesson.created_at);
   p_user.engagement_count := p_user.engagement_count - 1;
 
@@ -79,20 +79,21 @@ begin
   where p_user.recent_post_ids[k] = p_lesson.post_id and p_user.recent_strengths[k] = v_strength;
   if v_place is not null then
     p_user.engaged_sum := p_user.engaged_sum operator(extensions.-)
-      (array_fill((v_strength * greatest(1e-30, p_settings.history_decay ^ (v_length - v_place)))::real,
-         array[128])::extensions.vector operator(extensions.*) v_taught);
+      two_tower.scale(two_tower.decay_strength(v_strength, p_settings.history_decay,
+        v_length - v_place), v_taught);
     p_user.recent_post_ids :=
       p_user.recent_post_ids[:v_place - 1] || p_user.recent_post_ids[v_place + 1:];
     p_user.recent_strengths :=
       p_user.recent_strengths[:v_place - 1] || p_user.recent_strengths[v_place + 1:];
   end if;
   if p_user.recent_post_ids = '{}' then
-    p_user.engaged_sum := array_fill(0::real, array[128])::extensions.vector;
+    p_user.engaged_sum := two_tower.zero_vector();
   end if;
   p_user.embedding := case
-    when p_settings.learning_rule = 'contrastive' then two_tower.renorm_user(p_user)
+    when p_settings.learning_rule = 'contrastive' then two_tower.combine_user(p_user.engaged_sum,
+      p_user.prior_weight, p_user.prior)
     when p_user.recent_post_ids = '{}' then p_user.engaged_sum
-    else two_tower.move(p_user.embedding, (-v_strength * least(p_settings.literal_maximum_alpha,
+    else two_tower.move_vector(p_user.embedding, (-v_strength * least(p_settings.literal_maximum_alpha,
       1.0 / (p_user.engagement_count + 1)))::real, v_taught) end;
 end
 $$;
@@ -100,7 +101,7 @@ comment on function two_tower.withdraw_lesson(two_tower.lesson, two_tower.settin
   'Takes back, approximately, what a signal taught: the recorded step on the post, and the post''s part in the user''s sum. Normalised steps can not be subtracted exactly.';
 
 create function two_tower.withdraw_example(p_lesson two_tower.lesson)
-returns two_tower.training_examples language plpgsql set search_path = '' as $$
+returns two_tower.training_examples language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_example two_tower.training_examples;
 begin
@@ -117,7 +118,7 @@ comment on function two_tower.withdraw_example(two_tower.lesson) is
 create function two_tower.write_learned(
   p_users two_tower.user_embeddings[], p_posts two_tower.live_embeddings[], p_held_ids bigint[],
   p_is_filling boolean
-) returns void language plpgsql set search_path = '' as $$
+) returns void language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_user two_tower.user_embeddings;
   v_post two_tower.live_embeddings;
@@ -149,7 +150,7 @@ create function two_tower.apply_lessons(
   p_lessons two_tower.lesson[], p_users two_tower.user_embeddings[], p_user_ids uuid[],
   p_posts two_tower.live_embeddings[], p_post_ids bigint[], p_held_ids bigint[],
   p_settings two_tower.settings, p_state two_tower.state
-) returns void language plpgsql set search_path = '' as $$
+) returns void language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_range two_tower.post_range;
   v_lesson two_tower.lesson;
@@ -160,7 +161,7 @@ declare
   v_user two_tower.user_embeddings;
   v_post two_tower.live_embeddings;
   v_learned record;
-  v_steps two_tower.deferred_pushes;
+  v_steps two_tower.deferred_steps;
 begin
   select p_state.active_slot, min(v.post_id), max(v.post_id) into v_range
   from two_tower.live_embeddings v where v.slot = p_state.active_slot;
@@ -186,7 +187,7 @@ begin
         v_drawn := two_tower.draw_posts(v_lesson, p_settings, v_range, v_user.embedding,
           v_lesson.post_id || v_withdrawn);
         if v_drawn.negative_ids && p_post_ids or v_drawn.pushed_ids && p_post_ids then
-          v_drawn := two_tower.refresh_drawn(v_drawn, p_settings.temperature, v_user.embedding,
+          v_drawn := two_tower.refresh_drawn_posts(v_drawn, p_settings.temperature, v_user.embedding,
             p_post_ids, p_posts);
         end if;
       end if;
@@ -202,11 +203,11 @@ begin
       v_steps.post_id := null;
       v_steps.engagements := 0;
     end if;
-    if v_steps.post_id is not null or v_steps.post_ids <> '{}' then
-      insert into two_tower.deferred_pushes (event_id, epoch, user_vector, post_ids, factors,
+    if v_steps.post_id is not null or v_steps.pushed_ids <> '{}' then
+      insert into two_tower.deferred_steps (event_id, epoch, user_vector, pushed_ids, push_factors,
         post_id, step, engagements, popularity, created_at)
-      values (v_steps.event_id, v_steps.epoch, v_steps.user_vector, v_steps.post_ids,
-        v_steps.factors, v_steps.post_id, v_steps.step, v_steps.engagements, v_steps.popularity,
+      values (v_steps.event_id, v_steps.epoch, v_steps.user_vector, v_steps.pushed_ids,
+        v_steps.push_factors, v_steps.post_id, v_steps.step, v_steps.engagements, v_steps.popularity,
         v_steps.created_at);
     end if;
   end loop;
@@ -217,9 +218,9 @@ $$;
 comment on function two_tower.apply_lessons(two_tower.lesson[], two_tower.user_embeddings[], uuid[], two_tower.live_embeddings[], bigint[], bigint[], two_tower.settings, two_tower.state) is
   'Applies the lessons in order: users and posts in memory, each written once at the end. Reading the vectors of drawn posts, and of posts that another session holds, takes no lock: they may be moved meanwhile.';
 
-create function two_tower.learn(p_events public.engagement_events[],
+create function two_tower.learn_events(p_events public.engagement_events[],
   p_is_deferred boolean default false)
-returns void language plpgsql set search_path = '' as $$
+returns void language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_settings two_tower.settings;
   v_state two_tower.state;
@@ -232,7 +233,7 @@ declare
   v_decided record;
 begin
   select * into v_settings from two_tower.settings;
-  v_read := two_tower.interpret(p_events, v_settings, p_is_deferred);
+  v_read := two_tower.interpret_events(p_events, v_settings, p_is_deferred);
   if v_read.are_views and not v_read.have_client_ids then
     perform two_tower.record_views(v_read.lessons);
     return;
@@ -256,21 +257,21 @@ begin
   end if;
 
   v_locked := two_tower.lock_posts(v_state.active_slot, v_post_ids);
-  v_decided := two_tower.decide(v_read.lessons, two_tower.load_pairs(v_read.lessons), v_users,
+  v_decided := two_tower.decide_verdicts(v_read.lessons, two_tower.load_user_posts(v_read.lessons), v_users,
     v_user_ids, v_locked.posts, v_post_ids, v_settings, v_is_frozen, p_is_deferred);
-  perform two_tower.record_decisions(v_decided.p_lessons, v_decided.p_pairs, v_is_frozen,
+  perform two_tower.record_verdicts(v_decided.lessons, v_decided.user_posts, v_is_frozen,
     p_is_deferred);
   if v_decided.teaches then
-    perform two_tower.apply_lessons(v_decided.p_lessons, v_decided.p_users, v_user_ids,
+    perform two_tower.apply_lessons(v_decided.lessons, v_decided.users, v_user_ids,
       v_locked.posts, v_post_ids, v_locked.held_ids, v_settings, v_state);
   end if;
 end
 $$;
-comment on function two_tower.learn(public.engagement_events[], boolean) is
+comment on function two_tower.learn_events(public.engagement_events[], boolean) is
   'Learns events in the order of their ids: all of them or, when it raises, none. p_is_deferred: events that waited, and whose time has come.';
 
 create function two_tower.learn_from_events() returns trigger
-language plpgsql security definer set search_path = ''
+language plpgsql security definer set search_path = pg_catalog, pg_temp
   set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
 declare
   v_events public.engagement_events[];
@@ -279,7 +280,7 @@ begin
     e.created_at)::public.engagement_events order by e.id)
   into v_events from new_events e;
   if v_events is not null then
-    perform two_tower.learn(v_events);
+    perform two_tower.learn_events(v_events);
   end if;
   return null;
 end
@@ -292,7 +293,7 @@ create trigger learn_from_events after insert on public.engagement_events
 
 create function two_tower.learn_deferred(p_limit integer default 500,
   p_post_ids bigint[] default null) returns integer
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_events public.engagement_events[];
 begin
@@ -313,7 +314,7 @@ begin
   )
   select array_agg(event order by (event).id) into v_events from taken;
   if v_events is not null then
-    perform two_tower.learn(v_events, p_is_deferred => true);
+    perform two_tower.learn_events(v_events, p_is_deferred => true);
   end if;
   return coalesce(cardinality(v_events), 0);
 end

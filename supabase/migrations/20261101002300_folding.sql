@@ -1,7 +1,7 @@
 -- Steps that waited, applied to live vectors in bounded batches.
 
-create function two_tower.fold_pushes(p_limit integer default 500) returns integer
-language plpgsql set search_path = '' as $$
+create function two_tower.fold_steps(p_limit integer default 500) returns integer
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_slots smallint[];
   v_folded integer;
@@ -11,16 +11,16 @@ begin
               else array[active_slot, 1 - active_slot] end into v_slots
     from two_tower.state;
   with taken as (
-    select id from two_tower.deferred_pushes order by id limit p_limit for update skip locked
+    select id from two_tower.deferred_steps order by id limit p_limit for update skip locked
   ), queued as (
-    delete from two_tower.deferred_pushes d using taken t where d.id = t.id
+    delete from two_tower.deferred_steps d using taken t where d.id = t.id
     returning d.*
   ), valid as materialized (
     select q.* from queued q join two_tower.state s on s.epoch = q.epoch
   ), steps as materialized (
     select v.id, n.post_id,
            row(v.user_vector, -n.factor, 0, 0, v.created_at)::two_tower.post_step as step
-    from valid v cross join lateral unnest(v.post_ids, v.factors) as n (post_id, factor)
+    from valid v cross join lateral unnest(v.pushed_ids, v.push_factors) as n (post_id, factor)
     union all
     select v.id, v.post_id,
            row(v.user_vector, v.step, v.engagements, v.popularity, v.created_at)
@@ -49,5 +49,5 @@ begin
   return v_folded;
 end
 $$;
-comment on function two_tower.fold_pushes(integer) is
+comment on function two_tower.fold_steps(integer) is
   'Folds at most so many deferred rows into live vectors, oldest id first, and returns how many were taken. Each post row is locked in order of id and written once; in a slot that is being filled, engaged posts take the vector of the slot that serves. Sessions may run it at once: rows taken by another are skipped.';

@@ -4,7 +4,7 @@
 -- A post's row of embeddings appears with the post; its text is encoded by a worker. Only a change
 -- of the text asks for another encoding; the live vector stays until then.
 create function two_tower.request_post_encoding() returns trigger
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
   insert into two_tower.base_embeddings (post_id) select p.id from new_posts p;
   return null;
@@ -16,7 +16,7 @@ create trigger request_post_encoding after insert on public.posts
     for each statement execute function two_tower.request_post_encoding();
 
 create function two_tower.follow_post_changes() returns trigger
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   v_slots smallint[];
 begin
@@ -51,7 +51,7 @@ create trigger follow_post_changes after update on public.posts
   for each statement execute function two_tower.follow_post_changes();
 
 create function two_tower.request_profile_encoding() returns trigger
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
   insert into two_tower.profile_embeddings (user_id) values (new.user_id)
   on conflict (user_id) do update
@@ -70,7 +70,7 @@ create trigger request_profile_reencoding after update of bio, interests on publ
 
 create function two_tower.posts_to_encode(p_limit integer default 256)
 returns table (post_id bigint, request integer, content text)
-language sql stable set search_path = '' as $$
+language sql stable set search_path = pg_catalog, pg_temp as $$
   select b.post_id, b.request, p.content
   from two_tower.base_embeddings b join public.posts p on p.id = b.post_id
   where b.base_embedding is null and p.deleted_at is null
@@ -81,7 +81,7 @@ comment on function two_tower.posts_to_encode(integer) is 'Posts whose text wait
 
 create function two_tower.profiles_to_encode(p_limit integer default 256)
 returns table (user_id uuid, request integer, content text)
-language sql stable set search_path = '' as $$
+language sql stable set search_path = pg_catalog, pg_temp as $$
   select e.user_id, e.request,
     concat_ws('. ', nullif(p.bio, ''), array_to_string(p.interests, ', '))
   from two_tower.profile_embeddings e join public.profiles p on p.user_id = e.user_id
@@ -96,7 +96,7 @@ comment on function two_tower.profiles_to_encode(integer) is 'Profiles whose tex
 -- while one is held out of order.
 create function two_tower.store_base_embeddings(
   p_post_ids bigint[], p_embeddings extensions.vector[], p_requests integer[] default null
-) returns integer language plpgsql set search_path = '' as $$
+) returns integer language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_new bigint[];
   v_stored bigint[];
@@ -138,7 +138,7 @@ begin
       cross join two_tower.base_embeddings b
       join public.posts p on p.id = b.post_id
       -- "offset 0" keeps it from being computed once for each place that names it.
-      cross join lateral (select two_tower.candidate_tower(b.base_embedding, slots.version) offset 0)
+      cross join lateral (select two_tower.run_candidate_tower(b.base_embedding, slots.version) offset 0)
         as projected (embedding)
     where b.post_id = any (v_stored) and extensions.vector_norm(projected.embedding) > 0
     on conflict do nothing
@@ -149,7 +149,7 @@ begin
 
   with again as materialized (
     select v.slot, v.post_id,
-      two_tower.candidate_tower(b.base_embedding, v.model_version) as embedding
+      two_tower.run_candidate_tower(b.base_embedding, v.model_version) as embedding
     from two_tower.live_embeddings v join two_tower.base_embeddings b using (post_id)
     where v.post_id = any (v_stored) and v.post_id <> all (coalesce(v_new, '{}'))
       and v.is_pretrained

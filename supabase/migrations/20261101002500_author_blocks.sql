@@ -15,12 +15,11 @@ create table two_tower.author_steps (
 comment on table two_tower.author_steps is 'What each block in force added to the author''s embedding. Forgotten when the user tower learns the author anew.';
 create index author_steps_author_id_idx on two_tower.author_steps (author_id);
 
-create function two_tower.liked_authors_vector(p_user_id uuid) returns extensions.vector
-language sql stable set search_path = '' as $$
-  select extensions.l2_normalize(extensions.sum(
-    array_fill((r.strength * greatest(1e-12, s.history_decay
-      ^ (cardinality(u.recent_post_ids) - r.place)))::real, array[64])::extensions.vector
-    operator(extensions.*) a.embedding))
+create function two_tower.average_liked_authors(p_user_id uuid) returns extensions.vector
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select extensions.l2_normalize(extensions.sum(two_tower.scale(
+    two_tower.decay_strength(r.strength, s.history_decay,
+      cardinality(u.recent_post_ids) - r.place), a.embedding)))
   from two_tower.user_embeddings u
     cross join two_tower.settings s
     cross join two_tower.state st
@@ -30,14 +29,14 @@ language sql stable set search_path = '' as $$
     join two_tower.author_embeddings a on a.author_id = v.author_id
   where u.user_id = p_user_id and r.strength > 0;
 $$;
-comment on function two_tower.liked_authors_vector(uuid) is 'norm(sum of decay^age * strength * author) over the authors of the posts that the user engaged with last; null when none has an embedding.';
+comment on function two_tower.average_liked_authors(uuid) is 'norm(sum of decay^age * strength * author) over the authors of the posts that the user engaged with last; null when none has an embedding.';
 
 create function two_tower.step_author(p_user_id uuid, p_author_id uuid, p_kind text) returns void
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_settings two_tower.settings;
   v_author two_tower.author_embeddings;
-  v_direction extensions.vector := two_tower.liked_authors_vector(p_user_id);
+  v_direction extensions.vector := two_tower.average_liked_authors(p_user_id);
   v_hour timestamptz := date_trunc('hour', two_tower.now(), 'UTC');
   v_size real;
   v_step extensions.vector;
@@ -62,7 +61,7 @@ begin
     end if;
     v_size := greatest(0, v_settings.movement_per_hour - v_author.moved);
   end if;
-  v_step := array_fill(-v_size, array[64])::extensions.vector operator(extensions.*) v_direction;
+  v_step := two_tower.scale(-v_size, v_direction);
   update two_tower.author_embeddings a set
     embedding = a.embedding operator(extensions.+) v_step, moved_hour = v_hour,
     moved = v_author.moved + v_size, updated_at = two_tower.now()
@@ -75,7 +74,7 @@ comment on function two_tower.step_author(uuid, uuid, text) is
   'a'' = a - rate * strength * negative_strength_factor * what the user likes, within the bound of the hour. Nothing for an author, or a user, of whom nothing was learned.';
 
 create function two_tower.learn_from_blocks() returns trigger
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
   if not (select frozen_at is not null from two_tower.state) then
     perform two_tower.step_author(b.user_id, b.author_id, b.kind)
@@ -90,7 +89,7 @@ create trigger learn_from_blocks after insert on public.author_blocks
   for each statement execute function two_tower.learn_from_blocks();
 
 create function two_tower.unlearn_blocks() returns trigger
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   v_lifted public.author_blocks;
   v_step extensions.vector;

@@ -32,9 +32,9 @@ create table two_tower.checkpoint_users (
   user_id uuid not null,
   embedding extensions.vector(128) not null,
   engaged_sum extensions.vector(128) not null,
-  base_embedding extensions.vector(128),
-  base_weight real not null,
-  base_source two_tower.base_source,
+  prior extensions.vector(128),
+  prior_weight real not null,
+  prior_source two_tower.prior_source,
   recent_post_ids bigint[] not null,
   recent_strengths real[] not null,
   engagement_count integer not null,
@@ -43,7 +43,7 @@ create table two_tower.checkpoint_users (
 comment on table two_tower.checkpoint_users is 'Users as they stood. One partition per checkpoint; rows of deleted users are erased.';
 
 create function two_tower.drop_old_checkpoints() returns integer
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   v_id bigint;
   v_dropped integer := 0;

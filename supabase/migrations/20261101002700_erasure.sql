@@ -10,7 +10,7 @@ create table two_tower.users_to_erase (
 comment on table two_tower.users_to_erase is 'Deleted users of whom rows are left. Empty when all is gone.';
 
 create function two_tower.request_erasure() returns trigger
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
   insert into two_tower.users_to_erase (user_id)
   select o.id from old_users o order by o.id on conflict do nothing;
@@ -23,7 +23,7 @@ create trigger request_erasure after delete on auth.users
   for each statement execute function two_tower.request_erasure();
 
 create function two_tower.erase_users(p_limit integer default 1000) returns integer
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_user_id uuid;
   v_left integer := p_limit;

@@ -37,7 +37,7 @@ create index jobs_finished_idx on two_tower.jobs (finished_at) where state in ('
 
 create function two_tower.enqueue_job(p_kind text, p_subject text default '',
   p_payload jsonb default '{}')
-returns bigint language plpgsql set search_path = '' as $$
+returns bigint language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_id bigint;
 begin
@@ -55,7 +55,7 @@ comment on function two_tower.enqueue_job(text, text, jsonb) is
 
 create function two_tower.claim_job(
   p_worker text, p_kinds text[] default null, p_lease interval default '1 minute'
-) returns setof two_tower.jobs language plpgsql set search_path = '' as $$
+) returns setof two_tower.jobs language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   if p_worker is null or p_lease is null or p_lease <= '0' then
     raise exception 'a claim needs the name of a worker and a lease above zero' using errcode
@@ -91,8 +91,8 @@ $$;
 comment on function two_tower.claim_job(text, text[], interval) is
   'Takes the job that is due longest, or one whose worker let its lease end; no row when there is none. Jobs that others are claiming are skipped, and so are those of a kind and subject of which one is running. A lease that ends on the last attempt makes the job dead.';
 
-create function two_tower.own_job(p_job_id bigint, p_worker text) returns two_tower.jobs
-language plpgsql set search_path = '' as $$
+create function two_tower.lock_own_job(p_job_id bigint, p_worker text) returns two_tower.jobs
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_job two_tower.jobs;
 begin
@@ -106,13 +106,13 @@ begin
   return v_job;
 end
 $$;
-comment on function two_tower.own_job(bigint, text) is 'The job, locked, if this worker still has it. Raises TT003 otherwise.';
+comment on function two_tower.lock_own_job(bigint, text) is 'The job, locked, if this worker still has it. Raises TT003 otherwise.';
 
 create function two_tower.heartbeat_job(p_job_id bigint, p_worker text,
   p_lease interval default '1 minute')
-returns timestamptz language plpgsql set search_path = '' as $$
+returns timestamptz language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-  v_job two_tower.jobs := two_tower.own_job(p_job_id, p_worker);
+  v_job two_tower.jobs := two_tower.lock_own_job(p_job_id, p_worker);
 begin
   update two_tower.jobs set lease_until = two_tower.now() + p_lease where id = v_job.id
   returning lease_until into v_job.lease_until;
@@ -122,9 +122,9 @@ $$;
 comment on function two_tower.heartbeat_job(bigint, text, interval) is 'Extends the lease and returns its new end. Raises TT003 when it was lost.';
 
 create function two_tower.complete_job(p_job_id bigint, p_worker text, p_result jsonb default '{}')
-returns void language plpgsql set search_path = '' as $$
+returns void language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-  v_job two_tower.jobs := two_tower.own_job(p_job_id, p_worker);
+  v_job two_tower.jobs := two_tower.lock_own_job(p_job_id, p_worker);
 begin
   update two_tower.jobs set state = 'done', finished_at = two_tower.now(), result = p_result,
     lease_until = null
@@ -134,9 +134,9 @@ $$;
 comment on function two_tower.complete_job(bigint, text, jsonb) is 'The job is done. Raises TT003 when the lease was lost.';
 
 create function two_tower.fail_job(p_job_id bigint, p_worker text, p_error text) returns text
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-  v_job two_tower.jobs := two_tower.own_job(p_job_id, p_worker);
+  v_job two_tower.jobs := two_tower.lock_own_job(p_job_id, p_worker);
   v_state text := 'pending';
 begin
   if v_job.attempts >= v_job.max_attempts or exists (
@@ -162,7 +162,7 @@ comment on function two_tower.fail_job(bigint, text, text) is
   'The job failed: it is tried again after 4, 8, 16 ... seconds (an hour at most), and dead after max_attempts or when another one of its kind and subject is waiting anyway. Returns its state.';
 
 create function two_tower.prune_jobs(p_limit integer default 1000) returns integer
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_pruned integer;
 begin

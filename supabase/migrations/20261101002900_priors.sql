@@ -1,16 +1,16 @@
 -- What is known of a user before engagements: the user tower's vector where it helps, else the
 -- profile's. It is added, with a weight, to the sum of what the user engaged with.
 
-create function two_tower.class_of(p_engagements integer) returns text
-language sql stable set search_path = '' as $$
+create function two_tower.classify_user(p_engagements integer) returns text
+language sql stable set search_path = pg_catalog, pg_temp as $$
   select case when p_engagements < s.cold_until then 'cold' else 'warm' end
   from two_tower.settings s;
 $$;
-comment on function two_tower.class_of(integer) is 'The class of a user, for which the gate chooses a weight of b: cold, until settings.cold_until engagements, or warm.';
+comment on function two_tower.classify_user(integer) is 'The class of a user, for which the gate chooses a weight of b: cold, until settings.cold_until engagements, or warm.';
 
-create function two_tower.base_of(p_user_id uuid, p_tower extensions.vector, p_weight real,
-  out embedding extensions.vector, out weight real, out source two_tower.base_source)
-language plpgsql stable set search_path = '' as $$
+create function two_tower.choose_prior(p_user_id uuid, p_tower extensions.vector, p_weight real,
+  out embedding extensions.vector, out weight real, out source two_tower.prior_source)
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 begin
   if p_weight > 0 and extensions.vector_norm(p_tower) > 0 then
     embedding := p_tower;
@@ -18,19 +18,19 @@ begin
     source := 'user_tower';
     return;
   end if;
-  select two_tower.candidate_tower(p.base_embedding) into embedding
+  select two_tower.run_candidate_tower(p.base_embedding) into embedding
   from two_tower.profile_embeddings p where p.user_id = p_user_id;
   weight := case when embedding is null then 0
     else (select profile_weight from two_tower.settings) end;
   source := case when embedding is not null then 'profile' end;
 end
 $$;
-comment on function two_tower.base_of(uuid, extensions.vector, real) is
+comment on function two_tower.choose_prior(uuid, extensions.vector, real) is
   'A user''s base vector b and its weight: the user tower''s, where it has one and helps; else the profile''s; else none.';
 
-create function two_tower.store_bases(p_user_ids uuid[], p_embeddings extensions.vector[],
-  p_weights real[], p_sources two_tower.base_source[]) returns integer
-language plpgsql set search_path = '' as $$
+create function two_tower.store_priors(p_user_ids uuid[], p_embeddings extensions.vector[],
+  p_weights real[], p_sources two_tower.prior_source[]) returns integer
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_stored integer;
 begin
@@ -45,23 +45,22 @@ begin
     order by u.user_id for no key update of u
   )
   update two_tower.user_embeddings u set
-    base_embedding = l.embedding, base_weight = l.weight, base_source = l.source,
+    prior = l.embedding, prior_weight = l.weight, prior_source = l.source,
     embedding = case when c.learning_rule = 'literal' and u.engagement_count > 0 then u.embedding
-      else extensions.l2_normalize(
-        u.engaged_sum operator(extensions.+) two_tower.scaled(l.embedding, l.weight)) end
+      else two_tower.combine_user(u.engaged_sum, l.weight, l.embedding) end
   from locked l cross join two_tower.settings c where u.user_id = l.user_id;
   get diagnostics v_stored = row_count;
   return v_stored;
 end
 $$;
-comment on function two_tower.store_bases(uuid[], extensions.vector[], real[], two_tower.base_source[]) is
+comment on function two_tower.store_priors(uuid[], extensions.vector[], real[], two_tower.prior_source[]) is
   'Gives users a base vector b with its weight: u = norm(weight * b + engaged_sum). Null for none. Returns how many.';
 
 create function two_tower.store_user_encodings(
   p_version bigint, p_user_ids uuid[], p_embeddings extensions.vector[]
-) returns integer language plpgsql set search_path = '' as $$
+) returns integer language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-  v_weights jsonb := (select config -> 'base_weights' from two_tower.model_weights
+  v_weights jsonb := (select config -> 'prior_weights' from two_tower.model_weights
     where version = p_version and version = two_tower.active_version('user_tower'));
   v_stored integer;
 begin
@@ -73,10 +72,10 @@ begin
     select n.user_id, b.*
     from unnest(p_user_ids, p_embeddings) as n (user_id, embedding)
       join two_tower.user_embeddings u using (user_id)
-      cross join lateral two_tower.base_of(n.user_id, n.embedding,
-        (v_weights ->> two_tower.class_of(u.engagement_count))::real) b
+      cross join lateral two_tower.choose_prior(n.user_id, n.embedding,
+        (v_weights ->> two_tower.classify_user(u.engagement_count))::real) b
   )
-  select two_tower.store_bases(array_agg(user_id), array_agg(embedding), array_agg(weight),
+  select two_tower.store_priors(array_agg(user_id), array_agg(embedding), array_agg(weight),
     array_agg(source)) into v_stored from given;
   return coalesce(v_stored, 0);
 end
@@ -85,7 +84,7 @@ comment on function two_tower.store_user_encodings(bigint, uuid[], extensions.ve
   'Stores the active user tower''s vectors as the users'' base vectors, with the weight that the gate chose for their class; users of a class that they do not help keep what their profile says. Returns how many users there were.';
 
 create function two_tower.project_profiles(p_after uuid, p_limit integer default 500)
-returns uuid language plpgsql set search_path = '' as $$
+returns uuid language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_last uuid;
   v_stored integer;
@@ -94,10 +93,10 @@ begin
     select u.user_id, b.*
     from (
       select e.user_id from two_tower.user_embeddings e
-      where e.user_id > p_after and e.base_source = 'profile' order by e.user_id limit p_limit
-    ) u cross join lateral two_tower.base_of(u.user_id, null, 0) b
+      where e.user_id > p_after and e.prior_source = 'profile' order by e.user_id limit p_limit
+    ) u cross join lateral two_tower.choose_prior(u.user_id, null, 0) b
   )
-  select two_tower.store_bases(array_agg(g.user_id), array_agg(g.embedding), array_agg(g.weight),
+  select two_tower.store_priors(array_agg(g.user_id), array_agg(g.embedding), array_agg(g.weight),
     array_agg(g.source)), (array_agg(g.user_id order by g.user_id desc))[1]
   into v_stored, v_last from given g;
   return v_last;
@@ -108,7 +107,7 @@ comment on function two_tower.project_profiles(uuid, integer) is
 
 create function two_tower.store_profile_embeddings(
   p_user_ids uuid[], p_embeddings extensions.vector[], p_requests integer[]
-) returns integer language plpgsql set search_path = '' as $$
+) returns integer language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_stored integer;
   v_based integer;
@@ -123,13 +122,13 @@ begin
     update two_tower.profile_embeddings e set base_embedding = l.embedding
     from locked l where e.user_id = l.user_id returning e.user_id, l.embedding
   ), based as (
-    select s.user_id, two_tower.candidate_tower(s.embedding) as base, c.profile_weight,
-      'profile'::two_tower.base_source as source
+    select s.user_id, two_tower.run_candidate_tower(s.embedding) as base, c.profile_weight,
+      'profile'::two_tower.prior_source as source
     from stored s cross join two_tower.settings c
       left join two_tower.user_embeddings u using (user_id)
-    where u.base_source is distinct from 'user_tower'
+    where u.prior_source is distinct from 'user_tower'
   )
-  select (select count(*) from stored), two_tower.store_bases(array_agg(b.user_id),
+  select (select count(*) from stored), two_tower.store_priors(array_agg(b.user_id),
     array_agg(b.base), array_agg(b.profile_weight), array_agg(b.source))
   into v_stored, v_based from based b;
   return v_stored;

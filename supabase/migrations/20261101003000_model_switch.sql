@@ -2,7 +2,7 @@
 -- events go on, and the pointer flips. A user tower has no slot: it serves at once.
 
 create function two_tower.take_over_embeddings(p_version bigint) returns void
-language sql set search_path = '' as $$
+language sql set search_path = pg_catalog, pg_temp as $$
   insert into two_tower.action_embeddings (event_type, embedding)
   select g.event_type, t.row
   from two_tower.model_tensors t
@@ -23,7 +23,7 @@ $$;
 comment on function two_tower.take_over_embeddings(bigint) is 'What a version of the user tower learned of actions and authors goes into the tables that serve. What blocks taught of those authors since is forgotten: the version has learned from them.';
 
 create function two_tower.activate_version(p_version bigint) returns void
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_tower text := (select tower from two_tower.model_weights where version = p_version);
 begin
@@ -39,7 +39,7 @@ $$;
 comment on function two_tower.activate_version(bigint) is 'Makes a version the one that serves; the one before it is kept as archived. Users get their base vectors anew: from a new user tower, or their profiles from a new candidate tower.';
 
 create function two_tower.begin_switch(p_version bigint) returns void
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_tower text := (select tower from two_tower.model_weights where version = p_version);
 begin
@@ -58,7 +58,7 @@ comment on function two_tower.begin_switch(bigint) is
   'From now on learning writes both slots, and fill_slot() fills the other one. A user tower has no slot and serves at once.';
 
 create function two_tower.fill_slot(p_limit integer default 2000) returns integer
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_state two_tower.state;
   v_last bigint;
@@ -82,7 +82,7 @@ begin
     where c.checkpoint_id = v_state.filling_checkpoint
   ), projected as materialized (
     select s.post_id, k.post_id is null as is_pretrained, k.engagement_count, k.popularity,
-           coalesce(k.embedding, two_tower.candidate_tower(b.base_embedding,
+           coalesce(k.embedding, two_tower.run_candidate_tower(b.base_embedding,
              v_state.filling_version)) as embedding
     from source s join two_tower.base_embeddings b using (post_id)
       left join kept k using (post_id)
@@ -112,18 +112,18 @@ $$;
 comment on function two_tower.fill_slot(integer) is
   'Fills the other slot for the next so many posts: those nobody engaged with are projected by the new tower, the others keep their live vector, which stays in the same space; in a rollback, those of the checkpoint have its vectors, and all others are projected. Returns how many; 0 when all are filled. A crash here loses one step, which is done again.';
 
-create function two_tower.slot_is_full() returns boolean
-language sql stable set search_path = '' as $$
+create function two_tower.is_slot_full() returns boolean
+language sql stable set search_path = pg_catalog, pg_temp as $$
   select s.filling_version is not null
     and coalesce(s.restored_up_to >= two_tower.last_uuid(), true)
     and not exists (select from two_tower.live_embeddings v
                     where v.slot = s.active_slot and v.post_id > s.filled_up_to)
   from two_tower.state s;
 $$;
-comment on function two_tower.slot_is_full() is 'Whether a slot is being filled, and nothing is missing in it.';
+comment on function two_tower.is_slot_full() is 'Whether a slot is being filled, and nothing is missing in it.';
 
 create function two_tower.restore_user_tower(p_checkpoint bigint) returns void
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_version bigint := (select user_tower from two_tower.checkpoints where id = p_checkpoint);
 begin
@@ -138,13 +138,13 @@ $$;
 comment on function two_tower.restore_user_tower(bigint) is 'Makes the user tower of a checkpoint serve again, or none.';
 
 create function two_tower.flip_slots(p_has_index boolean default false) returns boolean
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_state two_tower.state;
 begin
   perform two_tower.lock_switch(1);
   select * into v_state from two_tower.state for update;
-  if not two_tower.slot_is_full() then
+  if not two_tower.is_slot_full() then
     return false;
   end if;
   perform two_tower.activate_version(v_state.filling_version);
@@ -165,7 +165,7 @@ comment on function two_tower.flip_slots(boolean) is
   'Makes the filled slot the one that serves, if it is complete, with the serving index just built for it or with none. Waits at most 2 s for statements that are learning, and otherwise leaves it to the next tick. The old slot stays as what served before.';
 
 create function two_tower.prune_weights() returns integer
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_pruned integer;
 begin

@@ -8,7 +8,7 @@
 create function two_tower.newest_examples(p_before bigint, p_label boolean, p_limit integer)
 returns table (event_id bigint, user_id uuid, post_id bigint, event_type text,
   created_at timestamptz, user_emb extensions.halfvec, post_emb extensions.halfvec)
-language sql stable set search_path = '' as $$
+language sql stable set search_path = pg_catalog, pg_temp as $$
   select e.id, e.user_id, e.post_id, x.event_type, e.created_at, x.user_emb, x.post_emb
   from public.engagement_events e
     cross join lateral (
@@ -28,7 +28,7 @@ comment on function two_tower.newest_examples(bigint, boolean, integer) is
   'The newest learned events before an event id (null: all), newest first, with the label (null: any) and both vectors as they stood before the event. Walks the events by id and looks each example up by its key, so that training_examples needs no other index.';
 
 create function two_tower.held_out_from() returns bigint
-language sql stable set search_path = '' as $$
+language sql stable set search_path = pg_catalog, pg_temp as $$
   select min(x.event_id) from (
     select n.event_id, row_number() over (order by n.event_id desc) as place, count(*) over () as n
     from two_tower.settings s
@@ -40,7 +40,7 @@ comment on function two_tower.held_out_from() is
 
 create function two_tower.posts_as_of(p_before bigint)
 returns table (post_id bigint, embedding extensions.vector, engagements integer)
-language sql stable set search_path = '' as $$
+language sql stable set search_path = pg_catalog, pg_temp as $$
   select distinct on (r.post_id) r.post_id, r.post_emb::extensions.vector,
     (count(*) over (partition by r.post_id))::integer
   from two_tower.settings s
@@ -53,7 +53,7 @@ comment on function two_tower.posts_as_of(bigint) is
 create function two_tower.candidate_tower_pairs(p_before bigint)
 returns table (event_id bigint, label boolean, user_emb extensions.vector, post_id bigint,
   negative_ids bigint[])
-language sql stable set search_path = '' as $$
+language sql stable set search_path = pg_catalog, pg_temp as $$
   with positive as (
     select n.* from two_tower.settings s
       cross join two_tower.newest_examples(p_before, true, s.candidate_tower_pairs) n
@@ -79,17 +79,17 @@ $$;
 comment on function two_tower.candidate_tower_pairs(bigint) is
   'What the candidate tower is trained on: the newest settings.candidate_tower_pairs positives before t0 with their negatives (label true), and the explicit negatives of the same time (label false). What was withdrawn, and a negative that the user had engaged with by then, is left out.';
 
-create function two_tower.base_embeddings_of(p_post_ids bigint[])
+create function two_tower.read_base_embeddings(p_post_ids bigint[])
 returns table (post_id bigint, base_embedding extensions.vector)
-language sql stable set search_path = '' as $$
+language sql stable set search_path = pg_catalog, pg_temp as $$
   select b.post_id, b.base_embedding from two_tower.base_embeddings b
   where b.post_id = any (p_post_ids) and b.base_embedding is not null order by b.post_id;
 $$;
-comment on function two_tower.base_embeddings_of(bigint[]) is 'Base embeddings of those of the posts that have one.';
+comment on function two_tower.read_base_embeddings(bigint[]) is 'Base embeddings of those of the posts that have one.';
 
 create function two_tower.live_anchors(p_before bigint, p_limit integer default 5000)
 returns table (post_id bigint, embedding extensions.vector, engagements integer)
-language sql stable set search_path = '' as $$
+language sql stable set search_path = pg_catalog, pg_temp as $$
   select p.post_id, p.embedding, p.engagements from two_tower.posts_as_of(p_before) p
   order by p.engagements desc, p.post_id limit p_limit;
 $$;
@@ -97,7 +97,7 @@ comment on function two_tower.live_anchors(bigint, integer) is
   'The most engaged posts with their vectors before t0: a new tower is fitted to them, so that it projects into the space in which the live vectors are.';
 
 create function two_tower.users_to_train(p_before bigint) returns setof uuid
-language sql stable set search_path = '' as $$
+language sql stable set search_path = pg_catalog, pg_temp as $$
   select n.user_id from two_tower.settings s
     cross join two_tower.newest_examples(p_before, true, s.examples_read) n
   group by n.user_id, s.user_tower_users order by max(n.event_id) desc
@@ -106,7 +106,7 @@ $$;
 comment on function two_tower.users_to_train(bigint) is 'Users with the newest positives before t0, settings.user_tower_users at most.';
 
 create function two_tower.users_to_judge(p_from bigint) returns setof uuid
-language sql stable set search_path = '' as $$
+language sql stable set search_path = pg_catalog, pg_temp as $$
   select distinct n.user_id from two_tower.settings s
     cross join two_tower.newest_examples(null, true, 2 * s.gate_events) n
   where n.event_id >= p_from order by n.user_id;
@@ -114,7 +114,7 @@ $$;
 comment on function two_tower.users_to_judge(bigint) is 'Users with positives from t0 on: the gate asks for their vectors as of t0.';
 
 create function two_tower.users_to_encode(p_after uuid, p_limit integer default 500)
-returns setof uuid language sql stable set search_path = '' as $$
+returns setof uuid language sql stable set search_path = pg_catalog, pg_temp as $$
   select u.user_id from two_tower.user_embeddings u cross join two_tower.settings s
   where u.user_id > p_after and u.engagement_count > 0
     and u.updated_at > two_tower.now() - s.active_user_window
@@ -126,7 +126,7 @@ comment on function two_tower.users_to_encode(uuid, integer) is
 create function two_tower.user_histories(p_before bigint, p_user_ids uuid[])
 returns table (user_id uuid, author_ids uuid[], event_types text[], is_positive boolean[],
   hours double precision[], embeddings extensions.vector[], post_ids bigint[], oldest_event bigint)
-language sql stable set search_path = '' as $$
+language sql stable set search_path = pg_catalog, pg_temp as $$
   with post as materialized (
     select p.post_id, p.embedding from two_tower.posts_as_of(p_before) p where p_before is not null
   )
@@ -164,7 +164,7 @@ comment on function two_tower.user_histories(bigint, uuid[]) is
 -- for the same data.
 create function two_tower.random_posts_as_of(p_before bigint, p_count integer default 2000)
 returns table (post_id bigint, hours double precision, embedding extensions.vector)
-language sql stable set search_path = '' as $$
+language sql stable set search_path = pg_catalog, pg_temp as $$
   with bounds as (
     select min(v.post_id) as low, max(v.post_id) - min(v.post_id) + 1 as span
     from two_tower.live_embeddings v where v.slot = (select active_slot from two_tower.state)
@@ -187,16 +187,16 @@ comment on function two_tower.random_posts_as_of(bigint, integer) is
 
 create function two_tower.event_types_to_train()
 returns table (event_type text, is_positive boolean)
-language sql stable set search_path = '' as $$
+language sql stable set search_path = pg_catalog, pg_temp as $$
   select s.event_type, coalesce(s.label, false) from two_tower.signals s order by s.bit;
 $$;
 comment on function two_tower.event_types_to_train() is
   'All event types in the order of the rows of action.weight, and whether one is a positive to predict.';
 
-create function two_tower.author_embeddings_of(p_author_ids uuid[])
+create function two_tower.read_author_embeddings(p_author_ids uuid[])
 returns table (author_id uuid, embedding extensions.vector)
-language sql stable set search_path = '' as $$
+language sql stable set search_path = pg_catalog, pg_temp as $$
   select a.author_id, a.embedding from two_tower.author_embeddings a
   where a.author_id = any (p_author_ids) order by a.author_id;
 $$;
-comment on function two_tower.author_embeddings_of(uuid[]) is 'What was learned of those of the authors of whom anything was.';
+comment on function two_tower.read_author_embeddings(uuid[]) is 'What was learned of those of the authors of whom anything was.';

@@ -10,21 +10,21 @@
 -- A version passes when the differences are better on average and so is the lower end of their
 -- interval, on enough events. An operator can force one, which stays on record.
 
-create function two_tower.reciprocal_rank(p_user extensions.vector, p_post extensions.vector,
-  p_negatives extensions.vector[])
-returns double precision language sql immutable set search_path = '' as $$
-  select 1.0 / (1 + count(*) filter (where n operator(extensions.<#>) p_user < p_post
-    operator(extensions.<#>) p_user)
-                  + 0.5 * count(*) filter (where n operator(extensions.<#>) p_user = p_post
-                    operator(extensions.<#>) p_user))
-  from unnest(p_negatives) as n;
+create function two_tower.compute_reciprocal_rank(p_user extensions.vector,
+  p_post extensions.vector, p_negatives extensions.vector[])
+returns double precision language sql immutable set search_path = pg_catalog, pg_temp as $$
+  select 1.0 / (1 + count(*) filter (where n.distance < o.distance)
+    + 0.5 * count(*) filter (where n.distance = o.distance))
+  from (select p_post operator(extensions.<#>) p_user as distance) o
+    left join (select p operator(extensions.<#>) p_user as distance
+      from unnest(p_negatives) as p) n on true;
 $$;
-comment on function two_tower.reciprocal_rank(extensions.vector, extensions.vector, extensions.vector[]) is
+comment on function two_tower.compute_reciprocal_rank(extensions.vector, extensions.vector, extensions.vector[]) is
   '1 / rank of the post among the negatives by inner product with the user; ties count half.';
 
-create function two_tower.verdict_on(p_differences double precision[], p_user_ids uuid[],
+create function two_tower.compare_versions(p_differences double precision[], p_user_ids uuid[],
   out is_better boolean, out metrics jsonb)
-language sql stable set search_path = '' as $$
+language sql stable set search_path = pg_catalog, pg_temp as $$
   with judged as (
     select d.difference, d.user_id, avg(d.difference) over () as mean
     from unnest(p_differences, p_user_ids) as d (difference, user_id)
@@ -43,12 +43,12 @@ language sql stable set search_path = '' as $$
       'lower_bound', mean - s.gate_standard_errors * error)
   from summed cross join two_tower.settings s;
 $$;
-comment on function two_tower.verdict_on(double precision[], uuid[]) is
+comment on function two_tower.compare_versions(double precision[], uuid[]) is
   'Paired differences (candidate minus active) of a measure in which more is better, with their users. Better is: enough events, a mean above zero, and the mean less settings.gate_standard_errors standard errors above minus the tolerance. Events of one user are alike, so the error is that of sums by user (clustered); one user alone proves nothing.';
 
-create function two_tower.decide_on(p_version bigint, p_differences double precision[],
+create function two_tower.decide_version(p_version bigint, p_differences double precision[],
   p_user_ids uuid[]) returns boolean
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_gate record;
 begin
@@ -58,7 +58,7 @@ begin
     raise exception 'version % is no candidate', p_version using errcode = '22023',
       hint = 'Only a version in state candidate can be judged, and only once.';
   end if;
-  v_gate := two_tower.verdict_on(p_differences, p_user_ids);
+  v_gate := two_tower.compare_versions(p_differences, p_user_ids);
   update two_tower.model_weights set
     metrics = metrics || jsonb_build_object('gate', v_gate.metrics), decided_at = two_tower.now(),
     state = case when v_gate.is_better then 'candidate' else 'rejected' end,
@@ -75,12 +75,12 @@ begin
   return v_gate.is_better;
 end
 $$;
-comment on function two_tower.decide_on(bigint, double precision[], uuid[]) is 'Stores the verdict of the gate and, if it is positive, begins the switch.';
+comment on function two_tower.decide_version(bigint, double precision[], uuid[]) is 'Stores the verdict of the gate and, if it is positive, begins the switch.';
 
 create function two_tower.held_out_posts(p_from bigint)
 returns table (event_id bigint, user_id uuid, user_emb extensions.vector, post_id bigint,
   embedding extensions.vector, is_positive boolean, is_untouched boolean)
-language sql stable set search_path = '' as $$
+language sql stable set search_path = pg_catalog, pg_temp as $$
   with held_out as materialized (
     select n.* from two_tower.settings s
       cross join two_tower.newest_examples(null, true, 2 * s.gate_events) n
@@ -112,7 +112,7 @@ comment on function two_tower.held_out_posts(bigint) is
   'The positives from t0 on and their negatives, with user and post as they stood at the event; is_untouched: nobody had engaged with the post at t0. A negative that the user has engaged with since is left out.';
 
 create function two_tower.judge_candidate_tower(p_version bigint) returns boolean
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_from bigint := (select held_out_from from two_tower.model_weights where version = p_version);
   v_active bigint := two_tower.active_version('candidate_tower');
@@ -122,8 +122,8 @@ begin
   with post as materialized (
     select * from two_tower.held_out_posts(v_from)
   ), projected as materialized (
-    select b.post_id, two_tower.candidate_tower(b.base_embedding, p_version) as candidate,
-      two_tower.candidate_tower(b.base_embedding, v_active) as active
+    select b.post_id, two_tower.run_candidate_tower(b.base_embedding, p_version) as candidate,
+      two_tower.run_candidate_tower(b.base_embedding, v_active) as active
     from two_tower.base_embeddings b
     where b.post_id in (select post_id from post where is_untouched)
       and b.base_embedding is not null
@@ -132,8 +132,8 @@ begin
       coalesce(j.candidate, p.embedding) as candidate, coalesce(j.active, p.embedding) as active
     from post p left join projected j on p.is_untouched and j.post_id = p.post_id
   ), ranked as (
-    select h.user_id, two_tower.reciprocal_rank(h.user_emb, h.candidate, n.candidates)
-      - two_tower.reciprocal_rank(h.user_emb, h.active, n.actives) as difference
+    select h.user_id, two_tower.compute_reciprocal_rank(h.user_emb, h.candidate, n.candidates)
+      - two_tower.compute_reciprocal_rank(h.user_emb, h.active, n.actives) as difference
     from placed h
       join (select event_id, array_agg(candidate) as candidates, array_agg(active) as actives,
               bool_or(is_untouched) as is_untouched
@@ -141,7 +141,7 @@ begin
     where h.is_positive and (h.is_untouched or n.is_untouched)
   )
   select array_agg(difference), array_agg(user_id) into v_differences, v_user_ids from ranked;
-  return two_tower.decide_on(p_version, v_differences, v_user_ids);
+  return two_tower.decide_version(p_version, v_differences, v_user_ids);
 end
 $$;
 comment on function two_tower.judge_candidate_tower(bigint) is
@@ -152,7 +152,7 @@ comment on function two_tower.judge_candidate_tower(bigint) is
 create function two_tower.held_out_users(p_from bigint)
 returns table (event_id bigint, user_id uuid, class text, engaged extensions.vector,
   post_emb extensions.vector, negatives extensions.vector[])
-language sql stable set search_path = '' as $$
+language sql stable set search_path = pg_catalog, pg_temp as $$
   with pair as materialized (
     select * from two_tower.held_out_posts(p_from)
   ), event as (
@@ -180,9 +180,9 @@ language sql stable set search_path = '' as $$
       join two_tower.signals g on g.event_type = x.event_type
       left join post p on p.post_id = e.post_id
   ), engaged as materialized (
-    select h.id as event_id, extensions.sum(
-      array_fill((p.strength * greatest(1e-12, s.history_decay ^ (h.place - 1 - p.place)))::real,
-        array[128])::extensions.vector operator(extensions.*) p.embedding) as total
+    select h.id as event_id, extensions.sum(two_tower.scale(
+      two_tower.decay_strength(p.strength, s.history_decay, h.place - 1 - p.place),
+      p.embedding)) as total
     from past h
       cross join two_tower.settings s
       join past p on p.user_id = h.user_id
@@ -191,13 +191,13 @@ language sql stable set search_path = '' as $$
     group by h.id
   ), counted as materialized (
     select u.user_id,
-      two_tower.class_of((u.engagement_count - count(*) filter (where p.is_since))::integer)
+      two_tower.classify_user((u.engagement_count - count(*) filter (where p.is_since))::integer)
         as class
     from two_tower.user_embeddings u join past p using (user_id)
     group by u.user_id
   )
   select e.event_id, e.user_id, c.class,
-    coalesce(g.total, array_fill(0::real, array[128])::extensions.vector), e.post_emb, e.negatives
+    coalesce(g.total, two_tower.zero_vector()), e.post_emb, e.negatives
   from event e join counted c using (user_id) left join engaged g using (event_id)
   where e.negatives is not null;
 $$;
@@ -206,10 +206,11 @@ comment on function two_tower.held_out_users(bigint) is
 
 -- The rank of each held-out positive for each weight that the gate may choose, and as it is served
 -- now (weight null).
-create function two_tower.rank_held_out_users(p_from bigint, p_user_ids uuid[],
+create function two_tower.rank_held_out_posts(p_from bigint, p_user_ids uuid[],
   p_candidate extensions.vector[], p_active extensions.vector[])
-returns table (event_id bigint, user_id uuid, class text, weight real, rank double precision)
-language sql stable set search_path = '' as $$
+returns table (event_id bigint, user_id uuid, class text, weight real,
+  reciprocal_rank double precision)
+language sql stable set search_path = pg_catalog, pg_temp as $$
   with held_out as materialized (
     select h.*, n.candidate, n.active
     from two_tower.held_out_users(p_from) h
@@ -220,22 +221,21 @@ language sql stable set search_path = '' as $$
     from (select distinct unnest(user_tower_weights || 0::real) as weight
           from two_tower.settings) w
     union all select null, null
-  ), base as materialized (
+  ), prior as materialized (
     select h.event_id, a.weight, b.embedding, b.weight as factor
     from held_out h
       cross join arm a
-      cross join lateral two_tower.base_of(h.user_id,
+      cross join lateral two_tower.choose_prior(h.user_id,
         case when a.weight is null then h.active else h.candidate end,
-        coalesce(a.weight, (select (m.config -> 'base_weights' ->> h.class)::real
+        coalesce(a.weight, (select (m.config -> 'prior_weights' ->> h.class)::real
           from two_tower.model_weights m
           where m.version = two_tower.active_version('user_tower')))) b
   )
-  select h.event_id, h.user_id, h.class, b.weight, two_tower.reciprocal_rank(
-    h.engaged operator(extensions.+) two_tower.scaled(b.embedding, b.factor),
-    h.post_emb, h.negatives)
-  from held_out h join base b using (event_id);
+  select h.event_id, h.user_id, h.class, b.weight, two_tower.compute_reciprocal_rank(
+    two_tower.combine_user(h.engaged, b.factor, b.embedding), h.post_emb, h.negatives)
+  from held_out h join prior b using (event_id);
 $$;
-comment on function two_tower.rank_held_out_users(bigint, uuid[], extensions.vector[], extensions.vector[]) is
+comment on function two_tower.rank_held_out_posts(bigint, uuid[], extensions.vector[], extensions.vector[]) is
   'Reciprocal ranks of the positives from t0 on, served with the candidate''s vectors at each weight of settings.user_tower_weights (and 0), and with the active version''s at its own (weight null).';
 
 -- The weights are chosen on the same events that judge, so each half of the users is judged by the
@@ -243,7 +243,7 @@ comment on function two_tower.rank_held_out_users(bigint, uuid[], extensions.vec
 -- largest gain over weight 0 less one standard error: a weight has to show that it helps.
 create function two_tower.judge_user_tower(p_version bigint, p_user_ids uuid[],
   p_candidate extensions.vector[], p_active extensions.vector[]) returns boolean
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_from bigint := (select held_out_from from two_tower.model_weights where version = p_version);
   v_weights jsonb;
@@ -252,8 +252,9 @@ declare
 begin
   with ranked as materialized (
     select r.*, (hashtextextended(r.user_id::text, 0) & 1)::integer as half,
-      r.rank - max(r.rank) filter (where r.weight = 0) over (partition by r.event_id) as gain
-    from two_tower.rank_held_out_users(v_from, p_user_ids, p_candidate, p_active) r
+      r.reciprocal_rank - max(r.reciprocal_rank) filter (where r.weight = 0)
+        over (partition by r.event_id) as gain
+    from two_tower.rank_held_out_posts(v_from, p_user_ids, p_candidate, p_active) r
   ), choice as materialized (
     select distinct on (f.judged, r.class) f.judged, r.class, r.weight
     from (values (0, 1), (1, 0), (2, 0), (2, 1)) as f (judged, half)
@@ -263,7 +264,7 @@ begin
       avg(r.gain) - case when r.weight > 0 then stddev_samp(r.gain) / sqrt(count(*)) else 0 end
         desc nulls last, r.weight
   ), difference as (
-    select s.user_id, c.rank - s.rank as difference
+    select s.user_id, c.reciprocal_rank - s.reciprocal_rank as difference
     from ranked s
       left join choice h on h.judged = s.half and h.class = s.class
       join ranked c on c.event_id = s.event_id and c.weight = coalesce(h.weight, 0)
@@ -274,16 +275,16 @@ begin
     array_agg(d.difference), array_agg(d.user_id)
   into v_weights, v_differences, v_user_ids from difference d;
   update two_tower.model_weights
-    set config = config || jsonb_build_object('base_weights', v_weights)
+    set config = config || jsonb_build_object('prior_weights', v_weights)
   where version = p_version and state = 'candidate';
-  return two_tower.decide_on(p_version, v_differences, v_user_ids);
+  return two_tower.decide_version(p_version, v_differences, v_user_ids);
 end
 $$;
 comment on function two_tower.judge_user_tower(bigint, uuid[], extensions.vector[], extensions.vector[]) is
   'Chooses the weight of b for each class of users, and judges the version by it. p_candidate and p_active: the vectors that it and the active version (null if there is none) make of the users'' histories before t0. Returns whether it was accepted.';
 
 create function two_tower.force_version(p_version bigint, p_reason text) returns void
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_weights two_tower.model_weights;
   v_missing text := two_tower.missing_tensors(p_version);
@@ -308,7 +309,7 @@ begin
     verdict = format('forced by %s: %s', two_tower.session_role(), p_reason),
     metrics = metrics || jsonb_build_object('verdict_before', v_weights.verdict),
     config = case when v_weights.tower = 'user_tower' then
-      '{"base_weights": {"cold": 1, "warm": 1}}' || config else config end
+      '{"prior_weights": {"cold": 1, "warm": 1}}' || config else config end
   where version = p_version;
   perform two_tower.open_alert('version_forced', p_version::text, format(
     '%s put version %s of the %s in place without the gate: %s', two_tower.session_role(),

@@ -18,7 +18,7 @@
 -- wait for it (two_tower.overview says so). None of them is made once a trained version serves.
 
 create function two_tower.create_first_candidate_tower() returns bigint
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_version bigint;
 begin
@@ -45,16 +45,16 @@ begin
   group by k.k;
 
   insert into two_tower.model_tensors (version, name, row_index, row) values
-    (v_version, 'hidden.bias', 0, array_fill(0::real, array[256])::extensions.vector),
-    (v_version, 'output.bias', 0, array_fill(0::real, array[128])::extensions.vector);
+    (v_version, 'hidden.bias', 0, two_tower.zero_vector(256)),
+    (v_version, 'output.bias', 0, two_tower.zero_vector());
   return v_version;
 end
 $$;
 comment on function two_tower.create_first_candidate_tower() is 'Stores and activates the projection that a project starts with.';
 select two_tower.create_first_candidate_tower();
 
-create function two_tower.orthonormal(p_rows extensions.vector[], p_spare extensions.vector[])
-returns extensions.vector[] language plpgsql immutable set search_path = '' as $$
+create function two_tower.orthonormalise(p_rows extensions.vector[], p_spare extensions.vector[])
+returns extensions.vector[] language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 declare
   v_done extensions.vector[] := '{}';
   v_row extensions.vector;
@@ -71,7 +71,7 @@ begin
           -- What underflows is an error here, so what is next to nothing is taken for nothing.
           continue when abs(v_part) < 1e-12;
           v_row := v_row operator(extensions.+)
-            (array_fill(v_part::real, array[384])::extensions.vector operator(extensions.*) v_other);
+            two_tower.scale(v_part::real, v_other);
         end loop;
       end loop;
       exit when extensions.vector_norm(v_row) > 1e-3;
@@ -81,18 +81,18 @@ begin
   return v_done;
 end
 $$;
-comment on function two_tower.orthonormal(extensions.vector[], extensions.vector[]) is
+comment on function two_tower.orthonormalise(extensions.vector[], extensions.vector[]) is
   'Rows of vector(384) made orthonormal, one after the other (Gram and Schmidt); where a row adds no direction, the spare one of its place does.';
 
-create function two_tower.rank_agreement(p_version bigint) returns jsonb
-language sql stable set search_path = '' as $$
+create function two_tower.measure_agreement(p_version bigint) returns jsonb
+language sql stable set search_path = pg_catalog, pg_temp as $$
   with recent as (
     select b.post_id, b.base_embedding as base from two_tower.base_embeddings b
     where b.base_embedding is not null order by b.post_id desc limit 10000
   ), sample as materialized (
     select row_number() over () as place, extensions.l2_normalize(r.base) as base,
       extensions.l2_normalize(r.base operator(extensions.-) m.mean) as centred,
-      two_tower.candidate_tower(r.base, p_version) as live
+      two_tower.run_candidate_tower(r.base, p_version) as live
     from (select * from recent order by hashint8(post_id) limit 200) r
       cross join (select extensions.avg(base) as mean from recent) m
   ), ranked as (
@@ -105,12 +105,12 @@ language sql stable set search_path = '' as $$
     'with_centred_texts', round(corr(live, centred)::numeric, 3))
   from ranked;
 $$;
-comment on function two_tower.rank_agreement(bigint) is
+comment on function two_tower.measure_agreement(bigint) is
   'Rank correlation (Spearman) of the cosines of 200 posts, as a version projects them, with the cosines of their base embeddings, and of those less their mean.';
 
 create function two_tower.store_first_tower(p_parent bigint, p_config jsonb, p_verdict text,
   p_projection extensions.vector[], p_mean extensions.vector) returns bigint
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_version bigint;
   v_bias real[] := array(select (row operator(extensions.<#>) p_mean)::real
@@ -120,8 +120,7 @@ begin
   values ('candidate_tower', p_parent, p_config, p_verdict, two_tower.now())
   returning version into v_version;
   insert into two_tower.model_tensors (version, name, row_index, row)
-  select v_version, 'hidden.weight', w.place - 1 + s.offset, array_fill(s.sign,
-    array[384])::extensions.vector operator(extensions.*) w.row
+  select v_version, 'hidden.weight', w.place - 1 + s.offset, two_tower.scale(s.sign, w.row)
   from unnest(p_projection) with ordinality as w (row, place)
     cross join (values (1::real, 0), (-1::real, 128)) as s (sign, "offset");
   insert into two_tower.model_tensors (version, name, row_index, row)
@@ -132,7 +131,7 @@ begin
   select v_version, t.name, t.row_index, t.row from two_tower.model_tensors t
   where t.version = p_parent and t.name in ('output.weight', 'output.bias');
   update two_tower.model_weights
-    set metrics = jsonb_build_object('agreement', two_tower.rank_agreement(v_version))
+    set metrics = jsonb_build_object('agreement', two_tower.measure_agreement(v_version))
   where version = v_version;
   return v_version;
 end
@@ -141,7 +140,7 @@ comment on function two_tower.store_first_tower(bigint, jsonb, text, extensions.
   'Stores the projection W(x - mean) as a version of the candidate tower, with its agreement, and returns its number.';
 
 create function two_tower.first_tower_due(out step text, out posts integer)
-language sql stable set search_path = '' as $$
+language sql stable set search_path = pg_catalog, pg_temp as $$
   select case
       when n.posts >= 10 * coalesce((m.config ->> 'fitted_on')::integer, 10)
         and not exists (select from two_tower.training_examples) then 'fitted'
@@ -158,7 +157,7 @@ comment on function two_tower.first_tower_due() is
   'What the first projection is to be next: fitted to the posts that there are or, once there is an engagement, centred on them, when there are ten times as many as at the last time; null for neither. Nothing after a trained version serves. posts: counted up to 10,000.';
 
 create function two_tower.improve_first_tower() returns text
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_active two_tower.model_weights;
   v_due record;
@@ -177,7 +176,7 @@ begin
   where tower = 'candidate_tower' and state = 'active';
   v_rows := array(select row from two_tower.model_tensors where version = v_active.version
     and name = 'hidden.weight' and row_index < 128 order by row_index);
-  v_mean := array_fill(0::real, array[384])::extensions.vector;
+  v_mean := two_tower.zero_vector(384);
   if v_due.step = 'fitted' then
     -- Half precision makes zeros of dimensions that the encoder leaves at 1e-36: products with
     -- them would underflow, which is an error here.
@@ -186,9 +185,8 @@ begin
       where base_embedding is not null order by post_id desc limit 1000);
     -- A step of subspace iteration, W <- orthonormal(W X'X): it keeps nearly all that 128
     -- dimensions can keep of the posts X, because what tells texts apart lies in few directions.
-    v_rows := two_tower.orthonormal(array(
-      select coalesce(extensions.sum(array_fill(p.part::real, array[384])::extensions.vector
-        operator(extensions.*) x) filter (where abs(p.part) > 1e-12), w.row)
+    v_rows := two_tower.orthonormalise(array(
+      select coalesce(extensions.sum(two_tower.scale(p.part::real, x)) filter (where abs(p.part) > 1e-12), w.row)
       from unnest(v_rows) with ordinality as w (row, place)
         cross join unnest(v_sample) as x
         cross join lateral (select x operator(extensions.<#>) w.row as part) p

@@ -25,7 +25,7 @@ comment on column two_tower.experiment_arms.overrides is 'Settings of serving fo
 
 -- The table's own checks say whether an override is valid: they are tried, and rolled back.
 create function two_tower.check_overrides(p_overrides jsonb) returns void
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_served text[] := '{cold_until, popularity_weight, followed_weight, recency_weight,
     recency_half_life, exploration_share, posts_per_author, over_fetch}';
@@ -53,7 +53,7 @@ $$;
 comment on function two_tower.check_overrides(jsonb) is 'Raises 22023 for an override that is unknown, not of serving, or that settings would refuse.';
 
 create function two_tower.start_experiment(p_name text) returns void
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_running text;
 begin
@@ -81,7 +81,7 @@ $$;
 comment on function two_tower.start_experiment(text) is 'Serves the arms from now on. Raises 22023 for bad arms, 55000 when one is running or this one was run.';
 
 create function two_tower.end_experiment(p_name text) returns void
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   update two_tower.experiments set ended_at = two_tower.now()
   where name = p_name and started_at is not null and ended_at is null;
@@ -93,8 +93,8 @@ end
 $$;
 comment on function two_tower.end_experiment(text) is 'Serves all users as ever again. Its results stay.';
 
-create function two_tower.arm_of(p_experiment text, p_user_id uuid) returns text
-language sql stable set search_path = '' as $$
+create function two_tower.choose_arm(p_experiment text, p_user_id uuid) returns text
+language sql stable set search_path = pg_catalog, pg_temp as $$
   select a.arm
   from (
     select arm, sum(share) over (order by arm) as upper
@@ -103,20 +103,20 @@ language sql stable set search_path = '' as $$
   where (hashtextextended(p_experiment || p_user_id::text, 0) & 1048575) / 1048576.0 < a.upper
   order by a.arm limit 1;
 $$;
-comment on function two_tower.arm_of(text, uuid) is 'The arm of a user in an experiment, or null.';
+comment on function two_tower.choose_arm(text, uuid) is 'The arm of a user in an experiment, or null.';
 
 -- These are asked for every page, mostly while no experiment runs: plpgsql keeps its plans.
-create function two_tower.served_arm(p_user_id uuid) returns text
-language plpgsql stable set search_path = '' as $$
+create function two_tower.find_served_arm(p_user_id uuid) returns text
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 begin
-  return (select two_tower.arm_of(e.name, p_user_id) from two_tower.experiments e
+  return (select two_tower.choose_arm(e.name, p_user_id) from two_tower.experiments e
           where e.started_at is not null and e.ended_at is null);
 end
 $$;
-comment on function two_tower.served_arm(uuid) is 'The arm that a user is in now; null when no experiment runs, or outside of its shares.';
+comment on function two_tower.find_served_arm(uuid) is 'The arm that a user is in now; null when no experiment runs, or outside of its shares.';
 
-create function two_tower.settings_for(p_user_id uuid) returns two_tower.settings
-language plpgsql stable set search_path = '' as $$
+create function two_tower.choose_settings(p_user_id uuid) returns two_tower.settings
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
   v_settings two_tower.settings;
   v_overrides jsonb;
@@ -125,18 +125,18 @@ begin
   select a.overrides into v_overrides
   from two_tower.experiments e join two_tower.experiment_arms a on a.experiment = e.name
   where e.started_at is not null and e.ended_at is null
-    and a.arm = two_tower.arm_of(e.name, p_user_id);
+    and a.arm = two_tower.choose_arm(e.name, p_user_id);
   if found then
     v_settings := jsonb_populate_record(v_settings, v_overrides);
   end if;
   return v_settings;
 end
 $$;
-comment on function two_tower.settings_for(uuid) is 'The settings that a user is served with: those of the arm where an experiment runs.';
+comment on function two_tower.choose_settings(uuid) is 'The settings that a user is served with: those of the arm where an experiment runs.';
 
 create view two_tower.experiment_results with (security_invoker = true) as
 with active as (
-  select x.name, e.user_id, two_tower.arm_of(x.name, e.user_id) as arm,
+  select x.name, e.user_id, two_tower.choose_arm(x.name, e.user_id) as arm,
     count(*) filter (where e.event_type = 'view') as views,
     count(*) filter (where s.strength > 0) as positives
   from two_tower.experiments as x

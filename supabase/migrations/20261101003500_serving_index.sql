@@ -48,7 +48,7 @@ where s.serving_side is not null;
 comment on view two_tower.serving_index is 'The index that answers: size, age, wear, recall sampled against exact search, short pages. No row: there is none, and all posts are scanned.';
 
 create function two_tower.needs_serving_index() returns boolean
-language sql stable set search_path = '' as $$
+language sql stable set search_path = pg_catalog, pg_temp as $$
   select s.exact_scan_limit < (
     select count(*) from (
       select from two_tower.live_embeddings v
@@ -58,15 +58,15 @@ language sql stable set search_path = '' as $$
 $$;
 comment on function two_tower.needs_serving_index() is 'Whether there are more posts than settings.exact_scan_limit.';
 
-create function two_tower.serving_build_is_due() returns boolean
-language sql stable set search_path = '' as $$
-  select two_tower.needs_serving_index() and (s.serving_side is null or two_tower.slot_is_full())
+create function two_tower.is_serving_build_due() returns boolean
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select two_tower.needs_serving_index() and (s.serving_side is null or two_tower.is_slot_full())
   from two_tower.state s;
 $$;
-comment on function two_tower.serving_build_is_due() is 'Whether a worker must build: the first index, or the one of a version whose slot is full. A worn index is reported by check_serving_index().';
+comment on function two_tower.is_serving_build_due() is 'Whether a worker must build: the first index, or the one of a version whose slot is full. A worn index is reported by check_serving_index().';
 
 create function two_tower.copy_missing_posts(p_side smallint, p_slot smallint) returns bigint
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_copied bigint;
 begin
@@ -88,18 +88,18 @@ comment on function two_tower.copy_missing_posts(smallint, smallint) is
   'Copies the posts of a slot that a side lacks. Returns how many.';
 
 create function two_tower.build_serving_index(p_reason text default 'by hand') returns bigint
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   v_state two_tower.state := (select s from two_tower.state s);
   v_side smallint := coalesce(1 - v_state.serving_side, 0);
-  v_is_switch boolean := two_tower.slot_is_full();
+  v_is_switch boolean := two_tower.is_slot_full();
   v_slot smallint := (v_state.active_slot + v_is_switch::integer) % 2;
   v_table text := format('two_tower.serving_embeddings_%s', v_side);
   v_started timestamptz := clock_timestamp();
   v_posts bigint;
   v_build bigint;
 begin
-  if not pg_try_advisory_xact_lock(two_tower.switch_lock() + 2) then
+  if not pg_try_advisory_xact_lock(two_tower.bulk_lock()) then
     raise exception 'another build of the serving index is running' using errcode = '55P03',
       hint = 'Wait for it: select * from two_tower.jobs where kind = ''build_serving_index''.';
   end if;
@@ -137,7 +137,7 @@ comment on function two_tower.build_serving_index(text) is
   'Definer: workers own no table. Builds the side that nobody reads from the live vectors and points to it; with a new version whose slot is full, switches to that too. Readers never wait, writers for the last moment only. All or nothing: a crash leaves what served. Returns the id of the build.';
 
 create function two_tower.copy_to_serving_index(p_post_ids bigint[]) returns integer
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_state two_tower.state := (select s from two_tower.state s);
   v_written integer;
@@ -172,7 +172,7 @@ comment on function two_tower.copy_to_serving_index(bigint[]) is
   'Brings the copies of these posts up to date: missing ones, and those that have drifted by settings.serving_drift_tolerance, are written, deleted posts removed. Returns how many were written.';
 
 create function two_tower.add_to_serving_index() returns trigger
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_post_ids bigint[];
 begin
@@ -190,7 +190,7 @@ create trigger add_to_serving_index after insert on two_tower.live_embeddings
   for each statement execute function two_tower.add_to_serving_index();
 
 create function two_tower.remove_from_serving_index() returns trigger
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_side smallint := (select serving_side from two_tower.state);
 begin
@@ -209,9 +209,9 @@ create trigger remove_from_serving_index after delete on two_tower.live_embeddin
 -- Each side by its name, and so with a plan of its own that locks that side alone: the other one
 -- may be being built. The plan reads the index in order and asks of each post whether it was seen.
 -- The limit that the planner sees is a constant, or it would plan for a tenth of the table.
-create function two_tower.nearest_posts(p_vector extensions.vector, p_limit integer,
+create function two_tower.find_nearest_posts(p_vector extensions.vector, p_limit integer,
   p_user_id uuid default null, p_excluded bigint[] default '{}', p_is_wide boolean default false)
-returns bigint[] language plpgsql stable set search_path = ''
+returns bigint[] language plpgsql stable set search_path = pg_catalog, pg_temp
   set plan_cache_mode = force_generic_plan as $$
 declare
   v_side smallint := (select serving_side from two_tower.state);
@@ -243,5 +243,5 @@ begin
     limit p_limit);
 end
 $$;
-comment on function two_tower.nearest_posts(extensions.vector, integer, uuid, bigint[], boolean) is
+comment on function two_tower.find_nearest_posts(extensions.vector, integer, uuid, bigint[], boolean) is
   'About the nearest so many posts (1,000 at most) by their served copies that the user has not seen; null where there is no serving index. p_is_wide: goes on beyond ef_search while posts are missing, to hnsw.max_scan_tuples; otherwise fewer come back.';

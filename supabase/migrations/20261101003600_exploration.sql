@@ -11,7 +11,7 @@ comment on column two_tower.exploration_pool.shuffled is 'A hash of the post: re
 create index exploration_pool_shuffled_idx on two_tower.exploration_pool (shuffled);
 
 create function two_tower.add_to_exploration_pool() returns trigger
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   insert into two_tower.exploration_pool (post_id, shuffled)
   select n.post_id, hashint8extended(n.post_id, 0)

@@ -3,7 +3,7 @@
 -- Events that commit late are overtaken by the cursor. That costs an impression, or a refresh that
 -- the round makes up for.
 create function two_tower.follow_events(p_limit integer default 5000) returns integer
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_newest bigint := (select max(id) from public.engagement_events);
   v_last bigint;
@@ -41,7 +41,7 @@ comment on function two_tower.follow_events(integer) is
   'Looks at the next so many events: counts impressions of explored posts, and refreshes the served copies of posts that were engaged with. Returns how many copies were written.';
 
 create function two_tower.refresh_serving_index(p_limit integer default 500) returns integer
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_slot smallint := (select active_slot from two_tower.state);
   v_post_ids bigint[];
@@ -69,7 +69,7 @@ comment on function two_tower.refresh_serving_index(integer) is
   'One bounded step that keeps the index fresh: posts of the newest events, then the next so many posts on a round that never ends, on which deleted posts are let go too. Returns how many copies were written.';
 
 create function two_tower.check_serving_index(p_sample integer default 30) returns void
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_build two_tower.serving_builds;
   v_slot smallint := (select active_slot from two_tower.state);
@@ -97,8 +97,8 @@ begin
     ) < 50)::integer)
   into v_recall, v_short
   from (
-    select s.user_id, two_tower.nearest_posts(s.vector, v_over_fetch) as near,
-      two_tower.nearest_posts(s.vector, v_over_fetch, s.user_id) as unseen,
+    select s.user_id, two_tower.find_nearest_posts(s.vector, v_over_fetch) as near,
+      two_tower.find_nearest_posts(s.vector, v_over_fetch, s.user_id) as unseen,
       array(select v.post_id from two_tower.live_embeddings v
             where v.slot = v_slot and not v.is_deleted
             order by v.embedding operator(extensions.<#>) s.vector limit 50) as exact

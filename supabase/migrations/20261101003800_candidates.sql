@@ -13,7 +13,7 @@ create index popular_candidates_popularity_idx
   on two_tower.popular_candidates (popularity desc, post_id desc);
 
 create function two_tower.refresh_popular_candidates() returns void
-language sql set search_path = '' as $$
+language sql set search_path = pg_catalog, pg_temp as $$
   with top as materialized (
     select v.post_id, v.popularity from two_tower.live_embeddings v
     where v.slot = (select active_slot from two_tower.state) and not v.is_deleted
@@ -47,17 +47,17 @@ comment on type two_tower.reader is 'A user at the moment of a request, with the
 
 -- A user's ranking goes from popular and fresh to personal over the first settings.cold_until
 -- engagements, with the root of their share: the first ones say most, and there is no cliff.
-create function two_tower.reader_of(p_user_id uuid) returns two_tower.reader
-language plpgsql stable set search_path = '' as $$
+create function two_tower.load_reader(p_user_id uuid) returns two_tower.reader
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
-  v_settings two_tower.settings := two_tower.settings_for(p_user_id);
+  v_settings two_tower.settings := two_tower.choose_settings(p_user_id);
   v_vector extensions.vector := two_tower.encode_user(p_user_id);
   v_now timestamptz := two_tower.now();
-  v_unit double precision := two_tower.popularity_of(1, v_now, v_settings.popularity_half_life);
+  v_unit double precision := two_tower.compute_popularity(1, v_now, v_settings.popularity_half_life);
   v_share double precision := 0;
 begin
   if extensions.vector_norm(v_vector) > 0 then
-    select greatest(case when u.base_embedding is null then 0 else 0.1 end,
+    select greatest(case when u.prior is null then 0 else 0.1 end,
       u.engagement_count / greatest(1, v_settings.cold_until)::double precision)
     into v_share from two_tower.user_embeddings u where u.user_id = p_user_id;
     if v_settings.cold_until = 0 then
@@ -74,14 +74,15 @@ begin
     v_settings.over_fetch)::two_tower.reader;
 end
 $$;
-comment on function two_tower.reader_of(uuid) is
+comment on function two_tower.load_reader(uuid) is
   'The user as recommend() serves them now. vector is null, and warmth 0, for a user of whom nothing is known; popularity_scale is the log of the highest popularity in likes of now.';
 
 -- All posts are met, so what leaves them out is hashed once. Withheld authors are few: "not in"
 -- does it on the scan. What a user has seen can outgrow that, and is joined, beside narrow rows.
-create function two_tower.scanned_posts(p_vector extensions.vector, p_limit integer,
+create function two_tower.scan_posts(p_vector extensions.vector, p_limit integer,
   p_user_id uuid, p_excluded bigint[])
-returns bigint[] language plpgsql stable set search_path = '' set enable_seqscan = on as $$
+returns bigint[] language plpgsql stable
+set search_path = pg_catalog, pg_temp set enable_seqscan = on as $$
 declare
   v_slot smallint := (select active_slot from two_tower.state);
 begin
@@ -102,12 +103,12 @@ begin
     order by c.distance, c.post_id desc limit p_limit);
 end
 $$;
-comment on function two_tower.scanned_posts(extensions.vector, integer, uuid, bigint[]) is
+comment on function two_tower.scan_posts(extensions.vector, integer, uuid, bigint[]) is
   'The nearest eligible posts, exactly, from a scan of all.';
 
-create function two_tower.explored_posts(p_reader two_tower.reader, p_limit integer,
+create function two_tower.choose_explored_posts(p_reader two_tower.reader, p_limit integer,
   p_excluded bigint[])
-returns bigint[] language plpgsql stable set search_path = '' as $$
+returns bigint[] language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
   v_place bigint := hashtextextended(
     p_reader.user_id::text || date_trunc('hour', p_reader.time), 0);
@@ -133,13 +134,13 @@ begin
     limit v_count);
 end
 $$;
-comment on function two_tower.explored_posts(two_tower.reader, integer, bigint[]) is
+comment on function two_tower.choose_explored_posts(two_tower.reader, integer, bigint[]) is
   'New posts that few have seen, the next ones in a shuffled order from a place that depends on reader and hour: settings.exploration_share of a page.';
 
 -- Of many followed authors, a hundred are asked each hour, from a place that moves.
-create function two_tower.listed_posts(p_reader two_tower.reader, p_limit integer,
+create function two_tower.list_candidates(p_reader two_tower.reader, p_limit integer,
   p_excluded bigint[])
-returns bigint[] language plpgsql stable set search_path = '' as $$
+returns bigint[] language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
   v_place uuid := md5(p_reader.user_id::text || date_trunc('hour', p_reader.time))::uuid;
   v_newest integer := case when p_reader.warmth < 1 then p_limit else 0 end;
@@ -177,5 +178,5 @@ begin
      order by p.created_at desc limit p_limit));
 end
 $$;
-comment on function two_tower.listed_posts(two_tower.reader, integer, bigint[]) is
+comment on function two_tower.list_candidates(two_tower.reader, integer, bigint[]) is
   'Candidates beside the nearest that the reader has not seen: popular ones, recent ones of followed authors and, while the reader is cold, the newest.';

@@ -7,7 +7,7 @@ create function two_tower.score_posts(p_reader two_tower.reader, p_post_ids bigi
 returns table (
   post_id bigint, author_id uuid, personal double precision, popular double precision,
   fresh double precision, followed double precision
-) language plpgsql stable set search_path = '' rows 300 as $$
+) language plpgsql stable set search_path = pg_catalog, pg_temp rows 300 as $$
 declare
   v_slot smallint := (select active_slot from two_tower.state);
   v_coldness double precision := 1 - p_reader.warmth;
@@ -36,7 +36,7 @@ comment on function two_tower.score_posts(two_tower.reader, bigint[]) is
 create function two_tower.rank_posts(p_reader two_tower.reader, p_limit integer,
   p_candidates bigint[], p_explored bigint[],
   out ids bigint[], out scores double precision[], out sources text[])
-language plpgsql stable set search_path = '' as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 begin
   select array_agg(r.post_id), array_agg(r.score), array_agg(r.source) into ids, scores, sources
   from (
@@ -68,14 +68,14 @@ comment on function two_tower.rank_posts(two_tower.reader, integer, bigint[], bi
   'The best of the candidates, none of which the reader has seen: those to explore, then by score, with posts of an author who already has settings.posts_per_author on the page behind all others. Authors are looked up from the best post down, until the page is full.';
 
 -- The page by the live vectors. Nearly always the first search fills it.
-create function two_tower.learned_page(p_user_id uuid, p_limit integer, p_excluded bigint[],
+create function two_tower.make_page(p_user_id uuid, p_limit integer, p_excluded bigint[],
   out ids bigint[], out scores double precision[], out sources text[])
-language plpgsql stable set search_path = '' as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
-  v_reader two_tower.reader := two_tower.reader_of(p_user_id);
+  v_reader two_tower.reader := two_tower.load_reader(p_user_id);
   v_count integer := least(1000, greatest(v_reader.over_fetch, 3 * p_limit));
-  v_explored bigint[] := two_tower.explored_posts(v_reader, p_limit, p_excluded);
-  v_listed bigint[] := two_tower.listed_posts(v_reader,
+  v_explored bigint[] := two_tower.choose_explored_posts(v_reader, p_limit, p_excluded);
+  v_listed bigint[] := two_tower.list_candidates(v_reader,
     case when v_reader.warmth < 1 then v_count else p_limit end, p_excluded);
   v_near bigint[];
   v_search text;
@@ -84,8 +84,8 @@ begin
     if v_reader.vector is not null then
       v_near := case v_search
         when 'scan' then
-          two_tower.scanned_posts(v_reader.vector, v_count, p_user_id, p_excluded)
-        else two_tower.nearest_posts(v_reader.vector, v_count, p_user_id, p_excluded,
+          two_tower.scan_posts(v_reader.vector, v_count, p_user_id, p_excluded)
+        else two_tower.find_nearest_posts(v_reader.vector, v_count, p_user_id, p_excluded,
           v_search = 'wide') end;
       continue when v_near is null;
     end if;
@@ -95,20 +95,19 @@ begin
   end loop;
 end
 $$;
-comment on function two_tower.learned_page(uuid, integer, bigint[]) is
+comment on function two_tower.make_page(uuid, integer, bigint[]) is
   'A page by the live vectors, best first, explored posts before all: from the serving index, from a wider search where that leaves the page short, and from a scan of all where that does too or there is no index.';
 
 -- Simpler rules, for what is left of a page. They look at posts alone, encoded or not.
-create function two_tower.fallback_posts(p_rule text, p_user_id uuid, p_excluded bigint[],
+create function two_tower.find_posts_by_rule(p_rule text, p_user_id uuid, p_excluded bigint[],
   p_limit integer)
 returns table (post_id bigint, score double precision)
-language plpgsql stable set search_path = '' as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
   v_content extensions.vector;
 begin
   if p_rule = 'content' then
-    select extensions.sum(array_fill(r.strength, array[384])::extensions.vector
-      operator(extensions.*) b.base_embedding)
+    select extensions.sum(two_tower.scale(r.strength, b.base_embedding))
     into v_content
     from two_tower.user_embeddings u
       cross join unnest(u.recent_post_ids, u.recent_strengths) as r (post_id, strength)
@@ -147,22 +146,22 @@ begin
   end if;
 end
 $$;
-comment on function two_tower.fallback_posts(text, uuid, bigint[], integer) is
+comment on function two_tower.find_posts_by_rule(text, uuid, bigint[], integer) is
   'Eligible posts by a simple rule: content (frozen text vectors of the newest posts near those of what the user engaged with), popular, or recent.';
 
--- Sessions keep their plans, also those made while tables were empty: nothing but scanned_posts()
+-- Sessions keep their plans, also those made while tables were empty: nothing but scan_posts()
 -- may read one whole.
 create function two_tower.recommend_for(p_user_id uuid, p_limit integer default 20,
   p_exclude bigint[] default '{}')
 returns table (
   post_id bigint, author_id uuid, content text, created_at timestamptz, score double precision,
     source text, arm text
-) language plpgsql stable set search_path = '' set jit = off
+) language plpgsql stable set search_path = pg_catalog, pg_temp set jit = off
   set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
 declare
   v_limit integer := least(500, greatest(1, coalesce(p_limit, 20)));
   v_excluded bigint[] := coalesce(p_exclude, '{}');
-  v_arm text := two_tower.served_arm(p_user_id);
+  v_arm text := two_tower.find_served_arm(p_user_id);
   v_ids bigint[];
   v_scores double precision[];
   v_sources text[];
@@ -175,7 +174,7 @@ begin
   end if;
   begin
     select l.ids, l.scores, l.sources into v_ids, v_scores, v_sources
-    from two_tower.learned_page(p_user_id, v_limit, v_excluded) l;
+    from two_tower.make_page(p_user_id, v_limit, v_excluded) l;
   exception when others then
     raise warning 'recommend() falls back to simpler rules: % (%)', sqlerrm, sqlstate;
     v_rules := '{content, popular, recent}';
@@ -186,7 +185,7 @@ begin
       select v_ids || array_agg(f.post_id), v_scores || array_agg(f.score),
         v_sources || array_agg(v_rule)
       into v_ids, v_scores, v_sources
-      from two_tower.fallback_posts(v_rule, p_user_id, v_ids || v_excluded,
+      from two_tower.find_posts_by_rule(v_rule, p_user_id, v_ids || v_excluded,
         v_limit - coalesce(cardinality(v_ids), 0)) f;
     exception when others then
       raise warning 'recommend() skips the rule %: % (%)', v_rule, sqlerrm, sqlstate;

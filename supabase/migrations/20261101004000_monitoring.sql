@@ -30,7 +30,7 @@ insert into two_tower.metric_targets (name, unit, target_low, target_high, alert
     'Posts of the last day that have an embedding.'),
   ('user_coverage', 'share', 0.9, null, 0.7, null, true,
     'Users with learned events whose vector is not zero.'),
-  ('deferred_pushes', 'rows', null, 5000, null, 100000, false,
+  ('deferred_steps', 'rows', null, 5000, null, 100000, false,
     'Pushes on negatives that wait to be folded in.'),
   ('deferred_events', 'rows', null, 1000, null, 100000, false,
     'Events that wait for an embedding or for the end of a freeze.'),
@@ -44,18 +44,18 @@ insert into two_tower.metric_targets (name, unit, target_low, target_high, alert
   ('norm_error', 'length', null, 0.0001, null, 0.001, true,
     'Largest distance of a live vector''s length from 1. Measured by audits.');
 
-create function two_tower.state_of(p_target two_tower.metric_targets, p_value double precision)
-returns text language sql immutable set search_path = '' as $$
+create function two_tower.grade_metric(p_target two_tower.metric_targets, p_value double precision)
+returns text language sql immutable set search_path = pg_catalog, pg_temp as $$
   select case
     when p_value is null then 'unknown'
     when p_value < p_target.alert_low or p_value > p_target.alert_high then 'alert'
     when p_value < p_target.target_low or p_value > p_target.target_high then 'warning'
     else 'ok' end;
 $$;
-comment on function two_tower.state_of(two_tower.metric_targets, double precision) is 'ok, warning, alert or, for null, unknown.';
+comment on function two_tower.grade_metric(two_tower.metric_targets, double precision) is 'ok, warning, alert or, for null, unknown.';
 
 create function two_tower.measure_drift() returns double precision
-language plpgsql stable set search_path = '' as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 begin
   return (
     select avg(1 + (v.embedding operator(extensions.<#>) c.embedding))
@@ -76,7 +76,7 @@ comment on function two_tower.measure_drift() is
   'Mean cosine distance per day of the posts that were engaged with since the newest checkpoint; a checkpoint of today counts as a day old. Null after a change of the candidate tower: a promotion is not drift.';
 
 create function two_tower.measure_metrics() returns table (name text, value double precision)
-language sql stable set search_path = '' as $$
+language sql stable set search_path = pg_catalog, pg_temp as $$
   with recent as (
     select count(*) filter (where x.label) as positives,
       coalesce(sum(cardinality(x.negative_ids)), 0) as negatives
@@ -91,8 +91,8 @@ language sql stable set search_path = '' as $$
   union all select 'user_coverage', avg((extensions.vector_norm(u.embedding) > 0)::integer)
     from (select * from two_tower.user_embeddings where engagement_count > 0 order by user_id
       limit 10000) u
-  union all select 'deferred_pushes', count(*)
-    from (select from two_tower.deferred_pushes limit 200000) q
+  union all select 'deferred_steps', count(*)
+    from (select from two_tower.deferred_steps limit 200000) q
   union all select 'deferred_events', count(*)
     from (select from two_tower.deferred_events limit 200000) q
   union all select 'dead_jobs', count(*) from two_tower.jobs
@@ -105,7 +105,7 @@ comment on function two_tower.measure_metrics() is 'The metrics as they are now.
 create view two_tower.health with (security_invoker = true) as
 select
   t.name, m.value, t.unit, t.target_low, t.target_high, t.alert_low, t.alert_high,
-  two_tower.state_of(t, m.value) as state,
+  two_tower.grade_metric(t, m.value) as state,
   m.measured_at, t.description
 from two_tower.metric_targets as t
 left join lateral (
@@ -125,7 +125,7 @@ from pg_catalog.pg_extension as x where x.extname = 'vector';
 comment on view two_tower.health is 'The latest value of each metric against its target and alert range, and what to know about this installation.';
 
 create function two_tower.raise_alerts() returns void
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_metric record;
 begin
@@ -147,7 +147,7 @@ $$;
 comment on function two_tower.raise_alerts() is 'Opens an alert for each metric in its alert range, and closes those of metrics that have left it.';
 
 create function two_tower.record_metrics() returns void
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   insert into two_tower.metrics (name, value) select m.name, m.value
     from two_tower.measure_metrics() m
@@ -168,7 +168,7 @@ select
   (select count(*) from two_tower.user_embeddings) as users,
   (select count(*) from public.engagement_events) as events,
   (select count(*) from two_tower.deferred_events) as deferred_events,
-  (select count(*) from two_tower.deferred_pushes) as deferred_pushes,
+  (select count(*) from two_tower.deferred_steps) as deferred_steps,
   c.learning_rule,
   two_tower.active_version('candidate_tower') as candidate_tower,
   (select case when not m.config ? 'start' then 'trained'

@@ -9,7 +9,7 @@
 -- it got, and the next tick goes on.
 
 create function two_tower.freeze(p_reason text) returns void
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   if coalesce(trim(p_reason), '') = '' then
     raise exception 'a freeze needs a reason' using errcode = '22023',
@@ -25,7 +25,7 @@ comment on function two_tower.freeze(text) is
 
 create function two_tower.resume(p_learning_rate_factor real default 1,
   p_skip_frozen_events boolean default false)
-returns void language plpgsql set search_path = '' as $$
+returns void language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   if p_learning_rate_factor is null or not (
     p_learning_rate_factor > 0 and p_learning_rate_factor <= 1
@@ -63,7 +63,7 @@ comment on table two_tower.audits is 'Audits of the quality of the embeddings, o
 comment on column two_tower.audits.findings is 'By metric: value and state (ok, warning, alert, unknown).';
 
 create function two_tower.measure_quality() returns table (name text, value double precision)
-language sql stable set search_path = '' as $$
+language sql stable set search_path = pg_catalog, pg_temp as $$
   with live as materialized (
     select v.post_id, v.embedding, v.engagement_count from two_tower.live_embeddings v
     where v.slot = (select active_slot from two_tower.state)
@@ -85,15 +85,15 @@ $$;
 comment on function two_tower.measure_quality() is 'The metrics of quality as they are now. Null where there is nothing to measure.';
 
 create function two_tower.run_audit(p_checkpoint bigint default null) returns bigint
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_findings jsonb;
   v_is_good boolean;
   v_id bigint;
 begin
   select jsonb_object_agg(m.name, jsonb_build_object('value', m.value,
-           'state', two_tower.state_of(t, m.value))),
-         bool_and(two_tower.state_of(t, m.value) <> 'alert')
+           'state', two_tower.grade_metric(t, m.value))),
+         bool_and(two_tower.grade_metric(t, m.value) <> 'alert')
   into v_findings, v_is_good
   from two_tower.measure_quality() m join two_tower.metric_targets t using (name);
   insert into two_tower.audits (checkpoint_id, findings, is_good)
@@ -109,12 +109,12 @@ $$;
 comment on function two_tower.run_audit(bigint) is 'Audits the embeddings as they are now, stores the findings, and raises alerts. Says of the checkpoint, if one is given, whether it is good.';
 
 create function two_tower.checkpoint(p_reason text default null) returns bigint
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   v_id bigint;
   v_active bigint := two_tower.active_version('candidate_tower');
 begin
-  perform pg_advisory_xact_lock(two_tower.switch_lock() + 2);
+  perform pg_advisory_xact_lock(two_tower.bulk_lock());
   insert into two_tower.checkpoints (reason, candidate_tower, user_tower)
   values (coalesce(p_reason, case when v_active = (
             select candidate_tower from two_tower.checkpoints order by id desc limit 1)
@@ -134,8 +134,8 @@ begin
     returning post_id
   ), users as (
     insert into two_tower.checkpoint_users
-    select v_id, u.user_id, u.embedding, u.engaged_sum, u.base_embedding, u.base_weight,
-      u.base_source, u.recent_post_ids, u.recent_strengths, u.engagement_count
+    select v_id, u.user_id, u.embedding, u.engaged_sum, u.prior, u.prior_weight,
+      u.prior_source, u.recent_post_ids, u.recent_strengths, u.engagement_count
     from two_tower.user_embeddings u
     returning user_id
   )
@@ -150,7 +150,7 @@ $$;
 comment on function two_tower.checkpoint(text) is 'Definer: workers own no table. Takes a snapshot, audits it, drops old ones, and returns its id. p_reason: operator; null for daily or, after a change of the candidate tower, promotion. Writes about 20 MB a second and keeps nobody waiting.';
 
 create function two_tower.freeze_on_drift() returns boolean
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_alert two_tower.alerts;
 begin
@@ -169,7 +169,7 @@ $$;
 comment on function two_tower.freeze_on_drift() is 'Freezes learning when an alert of drift is open, once per alert: after a resume() it is the operator''s word that counts.';
 
 create function two_tower.rollback(p_checkpoint bigint default null) returns bigint
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_checkpoint two_tower.checkpoints;
 begin
@@ -196,7 +196,7 @@ comment on function two_tower.rollback(bigint) is
   'Begins the way back to a checkpoint (null: the newest good one) and returns its id. Learning freezes, queued steps are void, ticks restore posts and users, then the slots flip. resume() goes on from there; events stay recorded, and what they taught since is gone.';
 
 create function two_tower.restore_users(p_limit integer default 2000) returns integer
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_state two_tower.state;
   v_ids uuid[];
@@ -210,12 +210,12 @@ begin
     where u.user_id > v_state.restored_up_to order by u.user_id limit p_limit for no key update);
   update two_tower.user_embeddings u set
     embedding = coalesce(c.embedding, n.zero), engaged_sum = coalesce(c.engaged_sum, n.zero),
-    base_embedding = c.base_embedding, base_weight = coalesce(c.base_weight, 0),
-    base_source = c.base_source, recent_post_ids = coalesce(c.recent_post_ids, '{}'),
+    prior = c.prior, prior_weight = coalesce(c.prior_weight, 0),
+    prior_source = c.prior_source, recent_post_ids = coalesce(c.recent_post_ids, '{}'),
     recent_strengths = coalesce(c.recent_strengths, '{}'),
     engagement_count = coalesce(c.engagement_count, 0)
   from unnest(v_ids) as i (user_id)
-    cross join (select array_fill(0::real, array[128])::extensions.vector as zero) n
+    cross join (select two_tower.zero_vector() as zero) n
     left join two_tower.checkpoint_users c
       on c.checkpoint_id = v_state.filling_checkpoint and c.user_id = i.user_id
   where u.user_id = i.user_id;

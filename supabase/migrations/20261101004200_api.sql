@@ -2,8 +2,8 @@
 -- SECURITY DEFINER, live in two_tower, which is not exposed, and act for auth.uid() alone, so that
 -- calling one directly gains nothing.
 
-create function two_tower.signed_in_user() returns uuid
-language plpgsql stable set search_path = '' as $$
+create function two_tower.require_user() returns uuid
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
   v_user_id uuid := auth.uid();
 begin
@@ -14,14 +14,14 @@ begin
   return v_user_id;
 end
 $$;
-comment on function two_tower.signed_in_user() is 'auth.uid(), or error 42501.';
+comment on function two_tower.require_user() is 'auth.uid(), or error 42501.';
 
 create function two_tower.recommend_to_caller(p_limit integer, p_exclude bigint[])
 returns table (
   post_id bigint, author_id uuid, content text, created_at timestamptz, score double precision,
     source text, arm text
-) language sql stable security definer set search_path = '' as $$
-  select * from two_tower.recommend_for(two_tower.signed_in_user(), p_limit, p_exclude);
+) language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+  select * from two_tower.recommend_for(two_tower.require_user(), p_limit, p_exclude);
 $$;
 comment on function two_tower.recommend_to_caller(integer, bigint[]) is
   'Definer: reads embeddings, on which clients have no grant, for the caller only.';
@@ -30,7 +30,7 @@ create function public.recommend(p_limit integer default 20, p_exclude bigint[] 
 returns table (
   post_id bigint, author_id uuid, content text, created_at timestamptz, score double precision,
     source text, arm text
-) language sql stable set search_path = '' as $$
+) language sql stable set search_path = pg_catalog, pg_temp as $$
   select * from two_tower.recommend_to_caller(p_limit, p_exclude);
 $$;
 comment on function public.recommend(integer, bigint[]) is
@@ -39,9 +39,9 @@ comment on function public.recommend(integer, bigint[]) is
 create function two_tower.similar_posts_for_caller(p_post_id bigint, p_limit integer)
 returns table (post_id bigint, author_id uuid, content text, created_at timestamptz,
   score double precision)
-language plpgsql stable security definer set search_path = '' as $$
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
 declare
-  v_user_id uuid := two_tower.signed_in_user();
+  v_user_id uuid := two_tower.require_user();
   v_slot smallint := (select active_slot from two_tower.state);
   v_vector extensions.vector := (select embedding from two_tower.live_embeddings v
     where v.slot = v_slot and v.post_id = p_post_id);
@@ -49,7 +49,7 @@ begin
   return query
   select p.id, p.author_id, p.content, p.created_at,
     -(v.embedding operator(extensions.<#>) v_vector) as similarity
-  from unnest(coalesce(two_tower.nearest_posts(v_vector, 200), array(
+  from unnest(coalesce(two_tower.find_nearest_posts(v_vector, 200), array(
       select n.post_id from two_tower.live_embeddings n where n.slot = v_slot and not n.is_deleted
       order by n.embedding operator(extensions.<#>) v_vector limit 200))) as near (post_id)
     join two_tower.live_embeddings v on v.slot = v_slot and v.post_id = near.post_id
@@ -66,7 +66,7 @@ comment on function two_tower.similar_posts_for_caller(bigint, integer) is 'Defi
 create function public.similar_posts(p_post_id bigint, p_limit integer default 20)
 returns table (post_id bigint, author_id uuid, content text, created_at timestamptz,
   score double precision)
-language sql stable set search_path = '' as $$
+language sql stable set search_path = pg_catalog, pg_temp as $$
   select * from two_tower.similar_posts_for_caller(p_post_id, p_limit);
 $$;
 comment on function public.similar_posts(bigint, integer) is 'Posts whose live vectors are nearest to a post''s, best first.';
@@ -74,14 +74,14 @@ comment on function public.similar_posts(bigint, integer) is 'Posts whose live v
 create function two_tower.popular_posts_for_caller(p_limit integer)
 returns table (post_id bigint, author_id uuid, content text, created_at timestamptz,
   score double precision)
-language sql stable security definer set search_path = '' as $$
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
   select p.id, p.author_id, p.content, p.created_at,
-    c.popularity / two_tower.popularity_of(1, two_tower.now())
+    c.popularity / two_tower.compute_popularity(1, two_tower.now())
   from two_tower.popular_candidates c
     join public.posts p on p.id = c.post_id
   where p.deleted_at is null and not exists (
     select from two_tower.withheld_authors a
-      where a.user_id = two_tower.signed_in_user() and a.author_id = p.author_id)
+      where a.user_id = two_tower.require_user() and a.author_id = p.author_id)
   order by c.popularity desc, p.id desc
   limit least(100, greatest(1, coalesce(p_limit, 20)));
 $$;
@@ -90,21 +90,21 @@ comment on function two_tower.popular_posts_for_caller(integer) is 'Definer: rea
 create function public.popular_posts(p_limit integer default 20)
 returns table (post_id bigint, author_id uuid, content text, created_at timestamptz,
   score double precision)
-language sql stable set search_path = '' as $$
+language sql stable set search_path = pg_catalog, pg_temp as $$
   select * from two_tower.popular_posts_for_caller(p_limit);
 $$;
 comment on function public.popular_posts(integer) is 'Posts with the highest decayed popularity. The list is a few minutes old.';
 
 create function public.recent_from_followed(p_limit integer default 20)
 returns table (post_id bigint, author_id uuid, content text, created_at timestamptz)
-language sql stable set search_path = '' as $$
+language sql stable set search_path = pg_catalog, pg_temp as $$
   select p.id, p.author_id, p.content, p.created_at
   from public.posts p
   where p.deleted_at is null
     and p.author_id in (select f.followed_id from public.follows f
-      where f.follower_id = two_tower.signed_in_user())
+      where f.follower_id = two_tower.require_user())
     and not exists (select from public.author_blocks b
-                    where b.user_id = two_tower.signed_in_user() and b.author_id = p.author_id)
+                    where b.user_id = two_tower.require_user() and b.author_id = p.author_id)
   order by p.created_at desc, p.id desc
   limit least(100, greatest(1, coalesce(p_limit, 20)));
 $$;
@@ -115,10 +115,10 @@ returns table (
   post_id bigint, is_eligible boolean, reason text, place bigint,
   personal double precision, popular double precision, fresh double precision,
     followed double precision
-) language sql stable security definer set search_path = '' as $$
+) language sql stable security definer set search_path = pg_catalog, pg_temp as $$
   with reader as materialized (
-    select u.user_id, two_tower.reader_of(u.user_id) as reader
-    from (select two_tower.signed_in_user() as user_id) u
+    select u.user_id, two_tower.load_reader(u.user_id) as reader
+    from (select two_tower.require_user() as user_id) u
   ), page as (
     select l.post_id, l.place
     from reader r
@@ -156,16 +156,16 @@ returns table (
   post_id bigint, is_eligible boolean, reason text, place bigint,
   personal double precision, popular double precision, fresh double precision,
     followed double precision
-) language sql stable set search_path = '' as $$
+) language sql stable set search_path = pg_catalog, pg_temp as $$
   select * from two_tower.explain_to_caller(p_post_id);
 $$;
 comment on function public.explain_recommendation(bigint) is
   'Why a post is where it is for the signed-in user: its place on a page of 500 (null: further down) and the parts of its score; or why it is not recommended.';
 
 create function two_tower.begin_batch() returns timestamptz
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
-  perform two_tower.lock_users(array[two_tower.signed_in_user()]);
+  perform two_tower.lock_users(array[two_tower.require_user()]);
   return (select two_tower.now() - s.client_event_retry_window from two_tower.settings s);
 end
 $$;
@@ -174,7 +174,7 @@ comment on function two_tower.begin_batch() is
 
 create function public.record_engagements(p_events jsonb)
 returns table (client_event_id uuid, event_id bigint, created_at timestamptz)
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_since timestamptz;
   v_events public.engagement_events[];

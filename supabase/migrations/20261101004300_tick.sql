@@ -1,8 +1,8 @@
 -- The heartbeat. One call does what is due in bounded steps; pg_cron makes it where it exists, else
 -- the workers do.
 
-create function two_tower.is_due(p_schedule two_tower.schedules) returns boolean
-language sql stable set search_path = '' as $$
+create function two_tower.is_schedule_due(p_schedule two_tower.schedules) returns boolean
+language sql stable set search_path = pg_catalog, pg_temp as $$
   select p_schedule.is_enabled
     and not exists (select from two_tower.jobs j
                     where j.kind = p_schedule.kind and j.state in ('pending', 'running'))
@@ -18,18 +18,18 @@ language sql stable set search_path = '' as $$
                limit p_schedule.every_events) as new_events) >= p_schedule.every_events
     end;
 $$;
-comment on function two_tower.is_due(two_tower.schedules) is
+comment on function two_tower.is_schedule_due(two_tower.schedules) is
   'Whether a schedule should run now: not while its last job waits or runs, and the candidate tower not while an accepted version is being put in place. Counts engagements where they are, so that no counter row slows down their writers.';
 
 create function two_tower.start_due_schedules() returns text[]
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_schedule two_tower.schedules;
   v_started text[] := '{}';
 begin
   for v_schedule in select * from two_tower.schedules where is_enabled
     order by kind for update skip locked loop
-    continue when not two_tower.is_due(v_schedule);
+    continue when not two_tower.is_schedule_due(v_schedule);
     update two_tower.schedules set
       last_run_at = two_tower.now(),
       last_event_id = coalesce((select max(e.id) from public.engagement_events e), last_event_id)
@@ -51,9 +51,9 @@ comment on function two_tower.start_due_schedules() is
 -- would break that order, so a tick takes one step: the next, in turn, that has something to do.
 -- The turn moves on even if the step fails: what is broken in one must not stop the others.
 create function two_tower.take_step() returns jsonb
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-  v_steps text[] := '{fold_pushes, learn_deferred, fill_slot, restore_users, erase_users}';
+  v_steps text[] := '{fold_steps, learn_deferred, fill_slot, restore_users, erase_users}';
   v_turn bigint;
   v_step text;
   v_count integer;
@@ -67,7 +67,7 @@ begin
     v_step := v_steps[1 + (v_turn + v_offset) % 5];
     begin
       v_count := case v_step
-        when 'fold_pushes' then two_tower.fold_pushes(1000)
+        when 'fold_steps' then two_tower.fold_steps(1000)
         when 'learn_deferred' then two_tower.learn_deferred(500)
         when 'restore_users' then two_tower.restore_users(2000)
         when 'erase_users' then two_tower.erase_users(1000)
@@ -91,12 +91,12 @@ $$;
 comment on function two_tower.take_step() is 'One bounded step of what was deferred, in turn; when a slot is full and needs no serving index, the flip. Returns the step and its count, {} if nothing was left to do. A step that fails changes nothing, opens an alert and is tried again in its turn.';
 
 create function two_tower.tick() returns jsonb
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_started text[];
   v_improved text;
 begin
-  if not pg_try_advisory_xact_lock(two_tower.switch_lock() + 1) then
+  if not pg_try_advisory_xact_lock(two_tower.tick_lock()) then
     return '{"skipped": "another tick is running"}';
   end if;
   perform two_tower.enqueue_job(w.kind)
@@ -105,7 +105,7 @@ begin
     union all
     select 'encode_profiles' where exists (select from two_tower.profiles_to_encode(1))
     union all
-    select 'build_serving_index' where two_tower.serving_build_is_due()
+    select 'build_serving_index' where two_tower.is_serving_build_due()
   ) w
   where not exists (select from two_tower.jobs j
                     where j.kind = w.kind and j.state in ('pending', 'running'));

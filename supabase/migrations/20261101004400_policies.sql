@@ -43,7 +43,7 @@ grant select, insert (user_id, post_id, event_type, dwell_ms, client_event_id)
 -- Defaults of columns and bodies of the public wrappers run with the caller's rights.
 grant usage on sequence two_tower.engagement_event_ids to authenticated;
 grant execute on function
-  two_tower.now(), two_tower.is_operator(), two_tower.session_role(), two_tower.signed_in_user(),
+  two_tower.now(), two_tower.is_operator(), two_tower.session_role(), two_tower.require_user(),
   two_tower.recommend_to_caller(integer, bigint[]),
     two_tower.similar_posts_for_caller(bigint, integer),
   two_tower.popular_posts_for_caller(integer), two_tower.explain_to_caller(bigint),
