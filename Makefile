@@ -5,6 +5,10 @@ STAMP := $(VENV)/installed
 PYTHON = $(shell for p in python3.13 python3.12 python3.11 python3.14 python3; do \
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
+# Migrations that came after the last release, by its tag; none before the first one.
+LATER_MIGRATIONS = $(shell release=$$(git describe --tags --abbrev=0 2>/dev/null) && \
+  git diff --name-only --no-renames --diff-filter=A $$release -- supabase/migrations)
+
 .PHONY: demo test test-long bench bench-large eval faiss lint clean
 
 demo: $(STAMP)
@@ -37,6 +41,7 @@ lint: $(STAMP)
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
 	@$(VENV)/bin/sqlfluff lint --processes 2 --disable-progress-bar supabase/migrations
+	@$(if $(LATER_MIGRATIONS),$(VENV)/bin/squawk $(LATER_MIGRATIONS))
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is missing: install it, or put it on the PATH."; exit 1; }
