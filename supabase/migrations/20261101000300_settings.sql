@@ -212,5 +212,5 @@ comment on function two_tower.record_setting_change() is
   'Definer, so that whoever may change a setting need not be able to write, or rewrite, its history.';
 
 create trigger record_setting_change after update on two_tower.settings
-  for each row when (old.* is distinct
-    from new.*) execute function two_tower.record_setting_change();
+  for each row when (old.* is distinct from new.*)
+  execute function two_tower.record_setting_change();

@@ -48,5 +48,5 @@ insert into two_tower.signals (event_type, strength, bit, withdraws, description
   ('unrepost', 0, 4096, 'repost', 'Withdraws the pair of a repost and takes its step back.');
 
 create trigger record_signal_change after update on two_tower.signals
-  for each row when (old.* is distinct
-    from new.*) execute function two_tower.record_setting_change();
+  for each row when (old.* is distinct from new.*)
+  execute function two_tower.record_setting_change();

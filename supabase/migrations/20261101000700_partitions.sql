@@ -40,11 +40,14 @@ declare
 begin
   execute format('create table two_tower.%I (like %s including all) %s', v_name, p_table,
     two_tower.make_storage_clause(p_table));
-  execute format('with moved as (delete from two_tower.%I where created_at >= %L and created_at < %L returning *)
-                  insert into two_tower.%I select * from moved',
-                 v_relation || '_history', p_starts_at, p_ends_at, v_name);
+  execute format('
+    with moved as (
+      delete from two_tower.%I where created_at >= %L and created_at < %L returning *
+    )
+    insert into two_tower.%I select * from moved',
+    v_relation || '_history', p_starts_at, p_ends_at, v_name);
   execute format('alter table %s attach partition two_tower.%I for values from (%L) to (%L)',
-                 p_table, v_name, p_starts_at, p_ends_at);
+    p_table, v_name, p_starts_at, p_ends_at);
   insert into two_tower.partitions (partition_name, table_name, starts_at, ends_at)
   values (v_name, p_table, p_starts_at, p_ends_at);
 end
@@ -121,8 +124,8 @@ begin
   insert into two_tower.partitioned_tables (table_name, step, kept_for_setting, storage_options)
   values (p_table, p_step, p_kept_for_setting, p_storage_options);
   execute format('create table two_tower.%I partition of %s default %s',
-                 (select relname from pg_catalog.pg_class
-                   where oid = p_table) || '_history', p_table, two_tower.make_storage_clause(p_table));
+    (select relname || '_history' from pg_catalog.pg_class where oid = p_table), p_table,
+    two_tower.make_storage_clause(p_table));
   perform two_tower.create_partitions_ahead();
 end
 $$;

@@ -103,10 +103,10 @@ comment on function two_tower.missing_tensors(bigint) is
 -- about the tables.
 create function two_tower.apply_layer(p_version bigint, p_name text, p_input extensions.vector)
 returns extensions.vector language sql stable strict set search_path = pg_catalog, pg_temp as $$
-  select (array(
-    select -(t.row operator(extensions.<#>) p_input) from two_tower.model_tensors t
-    where t.version = p_version and t.name = p_name || '.weight' order by t.row_index
-  )::extensions.vector) operator(extensions.+) b.row
+  select array(
+      select -(t.row operator(extensions.<#>) p_input) from two_tower.model_tensors t
+      where t.version = p_version and t.name = p_name || '.weight' order by t.row_index
+    )::extensions.vector operator(extensions.+) b.row
   from two_tower.model_tensors b
     where b.version = p_version and b.name = p_name || '.bias' and b.row_index = 0;
 $$;

@@ -16,6 +16,7 @@ declare
   v_step real;
   v_pushed record;
   v_factors real[] := '{}';
+  v_first integer;
 begin
   p_user.engaged_sum :=
     two_tower.scale(p_settings.history_decay, p_user.engaged_sum) operator(extensions.+)
@@ -28,12 +29,12 @@ begin
       v_step := v_pushed.step;
       v_factors := v_pushed.push_factors;
     end if;
-    p_user.embedding := two_tower.combine_user(p_user.engaged_sum,
-      p_user.prior_weight, p_user.prior);
+    p_user.embedding := two_tower.combine_user(p_user.engaged_sum, p_user.prior_weight,
+      p_user.prior);
   else
     v_step := p_lesson.strength * p_settings.literal_learning_rate * p_state.learning_rate_factor;
-    p_user.embedding := two_tower.apply_literal_rule(p_lesson.strength, p_settings.literal_maximum_alpha,
-      p_user.engagement_count, v_before, p_post);
+    p_user.embedding := two_tower.apply_literal_rule(p_lesson.strength,
+      p_settings.literal_maximum_alpha, p_user.engagement_count, v_before, p_post);
   end if;
   steps := row(null, p_lesson.event_id, p_state.epoch, v_before,
     coalesce(p_drawn.pushed_ids, '{}'), v_factors, p_lesson.post_id, v_step, 1, v_popularity,
@@ -41,14 +42,13 @@ begin
   insert into two_tower.training_examples values (
     p_lesson.event_id, p_lesson.user_id, p_lesson.post_id, p_lesson.signal, p_lesson.label,
     v_before, p_post, v_step, coalesce(p_drawn.negative_ids, '{}'),
-    coalesce(p_drawn.negative_embs, '{}'), coalesce(p_drawn.viewed_count, 0), steps.pushed_ids, v_factors,
-    p_lesson.created_at, false);
+    coalesce(p_drawn.negative_embs, '{}'), coalesce(p_drawn.viewed_count, 0), steps.pushed_ids,
+    v_factors, p_lesson.created_at, false);
 
   p_user.engagement_count := p_user.engagement_count + 1;
-  p_user.recent_post_ids := (p_user.recent_post_ids || p_lesson.post_id)
-    [greatest(1, cardinality(p_user.recent_post_ids) + 2 - p_settings.history_length):];
-  p_user.recent_strengths := (p_user.recent_strengths || v_strength)
-    [greatest(1, cardinality(p_user.recent_strengths) + 2 - p_settings.history_length):];
+  v_first := greatest(1, cardinality(p_user.recent_post_ids) + 2 - p_settings.history_length);
+  p_user.recent_post_ids := (p_user.recent_post_ids || p_lesson.post_id)[v_first:];
+  p_user.recent_strengths := (p_user.recent_strengths || v_strength)[v_first:];
   p_user.updated_at := p_lesson.created_at;
 end
 $$;
@@ -90,11 +90,12 @@ begin
     p_user.engaged_sum := two_tower.zero_vector();
   end if;
   p_user.embedding := case
-    when p_settings.learning_rule = 'contrastive' then two_tower.combine_user(p_user.engaged_sum,
-      p_user.prior_weight, p_user.prior)
+    when p_settings.learning_rule = 'contrastive'
+      then two_tower.combine_user(p_user.engaged_sum, p_user.prior_weight, p_user.prior)
     when p_user.recent_post_ids = '{}' then p_user.engaged_sum
-    else two_tower.move_vector(p_user.embedding, (-v_strength * least(p_settings.literal_maximum_alpha,
-      1.0 / (p_user.engagement_count + 1)))::real, v_taught) end;
+    else two_tower.move_vector(p_user.embedding,
+      (-v_strength * least(p_settings.literal_maximum_alpha,
+        1.0 / (p_user.engagement_count + 1)))::real, v_taught) end;
 end
 $$;
 comment on function two_tower.withdraw_lesson(two_tower.lesson, two_tower.settings, two_tower.state, two_tower.training_examples, extensions.vector, two_tower.user_embeddings) is
@@ -162,6 +163,7 @@ declare
   v_post two_tower.live_embeddings;
   v_learned record;
   v_steps two_tower.deferred_steps;
+  v_step two_tower.post_step;
 begin
   select p_state.active_slot, min(v.post_id), max(v.post_id) into v_range
   from two_tower.live_embeddings v where v.slot = p_state.active_slot;
@@ -187,8 +189,8 @@ begin
         v_drawn := two_tower.draw_posts(v_lesson, p_settings, v_range, v_user.embedding,
           v_lesson.post_id || v_withdrawn);
         if v_drawn.negative_ids && p_post_ids or v_drawn.pushed_ids && p_post_ids then
-          v_drawn := two_tower.refresh_drawn_posts(v_drawn, p_settings.temperature, v_user.embedding,
-            p_post_ids, p_posts);
+          v_drawn := two_tower.refresh_drawn_posts(v_drawn, p_settings.temperature,
+            v_user.embedding, p_post_ids, p_posts);
         end if;
       end if;
       v_learned := two_tower.learn_lesson(v_lesson, p_settings, p_state, v_drawn,
@@ -197,9 +199,9 @@ begin
     p_users[v_user_index] := v_learned.p_user;
     v_steps := v_learned.steps;
     if v_lesson.post_id = any (p_held_ids) then
-      p_posts[v_post_index] := two_tower.move_post(v_post, array[row(v_steps.user_vector,
-        v_steps.step, v_steps.engagements, v_steps.popularity, v_steps.created_at)
-        ::two_tower.post_step], p_settings);
+      v_step := row(v_steps.user_vector, v_steps.step, v_steps.engagements, v_steps.popularity,
+        v_steps.created_at);
+      p_posts[v_post_index] := two_tower.move_post(v_post, array[v_step], p_settings);
       v_steps.post_id := null;
       v_steps.engagements := 0;
     end if;
@@ -207,8 +209,8 @@ begin
       insert into two_tower.deferred_steps (event_id, epoch, user_vector, pushed_ids, push_factors,
         post_id, step, engagements, popularity, created_at)
       values (v_steps.event_id, v_steps.epoch, v_steps.user_vector, v_steps.pushed_ids,
-        v_steps.push_factors, v_steps.post_id, v_steps.step, v_steps.engagements, v_steps.popularity,
-        v_steps.created_at);
+        v_steps.push_factors, v_steps.post_id, v_steps.step, v_steps.engagements,
+        v_steps.popularity, v_steps.created_at);
     end if;
   end loop;
   perform two_tower.write_learned(p_users, p_posts, p_held_ids,
@@ -257,8 +259,9 @@ begin
   end if;
 
   v_locked := two_tower.lock_posts(v_state.active_slot, v_post_ids);
-  v_decided := two_tower.decide_verdicts(v_read.lessons, two_tower.load_user_posts(v_read.lessons), v_users,
-    v_user_ids, v_locked.posts, v_post_ids, v_settings, v_is_frozen, p_is_deferred);
+  v_decided := two_tower.decide_verdicts(v_read.lessons,
+    two_tower.load_user_posts(v_read.lessons), v_users, v_user_ids, v_locked.posts, v_post_ids,
+    v_settings, v_is_frozen, p_is_deferred);
   perform two_tower.record_verdicts(v_decided.lessons, v_decided.user_posts, v_is_frozen,
     p_is_deferred);
   if v_decided.teaches then

@@ -33,8 +33,8 @@ begin
     from new_posts n
     join old_posts o on o.id = n.id
     join two_tower.live_embeddings v on v.slot = any (v_slots) and v.post_id = n.id
-    where (n.author_id, n.created_at, n.deleted_at) is distinct
-      from (o.author_id, o.created_at, o.deleted_at)
+    where (n.author_id, n.created_at, n.deleted_at)
+      is distinct from (o.author_id, o.created_at, o.deleted_at)
     order by v.post_id, array_position(v_slots, v.slot)
     for no key update of v
   )
@@ -54,8 +54,8 @@ create function two_tower.request_profile_encoding() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
   insert into two_tower.profile_embeddings (user_id) values (new.user_id)
-  on conflict (user_id) do update
-  set base_embedding = null, request = profile_embeddings.request + 1,
+  on conflict (user_id) do update set
+    base_embedding = null, request = profile_embeddings.request + 1,
     requested_at = two_tower.now();
   return null;
 end
@@ -103,8 +103,8 @@ declare
   v_active smallint;
 begin
   if cardinality(p_post_ids) is distinct from cardinality(p_embeddings)
-     or cardinality(p_post_ids) is distinct
-       from coalesce(cardinality(p_requests), cardinality(p_post_ids)) then
+     or cardinality(p_post_ids)
+       is distinct from coalesce(cardinality(p_requests), cardinality(p_post_ids)) then
     raise exception 'post ids, embeddings and requests must be arrays of one length'
       using errcode = '22023',
         hint = 'Pass the request numbers that posts_to_encode() gave, or null.';
@@ -138,7 +138,8 @@ begin
       cross join two_tower.base_embeddings b
       join public.posts p on p.id = b.post_id
       -- "offset 0" keeps it from being computed once for each place that names it.
-      cross join lateral (select two_tower.run_candidate_tower(b.base_embedding, slots.version) offset 0)
+      cross join lateral (
+        select two_tower.run_candidate_tower(b.base_embedding, slots.version) offset 0)
         as projected (embedding)
     where b.post_id = any (v_stored) and extensions.vector_norm(projected.embedding) > 0
     on conflict do nothing

@@ -58,9 +58,8 @@ create function two_tower.claim_job(
 ) returns setof two_tower.jobs language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   if p_worker is null or p_lease is null or p_lease <= '0' then
-    raise exception 'a claim needs the name of a worker and a lease above zero' using errcode
-      = '22023',
-      hint = 'claim_job(worker, kinds, lease): kinds null means any.';
+    raise exception 'a claim needs the name of a worker and a lease above zero'
+      using errcode = '22023', hint = 'claim_job(worker, kinds, lease): kinds null means any.';
   end if;
   update two_tower.jobs j set
     state = 'dead', finished_at = two_tower.now(),

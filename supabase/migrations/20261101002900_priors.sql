@@ -1,47 +1,48 @@
 -- What is known of a user before engagements: the user tower's vector where it helps, else the
--- profile's. It is added, with a weight, to the sum of what the user engaged with.
+-- profile's. This prior is added, with a weight, to the sum of what the user engaged with.
+
+create type two_tower.user_prior as (
+  user_id uuid, embedding extensions.vector, weight real, source two_tower.prior_source
+);
+comment on type two_tower.user_prior is 'A user''s prior with its weight and source; nulls, and weight 0, where nothing is known.';
 
 create function two_tower.classify_user(p_engagements integer) returns text
 language sql stable set search_path = pg_catalog, pg_temp as $$
   select case when p_engagements < s.cold_until then 'cold' else 'warm' end
   from two_tower.settings s;
 $$;
-comment on function two_tower.classify_user(integer) is 'The class of a user, for which the gate chooses a weight of b: cold, until settings.cold_until engagements, or warm.';
+comment on function two_tower.classify_user(integer) is 'The class of a user, for which the gate chooses a weight of the user tower: cold, until settings.cold_until engagements, or warm.';
 
-create function two_tower.choose_prior(p_user_id uuid, p_tower extensions.vector, p_weight real,
-  out embedding extensions.vector, out weight real, out source two_tower.prior_source)
+create function two_tower.choose_prior(p_user_id uuid, p_tower extensions.vector, p_weight real)
+returns two_tower.user_prior
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  v_none two_tower.user_prior := row(p_user_id, null, 0, null);
+  v_prior two_tower.user_prior;
 begin
   if p_weight > 0 and extensions.vector_norm(p_tower) > 0 then
-    embedding := p_tower;
-    weight := p_weight;
-    source := 'user_tower';
-    return;
+    v_prior := row(p_user_id, p_tower, p_weight, 'user_tower');
+    return v_prior;
   end if;
-  select two_tower.run_candidate_tower(p.base_embedding) into embedding
-  from two_tower.profile_embeddings p where p.user_id = p_user_id;
-  weight := case when embedding is null then 0
-    else (select profile_weight from two_tower.settings) end;
-  source := case when embedding is not null then 'profile' end;
+  select p_user_id, two_tower.run_candidate_tower(p.base_embedding), s.profile_weight, 'profile'
+  into v_prior
+  from two_tower.profile_embeddings p cross join two_tower.settings s
+  where p.user_id = p_user_id and p.base_embedding is not null;
+  return case when found then v_prior else v_none end;
 end
 $$;
 comment on function two_tower.choose_prior(uuid, extensions.vector, real) is
-  'A user''s base vector b and its weight: the user tower''s, where it has one and helps; else the profile''s; else none.';
+  'A user''s prior: the user tower''s vector, where the user has one and its weight is above 0; else the profile''s; else none.';
 
-create function two_tower.store_priors(p_user_ids uuid[], p_embeddings extensions.vector[],
-  p_weights real[], p_sources two_tower.prior_source[]) returns integer
+create function two_tower.store_priors(p_priors two_tower.user_prior[]) returns integer
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_stored integer;
 begin
   insert into two_tower.user_embeddings (user_id)
-  select n.user_id from unnest(p_user_ids) as n (user_id) order by n.user_id on conflict do nothing;
-  with given as (
-    select * from unnest(p_user_ids, p_embeddings, p_weights, p_sources)
-      as n (user_id, embedding, weight, source)
-  ), locked as (
-    select u.user_id, g.embedding, g.weight, g.source
-    from two_tower.user_embeddings u join given g using (user_id)
+  select p.user_id from unnest(p_priors) p order by p.user_id on conflict do nothing;
+  with locked as (
+    select p.* from two_tower.user_embeddings u join unnest(p_priors) p using (user_id)
     order by u.user_id for no key update of u
   )
   update two_tower.user_embeddings u set
@@ -53,8 +54,8 @@ begin
   return v_stored;
 end
 $$;
-comment on function two_tower.store_priors(uuid[], extensions.vector[], real[], two_tower.prior_source[]) is
-  'Gives users a base vector b with its weight: u = norm(weight * b + engaged_sum). Null for none. Returns how many.';
+comment on function two_tower.store_priors(two_tower.user_prior[]) is
+  'Gives users a prior: u = norm(weight * prior + engaged_sum). Returns how many users.';
 
 create function two_tower.store_user_encodings(
   p_version bigint, p_user_ids uuid[], p_embeddings extensions.vector[]
@@ -62,77 +63,66 @@ create function two_tower.store_user_encodings(
 declare
   v_weights jsonb := (select config -> 'prior_weights' from two_tower.model_weights
     where version = p_version and version = two_tower.active_version('user_tower'));
-  v_stored integer;
 begin
   if v_weights is null then
     raise exception 'version % of the user tower does not serve', p_version using errcode = '22023',
       hint = 'Encode users with the active version only.';
   end if;
-  with given as (
-    select n.user_id, b.*
+  return two_tower.store_priors(array(
+    select b
     from unnest(p_user_ids, p_embeddings) as n (user_id, embedding)
       join two_tower.user_embeddings u using (user_id)
       cross join lateral two_tower.choose_prior(n.user_id, n.embedding,
-        (v_weights ->> two_tower.classify_user(u.engagement_count))::real) b
-  )
-  select two_tower.store_priors(array_agg(user_id), array_agg(embedding), array_agg(weight),
-    array_agg(source)) into v_stored from given;
-  return coalesce(v_stored, 0);
+        (v_weights ->> two_tower.classify_user(u.engagement_count))::real) b));
 end
 $$;
 comment on function two_tower.store_user_encodings(bigint, uuid[], extensions.vector[]) is
-  'Stores the active user tower''s vectors as the users'' base vectors, with the weight that the gate chose for their class; users of a class that they do not help keep what their profile says. Returns how many users there were.';
+  'Stores the active user tower''s vectors as the users'' priors, with the weight that the gate chose for their class. Users of a class that they do not help keep what their profile says. Returns how many users there were. Raises 22023 for a version that does not serve.';
 
 create function two_tower.project_profiles(p_after uuid, p_limit integer default 500)
 returns uuid language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-  v_last uuid;
-  v_stored integer;
-begin
-  with given as (
-    select u.user_id, b.*
+  v_priors two_tower.user_prior[] := array(
+    select b
     from (
       select e.user_id from two_tower.user_embeddings e
       where e.user_id > p_after and e.prior_source = 'profile' order by e.user_id limit p_limit
     ) u cross join lateral two_tower.choose_prior(u.user_id, null, 0) b
-  )
-  select two_tower.store_priors(array_agg(g.user_id), array_agg(g.embedding), array_agg(g.weight),
-    array_agg(g.source)), (array_agg(g.user_id order by g.user_id desc))[1]
-  into v_stored, v_last from given g;
-  return v_last;
+    order by u.user_id);
+begin
+  perform two_tower.store_priors(v_priors);
+  return (v_priors[cardinality(v_priors)]).user_id;
 end
 $$;
 comment on function two_tower.project_profiles(uuid, integer) is
-  'Projects profiles with the active candidate tower again, for the next so many users after the given id whose base vector is their profile''s. Returns the last one, null when there was none.';
+  'Projects profiles with the active candidate tower again: of at most p_limit users after the given id whose prior is their profile''s. Returns the last one, null when there was none.';
 
 create function two_tower.store_profile_embeddings(
   p_user_ids uuid[], p_embeddings extensions.vector[], p_requests integer[]
 ) returns integer language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
+  v_priors two_tower.user_prior[];
   v_stored integer;
-  v_based integer;
 begin
   with given as (
     select n.user_id, n.embedding, n.request
-      from unnest(p_user_ids, p_embeddings, p_requests) as n (user_id, embedding, request)
+    from unnest(p_user_ids, p_embeddings, p_requests) as n (user_id, embedding, request)
   ), locked as (
     select e.user_id, g.embedding from two_tower.profile_embeddings e join given g using (user_id)
     where e.request = g.request order by e.user_id for no key update of e
   ), stored as (
     update two_tower.profile_embeddings e set base_embedding = l.embedding
     from locked l where e.user_id = l.user_id returning e.user_id, l.embedding
-  ), based as (
-    select s.user_id, two_tower.run_candidate_tower(s.embedding) as base, c.profile_weight,
-      'profile'::two_tower.prior_source as source
-    from stored s cross join two_tower.settings c
-      left join two_tower.user_embeddings u using (user_id)
-    where u.prior_source is distinct from 'user_tower'
   )
-  select (select count(*) from stored), two_tower.store_priors(array_agg(b.user_id),
-    array_agg(b.base), array_agg(b.profile_weight), array_agg(b.source))
-  into v_stored, v_based from based b;
+  select count(*), array_agg(row(s.user_id, two_tower.run_candidate_tower(s.embedding),
+      c.profile_weight, 'profile')::two_tower.user_prior)
+    filter (where u.prior_source is distinct from 'user_tower')
+  into v_stored, v_priors
+  from stored s cross join two_tower.settings c
+    left join two_tower.user_embeddings u using (user_id);
+  perform two_tower.store_priors(v_priors);
   return v_stored;
 end
 $$;
 comment on function two_tower.store_profile_embeddings(uuid[], extensions.vector[], integer[]) is
-  'Stores encoded profiles and, through the candidate tower, gives their users a first base vector. Returns how many.';
+  'Stores encoded profiles and, through the candidate tower, gives their users a prior, unless they have one of the user tower. An encoding of a text that has changed since (another request number) is passed over. Returns how many were stored.';

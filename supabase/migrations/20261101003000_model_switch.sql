@@ -10,13 +10,13 @@ language sql set search_path = pg_catalog, pg_temp as $$
           from two_tower.signals s) g on g.place = t.row_index
   where t.version = p_version and t.name = 'action.weight'
   order by g.event_type
-  on conflict (event_type) do update
-    set embedding = excluded.embedding, updated_at = excluded.updated_at;
+  on conflict (event_type) do update set
+    embedding = excluded.embedding, updated_at = excluded.updated_at;
   insert into two_tower.author_embeddings (author_id, embedding)
   select m.author_id, m.embedding from two_tower.model_authors m
   where m.version = p_version order by m.author_id
-  on conflict (author_id) do update
-    set embedding = excluded.embedding, updated_at = excluded.updated_at;
+  on conflict (author_id) do update set
+    embedding = excluded.embedding, updated_at = excluded.updated_at;
   delete from two_tower.author_steps s using two_tower.model_authors m
   where m.version = p_version and s.author_id = m.author_id;
 $$;

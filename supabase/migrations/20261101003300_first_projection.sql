@@ -186,7 +186,8 @@ begin
     -- A step of subspace iteration, W <- orthonormal(W X'X): it keeps nearly all that 128
     -- dimensions can keep of the posts X, because what tells texts apart lies in few directions.
     v_rows := two_tower.orthonormalise(array(
-      select coalesce(extensions.sum(two_tower.scale(p.part::real, x)) filter (where abs(p.part) > 1e-12), w.row)
+      select coalesce(extensions.sum(two_tower.scale(p.part::real, x))
+        filter (where abs(p.part) > 1e-12), w.row)
       from unnest(v_rows) with ordinality as w (row, place)
         cross join unnest(v_sample) as x
         cross join lateral (select x operator(extensions.<#>) w.row as part) p

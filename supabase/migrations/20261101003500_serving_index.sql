@@ -109,7 +109,8 @@ begin
   perform set_config('maintenance_work_mem', (select least(s.serving_build_megabytes,
     64 + v_posts / 1000) from two_tower.settings s) || 'MB', true);
   execute format('create index serving_embeddings_%s_hnsw on %s
-    using hnsw (embedding extensions.halfvec_ip_ops) with (ef_construction = 200)', v_side, v_table);
+    using hnsw (embedding extensions.halfvec_ip_ops) with (ef_construction = 200)',
+    v_side, v_table);
   v_posts := v_posts + two_tower.copy_missing_posts(v_side, v_slot);
 
   -- Nobody stores a vector between this lock and the commit, so nothing is missed.

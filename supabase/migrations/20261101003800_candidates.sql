@@ -53,7 +53,8 @@ declare
   v_settings two_tower.settings := two_tower.choose_settings(p_user_id);
   v_vector extensions.vector := two_tower.encode_user(p_user_id);
   v_now timestamptz := two_tower.now();
-  v_unit double precision := two_tower.compute_popularity(1, v_now, v_settings.popularity_half_life);
+  v_unit double precision :=
+    two_tower.compute_popularity(1, v_now, v_settings.popularity_half_life);
   v_share double precision := 0;
 begin
   if extensions.vector_norm(v_vector) > 0 then

@@ -116,11 +116,11 @@ union all
 select
   'pgvector', null, 'version', null, null, null, null,
   case
-    when (string_to_array(x.extversion, '.')::integer [])[1:3] < array[0, 8, 4] then 'warning'
-      else 'ok'
+    when (string_to_array(x.extversion, '.')::integer[])[1:3] < array[0, 8, 4] then 'warning'
+    else 'ok'
   end,
-  pg_catalog.now(), 'pgvector ' || x.extversion ||
-    ': before 0.8.4 an HNSW index can be damaged by concurrent insert and vacuum.'
+  pg_catalog.now(), 'pgvector ' || x.extversion
+    || ': before 0.8.4 an HNSW index can be damaged by concurrent insert and vacuum.'
 from pg_catalog.pg_extension as x where x.extname = 'vector';
 comment on view two_tower.health is 'The latest value of each metric against its target and alert range, and what to know about this installation.';
 

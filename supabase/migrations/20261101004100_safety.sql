@@ -219,8 +219,8 @@ begin
     left join two_tower.checkpoint_users c
       on c.checkpoint_id = v_state.filling_checkpoint and c.user_id = i.user_id
   where u.user_id = i.user_id;
-  update two_tower.state set restored_up_to
-    = coalesce(v_ids[cardinality(v_ids)], two_tower.last_uuid());
+  update two_tower.state
+  set restored_up_to = coalesce(v_ids[cardinality(v_ids)], two_tower.last_uuid());
   return cardinality(v_ids);
 end
 $$;

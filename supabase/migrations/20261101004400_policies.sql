@@ -61,16 +61,16 @@ create policy "profiles are read by signed-in users" on public.profiles
 create policy "users create their own profile" on public.profiles
   for insert to authenticated with check (user_id = (select auth.uid()));
 create policy "users change their own profile" on public.profiles
-  for update to authenticated using (user_id = (select auth.uid())) with
-    check (user_id = (select auth.uid()));
+  for update to authenticated using (user_id = (select auth.uid()))
+  with check (user_id = (select auth.uid()));
 
 create policy "posts that are not deleted are read by signed-in users" on public.posts
   for select to authenticated using (deleted_at is null or author_id = (select auth.uid()));
 create policy "authors write their own posts" on public.posts
   for insert to authenticated with check (author_id = (select auth.uid()));
 create policy "authors change their own posts" on public.posts
-  for update to authenticated using (author_id = (select auth.uid())) with
-    check (author_id = (select auth.uid()));
+  for update to authenticated using (author_id = (select auth.uid()))
+  with check (author_id = (select auth.uid()));
 
 create policy "users read their own follows" on public.follows
   for select to authenticated using (follower_id = (select auth.uid()));
