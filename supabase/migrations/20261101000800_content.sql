@@ -1,6 +1,5 @@
 -- What the app writes beside engagements. Users are auth.users; a profile is optional and feeds a
--- new user's first vector. A second content table attaches by content_sources: its rows become
--- posts of ours under a mapped id.
+-- new user's first vector.
 
 create table public.profiles (
   user_id uuid primary key default auth.uid() references auth.users (id) on delete cascade,
@@ -46,12 +45,3 @@ create table public.author_blocks (
 comment on table public.author_blocks is
   'Authors whose posts a user does not want to see. Written by block_author and mute_author events; the user lifts one by deleting the row.';
 create index author_blocks_author_id_idx on public.author_blocks (author_id);
-
-create table two_tower.content_sources (
-  source_table regclass not null,
-  source_key text not null,
-  post_id bigint not null unique references public.posts (id) on delete cascade,
-  primary key (source_table, source_key)
-);
-comment on table two_tower.content_sources is
-  'Maps a row of another content table (table, its key of any type as text) to the post that stands for it. post_id is the only key that the engine knows.';
