@@ -84,7 +84,7 @@ def results() -> dict[str, np.ndarray]:
     import test_towers
     from test_towers import PATIENT, planted_histories, planted_pairs, unit, untrained
 
-    from python_jobs.towers import candidate, user
+    from python_jobs.worker.towers import candidate, user
 
     test_towers.RANDOM = np.random.default_rng(0)
     found = {}
@@ -105,7 +105,7 @@ def results() -> dict[str, np.ndarray]:
 
 def main() -> None:
     """Compares the devices."""
-    from python_jobs.towers import weights
+    from python_jobs.worker.towers import weights
 
     elsewhere = install()
     weights.device = lambda: torch.device("cpu")

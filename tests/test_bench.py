@@ -8,12 +8,12 @@ from collections.abc import Iterator
 import pytest
 from click.testing import CliRunner
 
-from python_jobs.bench import growth, inserts
-from python_jobs.bench.command import show_growth, show_inserts
-from python_jobs.bench.pgbench import pgbench
-from python_jobs.bench.world import World, filled_world
 from python_jobs.cli import main
 from python_jobs.errors import CommandError
+from python_jobs.laboratory.bench import growth, inserts
+from python_jobs.laboratory.bench.command import show_growth, show_inserts
+from python_jobs.laboratory.bench.pgbench import pgbench
+from python_jobs.laboratory.bench.world import World, filled_world
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,9 @@ import pytest
 from conftest import PROJECT, reachable_folder
 
 from python_jobs.db import connect
+from python_jobs.laboratory.movielens import EVENT_OF_RATING, GENRES, MovieLens, load
 from python_jobs.local.node import NodeTools
 from python_jobs.local.postgres import free_port
-from python_jobs.movielens import EVENT_OF_RATING, GENRES, MovieLens, load
 
 FILMS = 120  # from 100 posts on, the first projection is fitted and centred
 RATINGS = 1800

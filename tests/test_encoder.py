@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from python_jobs.encoder import WIDTH, Encoder, packaged_model
+from python_jobs.worker.encoder import WIDTH, Encoder, packaged_model
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["float32", "bfloat16"])

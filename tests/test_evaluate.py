@@ -12,10 +12,10 @@ from click.testing import CliRunner
 
 from python_jobs.cli import main
 from python_jobs.errors import CommandError
-from python_jobs.evaluate import tuning
-from python_jobs.evaluate.command import describe
-from python_jobs.evaluate.interactions import Engagement, Stream, from_csv, numbered
-from python_jobs.evaluate.measure import (
+from python_jobs.laboratory.evaluate import tuning
+from python_jobs.laboratory.evaluate.command import describe
+from python_jobs.laboratory.evaluate.interactions import Engagement, Stream, from_csv, numbered
+from python_jobs.laboratory.evaluate.measure import (
     Answers,
     Questions,
     choose_questions,
@@ -24,8 +24,8 @@ from python_jobs.evaluate.measure import (
     run,
     summarise,
 )
-from python_jobs.evaluate.plot import plot
-from python_jobs.evaluate.systems import Peer, Popularity, StaticContent, System
+from python_jobs.laboratory.evaluate.plot import plot
+from python_jobs.laboratory.evaluate.systems import Peer, Popularity, StaticContent, System
 
 USERS, ITEMS = 30, 60
 

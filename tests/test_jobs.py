@@ -17,8 +17,8 @@ import pytest
 from conftest import add_user
 
 from python_jobs.db import connect
-from python_jobs.jobs import HANDLERS
-from python_jobs.worker import Worker
+from python_jobs.worker.jobs import HANDLERS
+from python_jobs.worker.process import Worker
 
 
 def value(connection: psycopg.Connection[Any], query: str, *arguments: Any) -> Any:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from python_jobs import movielens
 from python_jobs.errors import CommandError
+from python_jobs.laboratory import movielens
 
 RATINGS = ["7\t1\t5\t100", "8\t2\t1\t50", "7\t2\t3\t100", "8\t1\t4\t100", "9\t1\t2\t60"]
 

@@ -12,8 +12,8 @@ from test_jobs import start_worker
 
 from python_jobs.db import connect
 from python_jobs.errors import CommandError
-from python_jobs.movielens import Film, MovieLens, Rating
-from python_jobs.replay import Access, Replay, hit_rates
+from python_jobs.laboratory.movielens import Film, MovieLens, Rating
+from python_jobs.laboratory.replay.replaying import Access, Replay, hit_rates
 
 TOPICS = {
     "Sea": ["sailing boat", "storm on the ocean", "lighthouse", "whales", "harbour at night"],

@@ -28,7 +28,7 @@ from reference import (
 from python_jobs.cli import main
 from python_jobs.db import URL_VARIABLE, connect
 from python_jobs.errors import CommandError
-from python_jobs.jobs.serve import finish_switch
+from python_jobs.worker.jobs.serve import finish_switch
 
 Connection = psycopg.Connection[Any]
 

@@ -16,16 +16,16 @@ import pytest
 from conftest import add_user, as_user, reachable_folder
 from reference import add_posts
 
-from python_jobs.bench import serving
-from python_jobs.bench.command import show_serving
-from python_jobs.bench.feed import AUTHORS, READERS, fill_feed, live_vectors, user_id
-from python_jobs.bench.plan import explain_page
-from python_jobs.bench.serving import find_truth, recall_of_pages
-from python_jobs.bench.world import World, world
 from python_jobs.db import connect
-from python_jobs.jobs.serve import finish_switch
+from python_jobs.laboratory.bench import serving
+from python_jobs.laboratory.bench.command import show_serving
+from python_jobs.laboratory.bench.feed import AUTHORS, READERS, fill_feed, live_vectors, user_id
+from python_jobs.laboratory.bench.plan import explain_page
+from python_jobs.laboratory.bench.serving import find_truth, recall_of_pages
+from python_jobs.laboratory.bench.world import World, world
 from python_jobs.local.postgres import Cluster, free_port
-from python_jobs.worker import Worker
+from python_jobs.worker.jobs.serve import finish_switch
+from python_jobs.worker.process import Worker
 
 POSTS = 6000
 PAGE = "select post_id from two_tower.recommend_for(%s, 50)"

@@ -13,15 +13,21 @@ import numpy as np
 import pytest
 import torch
 
-from python_jobs.towers import losses, weights
-from python_jobs.towers.candidate import (
+from python_jobs.worker.towers import losses, weights
+from python_jobs.worker.towers.candidate import (
     CandidateConfig,
     CandidateData,
     CandidateTower,
     train_candidate,
 )
-from python_jobs.towers.histories import Histories, History, Negatives, Pool
-from python_jobs.towers.user import UserConfig, UserTower, _next_loss, encode_users, train_user
+from python_jobs.worker.towers.histories import Histories, History, Negatives, Pool
+from python_jobs.worker.towers.user import (
+    UserConfig,
+    UserTower,
+    _next_loss,
+    encode_users,
+    train_user,
+)
 
 RANDOM = np.random.default_rng(0)
 # What a training reaches must not depend on how busy the machine is: no time limit is met here, and

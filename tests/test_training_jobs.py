@@ -13,12 +13,12 @@ from conftest import as_user
 from psycopg.rows import dict_row
 from tower_world import World, make_world
 
-from python_jobs.jobs import HANDLERS, candidate_tower, user_tower
-from python_jobs.jobs.user_tower import Version, encode, encode_active_users
-from python_jobs.jobs.versions import load, load_authors
-from python_jobs.towers.candidate import CandidateConfig
-from python_jobs.towers.user import UserConfig
-from python_jobs.worker import open_connection
+from python_jobs.worker.jobs import HANDLERS, candidate_tower, user_tower
+from python_jobs.worker.jobs.user_tower import Version, encode, encode_active_users
+from python_jobs.worker.jobs.versions import load, load_authors
+from python_jobs.worker.process import open_connection
+from python_jobs.worker.towers.candidate import CandidateConfig
+from python_jobs.worker.towers.user import UserConfig
 
 Connection = psycopg.Connection[Any]
 TRAININGS = ["train_candidate_tower", "train_user_tower"]

@@ -14,8 +14,8 @@ from tower_world import World, make_world
 
 from python_jobs.cli import main
 from python_jobs.db import URL_VARIABLE, connect
-from python_jobs.jobs.versions import load, load_authors
-from python_jobs.towers.weights import export_file, import_file
+from python_jobs.worker.jobs.versions import load, load_authors
+from python_jobs.worker.towers.weights import export_file, import_file
 
 
 class Database:

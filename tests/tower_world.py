@@ -12,8 +12,8 @@ import torch
 from conftest import add_user
 from psycopg.types.json import Jsonb
 
-from python_jobs.jobs.versions import array, matrix
-from python_jobs.towers import weights
+from python_jobs.worker.jobs.versions import array, matrix
+from python_jobs.worker.towers import weights
 
 Connection = psycopg.Connection[Any]
 # Threads that wait for each other on shared cores make these small matrices many times slower, and
