@@ -12,7 +12,7 @@ COMMANDS = {
     "down": ("python_jobs.local.commands", "down"),
     "migrate": ("python_jobs.local.commands", "migrate"),
     "worker": ("python_jobs.worker.process", "worker"),
-    "replay": ("python_jobs.laboratory.replay.replaying", "replay"),
+    "replay": ("python_jobs.laboratory.replay.command", "replay"),
     "demo": ("python_jobs.laboratory.demo", "demo"),
     "status": ("python_jobs.operations.status", "status"),
     "report": ("python_jobs.operations.safety", "report"),

@@ -25,11 +25,12 @@ from psycopg import sql
 from supabase import Client, create_client
 
 from python_jobs.db import connect
-from python_jobs.local.api_server import ApiKeys, ApiServer
+from python_jobs.local.api_server import ApiServer
 from python_jobs.local.bootstrap import bootstrap
 from python_jobs.local.node import NodeTools, find_node
 from python_jobs.local.postgres import SUPERUSER, Cluster, find_binaries, free_port
 from python_jobs.migrate import migrate
+from python_jobs.state import ApiKeys
 
 PROJECT = Path(__file__).resolve().parent.parent
 TEMPLATE = "template_two_tower"
@@ -152,10 +153,11 @@ def as_user(
     if user_id is not None:
         claims["sub"] = str(user_id)
     connection.execute(
-        "select set_config('request.jwt.claims', %s, true), set_config('role', %s, true),"
+        "select set_config('request.jwt.claims', %s, true) as claims,"
+        " set_config('role', %s, true) as role,"
         " set_config('statement_timeout', coalesce((select split_part(setting, '=', 2)"
         "   from pg_catalog.pg_roles, unnest(rolconfig) as setting"
-        "   where rolname = %s and setting like 'statement_timeout=%%'), '0'), true)",
+        "   where rolname = %s and setting like 'statement_timeout=%%'), '0'), true) as timeout",
         [json.dumps(claims), role, role],
     )
     try:
@@ -163,9 +165,9 @@ def as_user(
     finally:
         if connection.info.transaction_status != psycopg.pq.TransactionStatus.INERROR:
             connection.execute(
-                "select set_config('role', 'none', true),"
-                " set_config('request.jwt.claims', '', true),"
-                " set_config('statement_timeout', '0', true)"
+                "select set_config('role', 'none', true) as role,"
+                " set_config('request.jwt.claims', '', true) as claims,"
+                " set_config('statement_timeout', '0', true) as timeout"
             )
 
 

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from python_jobs.cli import main
+from python_jobs.db import connect
 from python_jobs.errors import CommandError
 from python_jobs.laboratory.bench import growth, inserts
 from python_jobs.laboratory.bench.command import show_growth, show_inserts
@@ -38,7 +39,7 @@ def test_inserts_are_counted_and_compared(small: World, capsys: pytest.CaptureFi
         > cases["view, 1 client"]["wal_bytes_per_event"]
         > cases["plain, 1 client"]["wal_bytes_per_event"]
     )
-    with small.connect() as connection:
+    with connect(small.url, autocommit=True) as connection:
         likes = connection.execute(
             "select count(*) from public.engagement_events where event_type = 'like'"
         ).fetchone()
@@ -62,7 +63,7 @@ def test_inserts_are_counted_and_compared(small: World, capsys: pytest.CaptureFi
 def test_growth_sends_what_it_says_and_empties_its_queue(
     small: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with small.connect() as connection:
+    with connect(small.url, autocommit=True) as connection:
         before = connection.execute("select count(*) from public.engagement_events").fetchone()
         report = growth.measure(small, 4800, 4, lambda _: None)
         after = connection.execute("select count(*) from public.engagement_events").fetchone()

@@ -396,7 +396,7 @@ def check_after_crash(connection: Connection, deliveries: Sequence[Delivery]) ->
 
     def stored(keys: Sequence[uuid.UUID]) -> int:
         counts = connection.execute(
-            "select count(*), count(distinct client_event_id) from public.engagement_events"
+            "select count(*), count(distinct client_event_id) as keys from public.engagement_events"
             " where client_event_id = any(%s)",
             [list(keys)],
         ).fetchone()

@@ -143,7 +143,8 @@ def test_everything_was_learned_once_also_what_came_over_http(demo: Demo) -> Non
 
 def test_the_last_events_came_through_the_api_as_users_who_had_signed_up(demo: Demo) -> None:
     rows = demo.rows(
-        "select e.client_event_id is not null, u.encrypted_password is not null"
+        "select e.client_event_id is not null as has_key,"
+        " u.encrypted_password is not null as signed_up"
         " from public.engagement_events e join auth.users u on u.id = e.user_id order by e.id"
     )
     assert [row[0] for row in rows] == [False] * (RATINGS - HTTP_EVENTS) + [True] * HTTP_EVENTS

@@ -175,7 +175,7 @@ def test_a_user_is_judged_by_what_encode_user_would_have_served(world: World) ->
         if event < moment:
             newest[post] = np.array(post_emb)
     found = world.connection.execute(
-        "select event_id, user_id, class, engaged::real[], post_emb::real[]"
+        "select event_id, user_id, class as kind, engaged::real[], post_emb::real[]"
         " from two_tower.held_out_users(%s)",
         [moment],
     ).fetchall()

@@ -22,6 +22,7 @@ from python_jobs.local import node, postgres
 from python_jobs.local.node import NodeTools
 from python_jobs.local.postgres import SUPERUSER, Cluster, find_binaries, free_port
 from python_jobs.local.stack import Stack
+from python_jobs.state import read_state
 
 PROBE = """
 create function public.probe() returns jsonb language sql stable as $$
@@ -84,9 +85,9 @@ def test_up_twice_starts_once_and_down_stops_all(folder: Path, node_tools: NodeT
     (migrations / "20260101000000_one.sql").write_text("create table public.one (id int);")
     stack = Stack(folder, tools_dir=node_tools.folder)
     first = stack.up(database_port=free_port(), api_port=free_port())
-    assert stat.S_IMODE(stack.state_path.stat().st_mode) == 0o600
+    assert stat.S_IMODE((stack.state_dir / "state.json").stat().st_mode) == 0o600
     assert stack.up() == first
-    assert stack.read_state() == first
+    assert read_state(folder) == first
 
     (migrations / "20260102000000_two.sql").write_text(
         "create table public.two (id int); grant select on public.two to anon;"

@@ -46,7 +46,7 @@ def test_cli_and_psycopg_leave_the_same_catalogue_and_history(
     create_database: Callable[..., str], node_tools: NodeTools
 ) -> None:
     by_cli, by_psycopg = create_database(), create_database()
-    assert migrate(by_cli, PROJECT, tools=node_tools) == migrate(by_psycopg, PROJECT)
+    assert migrate(by_cli, PROJECT, cli=node_tools.run_cli) == migrate(by_psycopg, PROJECT)
     first, second = catalogue(by_cli), catalogue(by_psycopg)
     for part in first:
         assert first[part] == second[part], part
@@ -58,7 +58,7 @@ def test_a_second_run_applies_nothing(
     url = create_database()
     assert migrate(url, PROJECT) == [each.path.name for each in find_migrations(PROJECT)]
     assert migrate(url, PROJECT) == []
-    assert migrate(url, PROJECT, tools=node_tools) == []
+    assert migrate(url, PROJECT, cli=node_tools.run_cli) == []
 
 
 @pytest.mark.parametrize("way", ["cli", "psycopg"])
@@ -72,9 +72,9 @@ def test_a_broken_migration_leaves_nothing_of_its_file_and_says_where(
         _20260102000000_bad="create table public.half (id int);\n\n-- why\nselect 1 / 0;\n",
         _20260103000000_later="create table public.later (id int);",
     )
-    tools = node_tools if way == "cli" else None
+    cli = node_tools.run_cli if way == "cli" else None
     with pytest.raises(MigrationError) as refusal:
-        migrate(url, project, tools=tools)
+        migrate(url, project, cli=cli)
     assert refusal.value.message.startswith(
         "20260102000000_bad.sql, line 4: division by zero (SQLSTATE 22012)"
     )
@@ -89,7 +89,7 @@ def test_a_broken_migration_leaves_nothing_of_its_file_and_says_where(
     assert tables == (["good"],)
     assert history == (["20260101000000"],)
     write_project(tmp_path, _20260102000000_bad="create table public.half (id int);")
-    assert migrate(url, project, tools=tools) == [
+    assert migrate(url, project, cli=cli) == [
         "20260102000000_bad.sql",
         "20260103000000_later.sql",
     ]
@@ -240,7 +240,9 @@ def test_a_malformed_url_is_named_as_such() -> None:
 def test_the_seed_gives_a_first_feed(db: psycopg.Connection[Any]) -> None:
     db.execute((PROJECT / "supabase" / "seed.sql").read_text())
     row = db.execute(
-        "select (select count(*) from public.posts), (select count(*) from public.profiles),"
-        " (select count(*) from two_tower.deferred_events where reason = 'post_not_encoded')"
+        "select (select count(*) from public.posts) as posts,"
+        " (select count(*) from public.profiles) as profiles,"
+        " (select count(*) from two_tower.deferred_events"
+        "   where reason = 'post_not_encoded') as waiting"
     ).fetchone()
     assert row == (6, 3, 2)

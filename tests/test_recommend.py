@@ -115,12 +115,12 @@ def test_warmth_grows_without_a_cliff(db: psycopg.Connection[Any]) -> None:
     largest = []
     for post in [p for p in world.posts if p not in world.deleted][:20]:
         row = db.execute(
-            "select max(abs(personal)), max(fresh)"
+            "select max(abs(personal)) as personal, max(fresh) as fresh"
             " from two_tower.score_posts(two_tower.reader_of(%s), %s::bigint[])",
             [user, world.posts],
         ).fetchone()
         assert row is not None
-        largest.append(row[1])
+        largest.append(row.fresh)
         world.act(user, post, "like")
     steps = np.abs(np.diff(largest))
     assert largest[0] > 0.19

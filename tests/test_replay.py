@@ -13,7 +13,8 @@ from test_jobs import start_worker
 from python_jobs.db import connect
 from python_jobs.errors import CommandError
 from python_jobs.laboratory.movielens import Film, MovieLens, Rating
-from python_jobs.laboratory.replay.replaying import Access, Replay, hit_rates
+from python_jobs.laboratory.replay.report import hit_rates
+from python_jobs.laboratory.replay.stages import Access, Replay
 
 TOPICS = {
     "Sea": ["sailing boat", "storm on the ocean", "lighthouse", "whales", "harbour at night"],
@@ -63,10 +64,10 @@ def test_a_replay_learns_beats_popularity_and_reports_it(
     assert all(user["recommended"] for user in report.shown)
     with connect(url) as connection:
         counts = connection.execute(
-            "select (select count(*) from public.engagement_events),"
-            " (select count(*) from two_tower.deferred_events),"
-            " (select count(*) from two_tower.training_pairs where label) > 100,"
-            " (select count(distinct tower) from two_tower.model_weights),"
-            " (select count(*) from two_tower.jobs where state = 'dead')"
+            "select (select count(*) from public.engagement_events) as events,"
+            " (select count(*) from two_tower.deferred_events) as deferred,"
+            " (select count(*) from two_tower.training_pairs where label) > 100 as has_pairs,"
+            " (select count(distinct tower) from two_tower.model_weights) as towers,"
+            " (select count(*) from two_tower.jobs where state = 'dead') as dead"
         ).fetchone()
     assert counts == (600, 0, True, 2, 0)

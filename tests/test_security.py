@@ -166,7 +166,8 @@ def test_a_change_of_a_setting_is_kept_with_who_made_it(db: psycopg.Connection[A
     with as_user(db, None, "service_role"):
         db.execute("update two_tower.signals set strength = 1.2 where event_type = 'like'")
     row = db.execute(
-        "select changed_by, table_name, old_row ->> 'strength', new_row ->> 'strength'"
+        "select changed_by, table_name,"
+        " old_row ->> 'strength' as old, new_row ->> 'strength' as new"
         " from two_tower.setting_changes order by id desc limit 1"
     ).fetchone()
     assert row == ("service_role", "signals", "1", "1.2")
@@ -207,8 +208,8 @@ def test_the_service_role_stores_what_a_user_tower_learned(db: psycopg.Connectio
         )
         db.execute("select two_tower.activate_version(max(version)) from two_tower.model_weights")
     row = db.execute(
-        "select (select count(*) from two_tower.author_embeddings where author_id = %s),"
-        " (select count(*) from two_tower.action_embeddings where event_type = 'like')",
+        "select (select count(*) from two_tower.author_embeddings where author_id = %s) as authors,"
+        " (select count(*) from two_tower.action_embeddings where event_type = 'like') as actions",
         [author],
     ).fetchone()
     assert row == (1, 1)

@@ -42,7 +42,7 @@ def feed() -> Iterator[World]:
     """Posts above settings.exact_scan_limit, indexed by a worker; readers with histories."""
     with world(READERS + AUTHORS, POSTS) as made:
         fill_feed(made)
-        with made.connect() as connection:
+        with connect(made.url, autocommit=True) as connection:
             connection.execute(
                 "update two_tower.schedules set is_enabled = false where kind like 'train%'"
             )
@@ -60,7 +60,7 @@ def db(feed: World) -> Iterator[psycopg.Connection[Any]]:
 
 def recalls(world: World) -> list[float]:
     """Recall of pages of readers with one and with four interests, against exact search."""
-    with world.connect() as connection:
+    with connect(world.url, autocommit=True) as connection:
         vectors = live_vectors(connection, world.posts)
         return [recall_of_pages(connection, find_truth(connection, vectors, k)) for k in (1, 4)]
 
@@ -196,7 +196,7 @@ def reading(url: str, lengths: list[int]) -> Iterator[None]:
 def test_readers_do_not_wait_for_a_build_and_a_build_that_fails_leaves_what_served(
     feed: World,
 ) -> None:
-    with feed.connect() as connection:
+    with connect(feed.url, autocommit=True) as connection:
         before = value(connection, "select to_jsonb(s) from two_tower.state s")
         lengths: list[int] = []
         with reading(feed.url, lengths), connect(feed.url) as builder:
@@ -224,7 +224,7 @@ def test_no_post_is_missing_that_was_stored_while_a_build_was_at_work(feed: Worl
                     [[chance.normal(size=384).astype(np.float32)]],
                 )
 
-    with feed.connect() as connection:
+    with connect(feed.url, autocommit=True) as connection:
         posts = value(connection, "select max(id) from public.posts")
         thread = threading.Thread(target=store)
         thread.start()
@@ -248,7 +248,10 @@ def test_no_post_is_missing_that_was_stored_while_a_build_was_at_work(feed: Worl
 
 
 def test_a_worn_index_is_rebuilt_beside_itself_and_recall_is_kept(feed: World) -> None:
-    with feed.connect() as connection, feed.connect(superuser=True) as owner:
+    with (
+        connect(feed.url, autocommit=True) as connection,
+        connect(feed.superuser_url, autocommit=True) as owner,
+    ):
         builds = value(connection, "select count(*) from two_tower.serving_builds")
         lengths: list[int] = []
         with reading(feed.url, lengths):
@@ -278,7 +281,7 @@ def test_a_worn_index_is_rebuilt_beside_itself_and_recall_is_kept(feed: World) -
         assert row == ("job", 0, True)
     assert min(lengths) == 50
     kept = recalls(feed)
-    with feed.connect() as connection:
+    with connect(feed.url, autocommit=True) as connection:
         connection.execute("select two_tower.build_serving_index('to compare')")
     fresh = recalls(feed)
     assert min(k - f for k, f in zip(kept, fresh, strict=True)) > -0.02
@@ -360,7 +363,7 @@ def standby(feed: World) -> Iterator[Cluster]:
 
 
 def test_a_hot_standby_serves_the_same_pages_and_follows(feed: World, standby: Cluster) -> None:
-    with feed.connect() as primary, connect(standby.url()) as copy:
+    with connect(feed.url, autocommit=True) as primary, connect(standby.url()) as copy:
         assert value(copy, "select pg_is_in_recovery()")
         reader = user_id(3)
         page = primary.execute(PAGE, [reader]).fetchall()
@@ -413,7 +416,7 @@ def test_the_bench_measures_pages_against_the_bare_index(
                 bare["recall"] >= report[state]["recall"][interests] - 0.001 or bare["ef"] == 1000
             )
             assert 50 <= bare["rows"] <= bare["ef"]
-    with feed.connect() as connection:
+    with connect(feed.url, autocommit=True) as connection:
         likes = "select count(*) from public.engagement_events where event_type = 'like'"
         assert value(connection, likes) >= 800
         assert value(connection, "select count(*) from two_tower.deferred_pushes") == 0

@@ -10,13 +10,12 @@ import numpy as np
 import psycopg
 import pytest
 from conftest import as_user
-from psycopg.rows import dict_row
 from tower_world import World, make_world
 
+from python_jobs.db import connect_as_service
 from python_jobs.worker.jobs import HANDLERS, candidate_tower, user_tower
 from python_jobs.worker.jobs.user_tower import Version, encode, encode_active_users
 from python_jobs.worker.jobs.versions import load, load_authors
-from python_jobs.worker.process import open_connection
 from python_jobs.worker.towers.candidate import CandidateConfig
 from python_jobs.worker.towers.user import UserConfig
 
@@ -27,9 +26,7 @@ TRAININGS = ["train_candidate_tower", "train_user_tower"]
 @pytest.fixture
 def world(db: Connection) -> World:
     """A world over a connection such as a worker's."""
-    made = make_world(db)
-    db.row_factory = dict_row  # type: ignore[assignment]
-    return made
+    return make_world(db)
 
 
 def newest(world: World) -> dict[str, Any]:
@@ -38,7 +35,7 @@ def newest(world: World) -> dict[str, Any]:
         "select * from two_tower.model_weights order by version desc limit 1"
     ).fetchone()
     assert row is not None
-    return dict(row)  # type: ignore[arg-type]
+    return dict(row._asdict())
 
 
 def state(connection: Connection) -> list[Any]:
@@ -105,7 +102,6 @@ def test_the_same_data_give_the_same_weights(world: World, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", TRAININGS)
 def test_nothing_to_learn_from_is_said_and_stores_nothing(db: Connection, kind: str) -> None:
-    db.row_factory = dict_row  # type: ignore[assignment]
     count = "select count(*) as n from two_tower.model_weights"
     before = db.execute(count).fetchone()
     assert "skipped" in HANDLERS[kind](db)
@@ -147,7 +143,7 @@ def test_an_accepted_user_tower_gives_active_users_their_vectors(world: World) -
     sources = world.connection.execute(
         "select distinct base_source::text as source, base_weight from two_tower.user_embeddings"
     ).fetchall()
-    assert sources == [{"source": "user_tower", "base_weight": 1}]
+    assert sources == [("user_tower", 1)]
     norm = world.value(
         "select max(abs(1 - extensions.vector_norm(base_embedding))) from two_tower.user_embeddings"
     )
@@ -233,7 +229,7 @@ def test_a_job_cut_off_at_any_statement_leaves_what_serves_untouched_and_runs_ag
     fresh_database: Callable[[], str], kind: str
 ) -> None:
     with (
-        open_connection(fresh_database()) as connection,
+        connect_as_service(fresh_database()) as connection,
         patch.object(CandidateConfig, "__init__", quick(CandidateConfig, epochs=1)),
         patch.object(UserConfig, "__init__", quick(UserConfig, steps=2)),
     ):

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from psycopg.rows import dict_row
 from tower_world import World, make_world
 
 from python_jobs.cli import main
@@ -33,7 +32,7 @@ class Database:
 def database(fresh_database: Callable[[], str]) -> Iterator[Database]:
     """A database of its own: commands commit."""
     url = fresh_database()
-    with connect(url, autocommit=True, row_factory=dict_row) as connection:
+    with connect(url, autocommit=True) as connection:
         yield Database(url, make_world(connection))
 
 

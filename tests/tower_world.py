@@ -7,28 +7,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import psycopg
 import torch
 from conftest import add_user
 from psycopg.types.json import Jsonb
 
-from python_jobs.worker.jobs.versions import array, matrix
+from python_jobs.db import Connection, array, value
+from python_jobs.worker.jobs.versions import matrix
 from python_jobs.worker.towers import weights
 
-Connection = psycopg.Connection[Any]
 # Threads that wait for each other on shared cores make these small matrices many times slower, and
 # a training that meets its time limit is not the same one again.
 torch.set_num_threads(1)
 TOPICS = 16
 # Of a post's text, this much is its topic; the rest is noise in which versions can differ.
 SHARE = 0.3
-
-
-def value(connection: Connection, query: str, *parameters: Any) -> Any:
-    """The one value that a query returns, whatever rows the connection gives."""
-    row = connection.execute(query.encode(), list(parameters)).fetchone()
-    assert row is not None
-    return next(iter(row.values())) if isinstance(row, dict) else row[0]
 
 
 @dataclass
@@ -61,7 +53,7 @@ class World:
             " select %s, 'post ' || n from generate_series(1, %s) n returning id",
             [self.author, count],
         ).fetchall()
-        ids = [row["id"] if isinstance(row, dict) else row[0] for row in rows]
+        ids = [row.id for row in rows]
         self.connection.execute(
             "select two_tower.store_base_embeddings(%s::bigint[], %s)",
             [ids, list(base.astype(np.float32))],
@@ -90,8 +82,7 @@ class World:
             "select name, row_index, row from two_tower.model_tensors"
             " where version = two_tower.active_version('candidate_tower')"
         ).fetchall()
-        parts = [tuple(row.values()) if isinstance(row, dict) else row for row in rows]
-        return weights.from_rows((name, index, array(row)) for name, index, row in parts)
+        return weights.from_rows((name, index, array(row)) for name, index, row in rows)
 
     def store(self, hidden: np.ndarray) -> int:
         """A candidate that projects by `hidden` [128, 384], as if trained until t0."""
@@ -118,7 +109,7 @@ class World:
     def user_tower(self, layers: int = 1, **changed: np.ndarray) -> int:
         """A candidate of the user tower with any weights: its vectors are given to the gate."""
         event_types = [
-            (row["event_type"] if isinstance(row, dict) else row[0])
+            row.event_type
             for row in self.connection.execute("select event_type from two_tower.signals")
         ]
         config = {"layers": layers, "event_types": event_types}
@@ -126,10 +117,9 @@ class World:
             "select name, rows, width from two_tower.expected_tensors('user_tower', %s)",
             [Jsonb(config)],
         ).fetchall()
-        parts = [tuple(row.values()) if isinstance(row, dict) else row for row in shapes]
         tensors = {
             name: self.rng.normal(size=(count, width)).astype(np.float32) / 10
-            for name, count, width in parts
+            for name, count, width in shapes
         }
         names, indexes, rows = zip(*weights.to_rows({**tensors, **changed}), strict=True)
         return int(
@@ -158,14 +148,12 @@ class World:
 
     def version(self, number: int) -> dict[str, Any]:
         """state, verdict, gate and config of a version."""
-        row = self.connection.execute(
-            "select jsonb_build_object('state', state, 'verdict', verdict,"
-            " 'gate', metrics -> 'gate', 'config', config) as v"
+        (row,) = self.connection.execute(
+            "select state, verdict, metrics -> 'gate' as gate, config"
             " from two_tower.model_weights where version = %s",
             [number],
-        ).fetchone()
-        assert row is not None
-        return dict(row["v"] if isinstance(row, dict) else row[0])
+        )
+        return dict(row._asdict())
 
     def settle(self) -> None:
         """Ticks until no version is being put in place."""
@@ -216,5 +204,4 @@ def live_vectors(connection: Connection) -> dict[int, np.ndarray]:
         "select post_id, embedding from two_tower.live_embeddings"
         " where slot = (select active_slot from two_tower.state)"
     ).fetchall()
-    parts = [tuple(row.values()) if isinstance(row, dict) else row for row in rows]
-    return dict(zip((p for p, _ in parts), matrix([v for _, v in parts], 128), strict=True))
+    return dict(zip((p for p, _ in rows), matrix([v for _, v in rows], 128), strict=True))

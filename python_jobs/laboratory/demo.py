@@ -6,23 +6,19 @@ from typing import Any
 
 import click
 
-from python_jobs.db import connect
+from python_jobs.db import connect, rows
 from python_jobs.errors import CommandError
-from python_jobs.laboratory.replay.replaying import (
-    Report,
-    find_access,
-    hit_rates,
-    replay_options,
-    run_replay,
-)
-from python_jobs.local.stack import Stack, State
+from python_jobs.laboratory.replay.command import find_access, replay_options, run_replay
+from python_jobs.laboratory.replay.report import Report, hit_rates
+from python_jobs.local.stack import Stack
 from python_jobs.local.worker_process import start_worker
+from python_jobs.state import State
 
 
 @click.command()
 @replay_options
 def demo(**options: Any) -> None:
-    """Start all locally, replay MovieLens 100K through it, and show what was learned.
+    """Start all here, replay MovieLens 100K, show what was learned.
 
     A second run starts what was stopped and shows the same report.
     """
@@ -50,9 +46,8 @@ def describe(report: Report, state: State) -> str:
         ]
     lines += ["", hit_rates(report), "", "Versions of the towers:"]
     with connect(state.database_url) as connection:
-        for tower, outcome, count in connection.execute(
-            "select tower, state, count(*) from two_tower.model_weights group by 1, 2 order by 1, 2"
-        ):
+        query = "select tower, state, count(*) from two_tower.model_weights group by 1, 2"
+        for tower, outcome, count in sorted(rows(connection, query)):
             lines.append(f"  {tower:15} {outcome:9} {count}")
     seconds = ", ".join(f"{stage.lower()} {taken} s" for stage, taken in report.seconds.items())
     lines += [

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
-from typing import Any
 
 import click
-import psycopg
-from psycopg import errors
-from psycopg.rows import dict_row
-from rich.console import Console
 
-from python_jobs.db import connect
-from python_jobs.errors import CommandError
-from python_jobs.operations.status import as_table
+from python_jobs.db import value
+from python_jobs.operations.database import open_database
+from python_jobs.operations.tables import print_json, print_sections, read_sections
 from python_jobs.worker.jobs.serve import finish_switch
 
 REPORT = {
@@ -31,30 +25,13 @@ REPORT = {
 }
 
 
-def ask(query: str, *parameters: Any) -> Any:
-    """The one value of a query, committed. Raises CommandError with the database's own hint."""
-    with connect(autocommit=True) as connection:
-        try:
-            row = connection.execute(query.encode(), list(parameters)).fetchone()
-        except psycopg.Error as error:
-            raise as_command_error(error) from error
-    return row[0] if row else None
-
-
-def as_command_error(error: psycopg.Error) -> CommandError:
-    """The database's message and hint in one line."""
-    absent = (errors.InvalidSchemaName, errors.UndefinedFunction, errors.UndefinedTable)
-    if isinstance(error, absent):
-        return CommandError("Two-Tower is not in this database: two-tower migrate.")
-    message = error.diag.message_primary or str(error)
-    return CommandError(f"{message}. {error.diag.message_hint or ''}".strip())
-
-
 @click.command()
 def checkpoint() -> None:
     """Take a snapshot to roll back to, and audit it."""
-    number = ask("select two_tower.checkpoint('operator')")
-    is_good = ask("select is_good from two_tower.checkpoints where id = %s", number)
+    good = "select is_good from two_tower.checkpoints where id = %s"
+    with open_database() as connection:
+        number = value(connection, "select two_tower.checkpoint('operator')")
+        is_good = value(connection, good, number)
     found = "its audit found nothing" if is_good else "its audit found something: two-tower report"
     click.echo(f"Checkpoint {number}; {found}.")
 
@@ -63,7 +40,8 @@ def checkpoint() -> None:
 @click.argument("reason")
 def freeze(reason: str) -> None:
     """Stop learning, for REASON. Events are still recorded."""
-    ask("select two_tower.freeze(%s)", reason)
+    with open_database() as connection:
+        value(connection, "select two_tower.freeze(%s)", reason)
     click.echo("Learning is frozen; events are recorded and wait. Go on with: two-tower resume")
 
 
@@ -72,7 +50,8 @@ def freeze(reason: str) -> None:
 @click.option("--skip", is_flag=True, help="Never learn what happened during the freeze.")
 def resume(factor: float, skip: bool) -> None:
     """Go on learning after a freeze."""
-    ask("select two_tower.resume(%s::real, %s)", factor, skip)
+    with open_database() as connection:
+        value(connection, "select two_tower.resume(%s::real, %s)", factor, skip)
     what = "are skipped" if skip else "are learned by the next ticks, in order"
     click.echo(f"Learning goes on; the events of the freeze {what}.")
 
@@ -81,12 +60,15 @@ def resume(factor: float, skip: bool) -> None:
 @click.option("--checkpoint", "number", type=int, help="Its id; without it the newest good one.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def rollback(number: int | None, yes: bool) -> None:
-    """Bring vectors and weights back to a checkpoint; wait for the end. Learning stays frozen."""
+    """Bring vectors and weights back to a checkpoint.
+
+    Ends when they serve. Learning stays frozen.
+    """
     if not yes:
         click.confirm("What was learned since the checkpoint is gone then. Go on?", abort=True)
     began = time.monotonic()
-    number = ask("select two_tower.rollback(%s)", number)
-    with connect(autocommit=True) as connection:
+    with open_database() as connection:
+        number = value(connection, "select two_tower.rollback(%s)", number)
         finish_switch(connection)
     seconds = time.monotonic() - began
     click.echo(f"Checkpoint {number} serves again, after {seconds:.1f} s. Go on: two-tower resume")
@@ -96,14 +78,8 @@ def rollback(number: int | None, yes: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def report(as_json: bool) -> None:
     """Show health, open alerts, audits, checkpoints and experiments."""
-    with connect(row_factory=dict_row) as connection:
-        try:
-            sections = {title: connection.execute(q).fetchall() for title, q in REPORT.items()}
-        except psycopg.Error as error:
-            raise as_command_error(error) from error
+    sections = read_sections(REPORT)
     if as_json:
-        click.echo(json.dumps(sections, default=str, indent=2))
-        return
-    console = Console()
-    for title, rows in sections.items():
-        console.print(as_table(title, rows) if rows else f"{title}: none")
+        print_json(sections)
+    else:
+        print_sections(sections)

@@ -9,42 +9,20 @@ from uuid import UUID
 
 import click
 import numpy as np
-import psycopg
-from psycopg.rows import dict_row
-from rich.console import Console
 
-from python_jobs.db import connect
+from python_jobs.db import Connection, rows, value
 from python_jobs.errors import CommandError
-from python_jobs.operations.safety import as_command_error
-from python_jobs.operations.status import as_table
+from python_jobs.operations.database import open_database
+from python_jobs.operations.tables import print_json, print_sections
 from python_jobs.worker.jobs.user_tower import Version, judge_user_tower
-from python_jobs.worker.jobs.versions import (
-    Connection,
-    Origin,
-    load,
-    load_authors,
-    rows,
-    store,
-    value,
-)
+from python_jobs.worker.jobs.versions import Origin, load, load_authors, store
 from python_jobs.worker.towers.user import SIZE
 from python_jobs.worker.towers.weights import TrainingResult, export_file, import_file
 
 AUTHORS = "author.weight"  # in a file; in the database they are a table
 
 
-class Refusing(click.Group):
-    """Tells what the database refuses in one line with its hint."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Runs the command. Raises CommandError for an error of the database."""
-        try:
-            return super().invoke(ctx)
-        except psycopg.Error as error:
-            raise as_command_error(error) from error
-
-
-@click.group(cls=Refusing)
+@click.group()
 def weights() -> None:
     """Export, import, judge and force versions of the towers."""
 
@@ -60,16 +38,19 @@ def show(as_json: bool) -> None:
             " created_at from two_tower.model_weights order by version desc",
         )
     if as_json:
-        click.echo(json.dumps(found, default=str, indent=2))
+        print_json(found)
     else:
-        Console().print(as_table("Versions", found))
+        print_sections({"Versions": found})
 
 
 @weights.command("export")
 @click.argument("version", type=int)
 @click.argument("path", type=click.Path(dir_okay=False, path_type=Path))
 def export(version: int, path: Path) -> None:
-    """Write VERSION to a safetensors file at PATH, with its config, data range and metrics."""
+    """Write VERSION to a safetensors file at PATH.
+
+    With its config, the range of its data, and its metrics.
+    """
     with open_database() as connection:
         about = _about(connection, version)
         tensors, _ = load(connection, version)
@@ -118,7 +99,10 @@ def import_(path: Path) -> None:
 @weights.command()
 @click.argument("version", type=int)
 def judge(version: int) -> None:
-    """Have the gate decide on VERSION, a candidate, by events since it was trained or imported."""
+    """Have the gate decide on VERSION, a candidate.
+
+    By the events since it was trained or imported.
+    """
     with open_database() as connection:
         tower = _about(connection, version)["tower"]
         if tower == "user_tower":
@@ -139,11 +123,6 @@ def force(version: int, reason: str) -> None:
     click.echo(f"Version {version} is being put in place; workers do the rest.")
 
 
-def open_database() -> Connection:
-    """A connection that gives dictionaries, committing each statement."""
-    return connect(autocommit=True, row_factory=dict_row)
-
-
 def _about(connection: Connection, version: int) -> dict[str, Any]:
     found = rows(
         connection,
@@ -153,4 +132,4 @@ def _about(connection: Connection, version: int) -> dict[str, Any]:
     )
     if not found:
         raise CommandError(f"There is no version {version}: two-tower weights list.")
-    return found[0]
+    return dict(found[0]._asdict())

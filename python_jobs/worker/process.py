@@ -22,9 +22,8 @@ from typing import Any
 
 import click
 import psycopg
-from psycopg.rows import dict_row
 
-from python_jobs.db import connect, database_url
+from python_jobs.db import Connection, connect_as_service, database_url, rows, value
 from python_jobs.worker.jobs import HANDLERS
 
 LEASE_S = 60.0
@@ -62,7 +61,7 @@ class Worker:
         try:
             while not self.is_stopping.is_set():
                 try:
-                    with open_connection(self.url) as connection:
+                    with connect_as_service(self.url) as connection:
                         done += self._work(connection, kinds, drain)
                         if drain:
                             break
@@ -76,7 +75,7 @@ class Worker:
             raise
         return done
 
-    def _work(self, connection: psycopg.Connection[Any], kinds: list[str], drain: bool) -> int:
+    def _work(self, connection: Connection, kinds: list[str], drain: bool) -> int:
         done = 0
         while not self.is_stopping.is_set():
             did_something = self._tick(connection)
@@ -89,12 +88,11 @@ class Worker:
                 wait_for_work(connection, POLL_S)
         return done
 
-    def _tick(self, connection: psycopg.Connection[Any]) -> bool:
-        row = connection.execute("select two_tower.tick() as did").fetchone()
-        assert row is not None
-        return any(value not in (0, [], "another tick is running") for value in row["did"].values())
+    def _tick(self, connection: Connection) -> bool:
+        did = value(connection, "select two_tower.tick()")
+        return any(each not in (0, [], "another tick is running") for each in did.values())
 
-    def _tick_or_log(self, connection: psycopg.Connection[Any]) -> None:
+    def _tick_or_log(self, connection: Connection) -> None:
         """A tick that failed is made up for by the next one, and must not end the heartbeat."""
         try:
             self._tick(connection)
@@ -105,40 +103,36 @@ class Worker:
         except psycopg.Error:
             log.exception("tick failed")
 
-    def _claim(
-        self, connection: psycopg.Connection[Any], kinds: list[str]
-    ) -> dict[str, Any] | None:
-        return connection.execute(
-            "select * from two_tower.claim_job(%s, %s, %s * interval '1 second')",
-            [self.name, kinds, self.lease_s],
-        ).fetchone()
+    def _claim(self, connection: Connection, kinds: list[str]) -> Any:
+        """A job that is this worker's now; None when none is due."""
+        query = "select * from two_tower.claim_job(%s, %s, %s * interval '1 second')"
+        claimed = rows(connection, query, self.name, kinds, self.lease_s)
+        return claimed[0] if claimed else None
 
-    def _run_job(self, connection: psycopg.Connection[Any], job: dict[str, Any]) -> None:
+    def _run_job(self, connection: Connection, job: Any) -> None:
         started = time.monotonic()
         try:
-            with self._beside(job["id"]):
-                result = HANDLERS[job["kind"]](connection)
+            with self._beside(job.id):
+                result = HANDLERS[job.kind](connection)
             result["seconds"] = round(time.monotonic() - started, 3)
             connection.execute(
                 "select two_tower.complete_job(%s, %s, %s)",
-                [job["id"], self.name, json.dumps(result)],
+                [job.id, self.name, json.dumps(result)],
             )
-            log.info("job %s %s done: %s", job["id"], job["kind"], json.dumps(result))
+            log.info("job %s %s done: %s", job.id, job.kind, json.dumps(result))
         except psycopg.OperationalError:
             raise
         except Exception as error:
-            log.exception("job %s %s failed", job["id"], job["kind"])
+            log.exception("job %s %s failed", job.id, job.kind)
             self._fail(connection, job, "".join(traceback.format_exception(error))[-4000:])
 
-    def _fail(self, connection: psycopg.Connection[Any], job: dict[str, Any], error: str) -> None:
+    def _fail(self, connection: Connection, job: Any, error: str) -> None:
         try:
-            connection.execute(
-                "select two_tower.fail_job(%s, %s, %s)", [job["id"], self.name, error]
-            )
+            connection.execute("select two_tower.fail_job(%s, %s, %s)", [job.id, self.name, error])
         except psycopg.errors.DatabaseError as lost:
             if lost.sqlstate != "TT003":
                 raise
-            log.warning("job %s was taken over by another worker", job["id"])
+            log.warning("job %s was taken over by another worker", job.id)
 
     @contextmanager
     def _beside(self, job_id: int) -> Iterator[None]:
@@ -151,7 +145,7 @@ class Worker:
         def beat() -> None:
             beats_at = time.monotonic() + self.lease_s / 3
             try:
-                with open_connection(self.url) as connection:
+                with connect_as_service(self.url) as connection:
                     while not is_over.wait(POLL_S):
                         self._tick_or_log(connection)
                         if time.monotonic() >= beats_at:
@@ -172,18 +166,7 @@ class Worker:
             thread.join()
 
 
-def open_connection(url: str) -> psycopg.Connection[Any]:
-    """A connection in autocommit, acting as the service role where the login may."""
-    connection = connect(url, autocommit=True, row_factory=dict_row)
-    row = connection.execute(
-        "select pg_catalog.pg_has_role(session_user, 'service_role', 'member') as may"
-    ).fetchone()
-    if row and row["may"]:
-        connection.execute("set role service_role")
-    return connection
-
-
-def wait_for_work(connection: psycopg.Connection[Any], seconds: float) -> None:
+def wait_for_work(connection: Connection, seconds: float) -> None:
     """Sleeps, or less long when a job is announced.
 
     NOTIFY does not reach through a transaction pooler; polling alone does the work then.

@@ -20,7 +20,7 @@ from python_jobs.laboratory.bench.world import filled_world, world
 
 @click.group()
 def bench() -> None:
-    """Measure the budgets on a durable Postgres of its own, gone afterwards."""
+    """Measure the budgets, on a Postgres of its own."""
 
 
 @bench.command("inserts")
@@ -48,7 +48,10 @@ def bench_inserts(quick: bool, users: int, posts: int, as_json: bool, check: boo
 @click.option("--posts", default=20000, show_default=True, type=click.IntRange(1000))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def bench_growth(events: int, users: int, posts: int, as_json: bool) -> None:
-    """What grows when a million events arrive at full speed, a tenth of them likes."""
+    """What grows when a million events arrive at full speed.
+
+    A tenth of them are likes.
+    """
     with progress("filling a database") as status, filled_world(users, posts) as target:
         report = growth.measure(target, events, 10, status.update)
     if as_json:
@@ -67,7 +70,10 @@ def bench_growth(events: int, users: int, posts: int, as_json: bool) -> None:
 def bench_serving(
     posts: int, engagements: int, quick: bool, explain: bool, as_json: bool, check: bool
 ) -> None:
-    """What a page costs against the bare index, and what it misses of exact search."""
+    """What a page costs against the bare index, and what it misses.
+
+    What it misses is told by an exact search.
+    """
     rounds, seconds = (1, 1) if quick else (3, 3)
     memory = f"{max(512, posts // 400)}MB"  # the vectors of a feed that is being read are in memory
     with (
@@ -103,7 +109,10 @@ def bench_serving(
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--check", is_flag=True, help="Exit with 1 when a budget is exceeded.")
 def bench_towers(sizes: tuple[int, ...], users: int, as_json: bool, check: bool) -> None:
-    """What training costs, and what readers and writers notice of a new tower."""
+    """What training costs, and who notices a new tower.
+
+    Readers and writers are at work meanwhile.
+    """
     with progress("starting") as status:
         report = towers.measure(
             lambda posts: filled_world(users, posts), list(sizes), status.update

@@ -8,13 +8,13 @@ two topics one of about 0. That is harder for a graph index than real texts, who
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
-import psycopg
 from pgvector import Vector
 
-from python_jobs.laboratory.bench.world import USER_ID, World
+from python_jobs.db import Connection, connect
+from python_jobs.laboratory.bench.world import World
+from python_jobs.laboratory.server import USER_ID
 
 DIMENSIONS = 128
 POSTS_A_TOPIC = 1000
@@ -60,7 +60,7 @@ def fill_feed(world: World, seed: int = 1) -> None:
         noise = _unit(chance.normal(size=(len(part), DIMENSIONS)))
         vectors[start : start + len(part)] = _unit(topics[part] + noise)
     posts_of = [np.flatnonzero(topic_of == topic) for topic in range(len(topics))]
-    with world.connect(superuser=True) as connection:
+    with connect(world.superuser_url, autocommit=True) as connection:
         connection.execute("set session_replication_role = replica")
         connection.execute(
             f"insert into auth.users (id, email) select {USER_ID.format('g')},"
@@ -93,7 +93,7 @@ def _unit(rows: np.ndarray) -> np.ndarray:
     return np.asarray(rows / lengths, dtype=np.float32)
 
 
-def _copy_vectors(connection: psycopg.Connection[Any], vectors: np.ndarray) -> None:
+def _copy_vectors(connection: Connection, vectors: np.ndarray) -> None:
     connection.execute(
         "create temporary table copied (post_id bigint, embedding extensions.vector(128))"
     )
@@ -121,7 +121,7 @@ def _copy_vectors(connection: psycopg.Connection[Any], vectors: np.ndarray) -> N
     connection.execute("drop table copied")
 
 
-def live_vectors(connection: psycopg.Connection[Any], posts: int) -> np.ndarray:
+def live_vectors(connection: Connection, posts: int) -> np.ndarray:
     """The live vectors [posts, 128] as they stand: the post with id i is row i - 1."""
     vectors = np.zeros((posts, DIMENSIONS), np.float32)
     for rows in _copied_rows(connection):
@@ -129,7 +129,7 @@ def live_vectors(connection: psycopg.Connection[Any], posts: int) -> np.ndarray:
     return vectors
 
 
-def _copied_rows(connection: psycopg.Connection[Any]) -> Iterator[np.ndarray]:
+def _copied_rows(connection: Connection) -> Iterator[np.ndarray]:
     query = (
         "copy (select v.post_id, v.embedding from two_tower.live_embeddings v"
         " where v.slot = (select active_slot from two_tower.state)) to stdout (format binary)"
@@ -148,7 +148,7 @@ def _copied_rows(connection: psycopg.Connection[Any]) -> Iterator[np.ndarray]:
 
 
 def _add_reader(
-    connection: psycopg.Connection[Any],
+    connection: Connection,
     chance: np.random.Generator,
     number: int,
     own: np.ndarray,

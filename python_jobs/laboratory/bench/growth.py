@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import psycopg
 
+from python_jobs.db import Connection, connect, rows, value
 from python_jobs.errors import CommandError
 from python_jobs.laboratory.bench.pgbench import Run, pgbench
-from python_jobs.laboratory.bench.world import USER_ID, World
+from python_jobs.laboratory.bench.world import World, wal_position
+from python_jobs.laboratory.server import USER_ID
 
 ROWS = 20
 CLIENTS = 4
@@ -76,14 +77,14 @@ class Ticker:
 
     def run(self) -> None:
         """Until stopped."""
-        with self.world.connect() as connection:
+        with connect(self.world.url, autocommit=True) as connection:
             while not self.stop.is_set():
                 began = time.monotonic()
-                row = connection.execute("select two_tower.tick()").fetchone()
+                did = value(connection, "select two_tower.tick()")
                 self.longest_s = max(self.longest_s, time.monotonic() - began)
                 self.calls += 1
-                self.failed.update(row[0].get("failed", "").split() if row else ())
-                if row and not any(value for key, value in row[0].items() if key != "started"):
+                self.failed.update(did.get("failed", "").split())
+                if not any(each for step, each in did.items() if step != "started"):
                     self.stop.wait(0.2)
 
 
@@ -93,7 +94,7 @@ def measure(world: World, events: int, slices: int, say: Callable[[str], None]) 
         users=world.users, posts=world.posts, rows=ROWS, user_id=USER_ID.format(":u::integer")
     )
     pgbench(world, script, clients=CLIENTS, transactions=20)
-    with world.connect() as connection:
+    with connect(world.url, autocommit=True) as connection:
         # Nothing is encoded or trained here: the towers have measurements of their own.
         connection.execute(
             "update two_tower.schedules set is_enabled = false where runs_in = 'worker'"
@@ -103,7 +104,7 @@ def measure(world: World, events: int, slices: int, say: Callable[[str], None]) 
         thread.start()
         runs: list[Run] = []
         try:
-            wal = _wal(connection)
+            wal = wal_position(connection)
             samples = [_sample(connection, 0)]
             for number in range(slices):
                 say(f"slice {number + 1} of {slices}")
@@ -111,14 +112,13 @@ def measure(world: World, events: int, slices: int, say: Callable[[str], None]) 
                 runs.append(pgbench(world, script, clients=CLIENTS, transactions=each))
                 sent = sum(run.count for run in runs) * ROWS
                 samples.append(_sample(connection, sent))
-            wal = _wal(connection) - wal
+            wal = wal_position(connection) - wal
         finally:
             ticker.stop.set()
             thread.join()
         if ticker.failed:
             raise CommandError(f"tick() failed at {', '.join(sorted(ticker.failed))}.")
-        queued = connection.execute("select count(*) from two_tower.deferred_pushes").fetchone()
-    assert queued is not None
+        queued = value(connection, "select count(*) from two_tower.deferred_pushes")
     return {
         "versions": world.versions(),
         "events": sent,
@@ -128,7 +128,7 @@ def measure(world: World, events: int, slices: int, say: Callable[[str], None]) 
         "wal_bytes_per_event": wal / sent,
         "ticks": ticker.calls,
         "longest_tick_s": ticker.longest_s,
-        "left_in_queue": int(queued[0]),
+        "left_in_queue": queued,
         "tables": _tables(samples),
     }
 
@@ -140,18 +140,10 @@ def _late_to_early(runs: list[Run], percentile: int) -> float:
     return float(np.median(figures[-half:]) / np.median(figures[:half]))
 
 
-def _wal(connection: psycopg.Connection[Any]) -> float:
-    row = connection.execute(
-        "select pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')"
-    ).fetchone()
-    assert row is not None
-    return float(row[0])
-
-
-def _sample(connection: psycopg.Connection[Any], events: int) -> Sample:
+def _sample(connection: Connection, events: int) -> Sample:
     tables = {
         name: dict(zip(("heap", "indexes", "rows", "dead", "vacuums"), map(int, row), strict=True))
-        for name, *row in connection.execute(_SIZES).fetchall()
+        for name, *row in rows(connection, _SIZES)
     }
     return Sample(events, tables)
 
@@ -159,12 +151,12 @@ def _sample(connection: psycopg.Connection[Any], events: int) -> Sample:
 def _tables(samples: list[Sample]) -> list[dict[str, Any]]:
     """Each table over time, with bytes an event in the last half and what bounds it."""
     middle, last = samples[len(samples) // 2], samples[-1]
-    rows = []
+    lines = []
     for name, now in last.tables.items():
         sizes = [sample.tables.get(name, {"heap": 0, "indexes": 0}) for sample in samples]
         totals = [size["heap"] + size["indexes"] for size in sizes]
         grown = totals[-1] - totals[len(samples) // 2]
-        rows.append(
+        lines.append(
             {
                 "table": name,
                 "bytes": totals,
@@ -176,4 +168,4 @@ def _tables(samples: list[Sample]) -> list[dict[str, Any]]:
                 "bounded_by": BOUNDED_BY.get(name, "users and posts"),
             }
         )
-    return sorted(rows, key=lambda row: -int(np.asarray(row["bytes"])[-1]))
+    return sorted(lines, key=lambda line: -int(np.asarray(line["bytes"])[-1]))

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from python_jobs.db import connect, rows, value
 from python_jobs.laboratory.bench.pgbench import Run, pgbench
-from python_jobs.laboratory.bench.world import USER_ID, World
+from python_jobs.laboratory.bench.world import World, wal_position
+from python_jobs.laboratory.server import USER_ID
 
 # Posts as feeds have them: few are met often. A number to the third power, or Zipf in pgbench.
 _SINGLE = """
@@ -170,18 +172,19 @@ def budgets(results: dict[Case, Result]) -> list[dict[str, Any]]:
 def parts_of(world: World, kind: str, events: int = 500) -> dict[str, float]:
     """Microseconds of one event in each function by itself, from pg_stat_user_functions."""
     script = Case(kind).script(world)
-    with world.connect(superuser=True) as watcher:
+    with connect(world.superuser_url, autocommit=True) as watcher:
         watcher.execute("alter database postgres set track_functions = 'all'")
         pgbench(world, script, transactions=50)
         watcher.execute("select pg_stat_reset()")
         pgbench(world, script, transactions=events)
         watcher.execute("alter database postgres reset track_functions")
-        rows = watcher.execute(
+        found = rows(
+            watcher,
             "select funcname, self_time * 1000 / %s from pg_stat_user_functions"
             " where schemaname = 'two_tower' and calls > 0 order by 2 desc",
-            [events],
-        ).fetchall()
-    return {name: round(float(time), 1) for name, time in rows}
+            events,
+        )
+    return {name: round(float(time), 1) for name, time in found}
 
 
 def wal_of(world: World, kind: str, events: int = 300) -> dict[str, float]:
@@ -190,43 +193,40 @@ def wal_of(world: World, kind: str, events: int = 300) -> dict[str, float]:
     Without full pages, which a checkpoint shortly before would put into it.
     """
     script = Case(kind).script(world)
-    with world.connect(superuser=True) as watcher:
-        available = watcher.execute(
-            "select from pg_available_extensions where name = 'pg_walinspect'"
-        ).fetchone()
-        if available is None:
+    with connect(world.superuser_url, autocommit=True) as watcher:
+        if not rows(watcher, "select from pg_available_extensions where name = 'pg_walinspect'"):
             return {}
         watcher.execute("create extension if not exists pg_walinspect")
-        start = watcher.execute("select pg_current_wal_insert_lsn()").fetchone()
+        start = value(watcher, "select pg_current_wal_insert_lsn()")
         pgbench(world, script, transactions=events)
-        rows = watcher.execute(
+        found = rows(
+            watcher,
             "select regexp_replace(coalesce(c.relname, 'commits, locks'), '_[0-9]+(_|$)', '\\1'),"
             "  sum(b.record_length - coalesce(b.block_fpi_length, 0)) / %s"
             " from pg_get_wal_block_info(%s::pg_lsn, pg_current_wal_insert_lsn()) b"
             " left join pg_class c on pg_relation_filenode(c.oid) = b.relfilenode"
             " where b.block_id = 0 group by 1 order by 2 desc",
-            [events, start[0] if start else None],
-        ).fetchall()
-    return {name: round(float(size), 1) for name, size in rows if size >= 1}
+            events,
+            start,
+        )
+    return {name: round(float(size), 1) for name, size in found if size >= 1}
 
 
 def _position(world: World) -> float:
-    with world.connect() as connection:
-        row = connection.execute(
-            "select pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')"
-        ).fetchone()
-    assert row is not None
-    return float(row[0])
+    with connect(world.url, autocommit=True) as connection:
+        return wal_position(connection)
 
 
 def _updates(world: World) -> dict[str, tuple[int, int]]:
     """By table: rows updated, and of those within their page (HOT)."""
-    with world.connect() as connection:
-        rows = connection.execute(
-            "select regexp_replace(relname, '_[0-9]+$', ''), sum(n_tup_upd), sum(n_tup_hot_upd)"
-            " from pg_stat_user_tables where schemaname = 'two_tower' group by 1"
-        ).fetchall()
-    return {name: (int(updates), int(hot)) for name, updates, hot in rows}
+    with connect(world.url, autocommit=True) as connection:
+        found = rows(
+            connection,
+            "select regexp_replace(relname, '_[0-9]+$', '') as name, sum(n_tup_upd) as updates,"
+            " sum(n_tup_hot_upd) as hot"
+            " from pg_stat_user_tables where schemaname = 'two_tower' group by 1",
+        )
+    return {row.name: (int(row.updates), int(row.hot)) for row in found}
 
 
 def _shares(
@@ -243,10 +243,8 @@ def _shares(
 
 def _verdicts(world: World) -> dict[str, int]:
     """How many of the events taught something: a repeated like is cheaper than a first one."""
-    with world.connect() as connection:
-        unlearned = dict(
-            connection.execute("select reason, count(*) from two_tower.unlearned_events group by 1")
-        )
-        row = connection.execute("select count(*) from two_tower.training_examples").fetchone()
-    assert row is not None
-    return {"learned": int(row[0]), **{str(k): int(v) for k, v in unlearned.items()}}
+    with connect(world.url, autocommit=True) as connection:
+        query = "select reason, count(*) from two_tower.unlearned_events group by 1"
+        unlearned = dict(rows(connection, query))
+        learned = value(connection, "select count(*) from two_tower.training_examples")
+    return {"learned": learned, **unlearned}

@@ -6,6 +6,7 @@ import re
 
 import psycopg
 
+from python_jobs.db import connect
 from python_jobs.errors import CommandError
 from python_jobs.laboratory.bench.feed import user_id
 from python_jobs.laboratory.bench.world import World
@@ -51,7 +52,7 @@ def explain_page(world: World, interests: int) -> str:
     reader = user_id(1 if interests == 1 else 2)
     query = "select * from two_tower.recommend_for(%s, 50)"
     seen: list[str] = []
-    with world.connect(superuser=True) as connection:
+    with connect(world.superuser_url, autocommit=True) as connection:
         try:
             connection.execute("load 'auto_explain'")
         except psycopg.Error as error:
@@ -59,14 +60,14 @@ def explain_page(world: World, interests: int) -> str:
         for _ in range(20):
             connection.execute(query, [reader])
         connection.add_notice_handler(lambda notice: seen.append(notice.message_primary or ""))
-        for name, value in (
+        for name, setting in (
             ("auto_explain.log_min_duration", "0"),
             ("auto_explain.log_nested_statements", "on"),
             ("auto_explain.log_analyze", "on"),
             ("auto_explain.log_buffers", "on"),
             ("client_min_messages", "log"),
         ):
-            connection.execute("select set_config(%s, %s, false)", [name, value])
+            connection.execute("select set_config(%s, %s, false)", [name, setting])
         seen.clear()
         connection.execute(query, [reader])
     plans = [text for text in seen if "plan:" in text and "set_config(" not in text[:80]]

@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import psycopg
 from pgvector import HalfVector
 
+from python_jobs.db import Connection, array, connect, rows, value
 from python_jobs.laboratory.bench.feed import ENGAGE, live_vectors, readers, user_id
 from python_jobs.laboratory.bench.pgbench import Run, pgbench
-from python_jobs.laboratory.bench.world import USER_ID, World
+from python_jobs.laboratory.bench.world import World
+from python_jobs.laboratory.server import USER_ID
 from python_jobs.worker.process import Worker
 
 PAGE = 50
@@ -64,36 +65,31 @@ class Truth:
         return float(np.mean([len(f & e) / len(e) for f, e in zip(found, self.exact, strict=True)]))
 
 
-def find_truth(connection: psycopg.Connection[Any], vectors: np.ndarray, interests: int) -> Truth:
+def find_truth(connection: Connection, vectors: np.ndarray, interests: int) -> Truth:
     """Searches all vectors under the filters of recommend()."""
     sample = list(readers(interests))[:SAMPLE]
     users, exact = [], []
     for number in sample:
-        row = connection.execute("select two_tower.encode_user(%s)", [user_id(number)]).fetchone()
-        assert row is not None
-        users.append(row[0].to_numpy())
+        users.append(array(value(connection, "select two_tower.encode_user(%s)", user_id(number))))
         scores = vectors @ users[-1]
-        ineligible = connection.execute(
-            "select post_id - 1 from two_tower.user_posts where user_id = %(user)s"
+        ineligible = rows(
+            connection,
+            "select post_id - 1 as place from two_tower.user_posts where user_id = %s"
             " union select p.id - 1 from two_tower.withheld_authors a"
-            "   join public.posts p using (author_id) where a.user_id = %(user)s",
-            {"user": user_id(number)},
-        ).fetchall()
-        scores[[row[0] for row in ineligible]] = -np.inf
+            "   join public.posts p using (author_id) where a.user_id = %s",
+            *(user_id(number), user_id(number)),
+        )
+        scores[[row.place for row in ineligible]] = -np.inf
         exact.append({int(i) + 1 for i in np.argpartition(-scores, PAGE)[:PAGE]})
     return Truth(vectors, sample, np.array(users), exact)
 
 
-def recall_of_pages(connection: psycopg.Connection[Any], truth: Truth) -> float:
+def recall_of_pages(connection: Connection, truth: Truth) -> float:
     """Of recommend(), by nearness alone."""
     connection.execute(_NEARNESS_ALONE)
+    query = "select post_id from two_tower.recommend_for(%s, %s)"
     found = [
-        {
-            row[0]
-            for row in connection.execute(
-                "select post_id from two_tower.recommend_for(%s, %s)", [user_id(number), PAGE]
-            )
-        }
+        {post.post_id for post in rows(connection, query, user_id(number), PAGE)}
         for number in truth.readers
     ]
     connection.execute(_DEFAULTS)
@@ -109,26 +105,23 @@ class Bare:
     recall: float
 
 
-def match_bare(connection: psycopg.Connection[Any], truth: Truth, recall: float, side: int) -> Bare:
+def match_bare(connection: Connection, truth: Truth, recall: float, side: int) -> Bare:
     """The cheapest search whose rows hold as many of the exact posts as pages with that recall."""
     best = Bare(0, 0, 0)
     for ef in EFS:
         connection.execute(f"set hnsw.ef_search = {ef}".encode())
+        query = (
+            f"select post_id from two_tower.serving_embeddings_{side}"
+            f" order by embedding operator(extensions.<#>) %s limit {ef}"
+        )
         found = [
-            [
-                row[0]
-                for row in connection.execute(
-                    f"select post_id from two_tower.serving_embeddings_{side}"
-                    f" order by embedding operator(extensions.<#>) %s limit {ef}".encode(),
-                    [HalfVector(user)],
-                )
-            ]
+            [post.post_id for post in rows(connection, query, HalfVector(user))]
             for user in truth.users
         ]
-        for rows in range(PAGE, ef + 1, 25):
-            reached = truth.recall([set(f[:rows]) for f in found])
+        for count in range(PAGE, ef + 1, 25):
+            reached = truth.recall([set(f[:count]) for f in found])
             if reached >= recall - 0.0005:
-                return Bare(ef, rows, reached)
+                return Bare(ef, count, reached)
         best = Bare(ef, ef, reached)
     return best
 
@@ -162,8 +155,8 @@ def measure_pages(
     world: World, rounds: int, length: dict[str, Any], say: Callable[[str], None]
 ) -> dict[str, Any]:
     """Recall and latency of pages and of bare searches, in turns, as the index stands now."""
-    with world.connect() as connection:
-        side = _value(connection, "select serving_side from two_tower.state")
+    with connect(world.url, autocommit=True) as connection:
+        side = value(connection, "select serving_side from two_tower.state")
         vectors = live_vectors(connection, world.posts)
         recalls: dict[int, float] = {}
         bares: dict[int, Bare] = {}
@@ -203,7 +196,7 @@ def _cases(interests: int, side: int, bare: Bare) -> Iterator[Case]:
         yield Case("recommend", interests, clients, _RECOMMEND.format(**parts))
 
 
-def _store_vectors(connection: psycopg.Connection[Any], interests: int) -> None:
+def _store_vectors(connection: Connection, interests: int) -> None:
     """What the bare query searches for, so that it need not encode anybody."""
     connection.execute(
         "create table if not exists public.reader_vectors"
@@ -222,7 +215,7 @@ def engage(world: World, events: int, say: Callable[[str], None]) -> float:
 
     Returns the seconds that took. The towers are not trained: there are no texts here.
     """
-    with world.connect() as connection:
+    with connect(world.url, autocommit=True) as connection:
         connection.execute(
             "update two_tower.schedules set is_enabled = false where kind like 'train%'"
         )
@@ -251,13 +244,11 @@ def working(world: World) -> Iterator[None]:
 
 def build(world: World) -> dict[str, Any]:
     """Builds the serving index, and says how long that took and how large it is."""
-    with world.connect() as connection:
+    with connect(world.url, autocommit=True) as connection:
         connection.execute("select two_tower.build_serving_index('bench')")
-        row = connection.execute(
-            "select seconds, index_bytes from two_tower.serving_builds order by id desc limit 1"
-        ).fetchone()
-    assert row is not None
-    return {"seconds": row[0], "index_bytes": row[1]}
+        query = "select seconds, index_bytes from two_tower.serving_builds order by id desc limit 1"
+        (built,) = rows(connection, query)
+    return dict(built._asdict())
 
 
 def measure(
@@ -275,11 +266,9 @@ def measure(
     if events:
         report["engaging_s"] = engage(world, events, say)
         report["worn"] = measure_pages(world, rounds, length, say)
-        with world.connect() as connection:
-            report["index"] = _value(
-                connection, "select to_jsonb(i) from two_tower.serving_index i"
-            )
-            report["builds"] = _value(connection, "select count(*) from two_tower.serving_builds")
+        with connect(world.url, autocommit=True) as connection:
+            report["index"] = value(connection, "select to_jsonb(i) from two_tower.serving_index i")
+            report["builds"] = value(connection, "select count(*) from two_tower.serving_builds")
             say("building the serving index anew")
             build(world)
             vectors = live_vectors(connection, world.posts)
@@ -302,7 +291,7 @@ def search_with_faiss(
         import faiss
     except ImportError:
         return None
-    with world.connect() as connection:
+    with connect(world.url, autocommit=True) as connection:
         vectors = live_vectors(connection, world.posts)
         truths = {k: find_truth(connection, vectors, k) for k in INTERESTS}
     say("building FAISS's index")
@@ -316,18 +305,18 @@ def search_with_faiss(
     for interests, truth in truths.items():
         for ef in EFS:
             index.hnsw.efSearch = ef
-            rows = min(ef, 2 * PAGE if interests > 1 else 4 * PAGE)
+            count = min(ef, 2 * PAGE if interests > 1 else 4 * PAGE)
             found, times = [], []
             for user in truth.users:
                 began = time.perf_counter()
-                ids = index.search(user[None], rows)[1][0]
+                ids = index.search(user[None], count)[1][0]
                 times.append(1000 * (time.perf_counter() - began))
                 found.append({int(i) + 1 for i in ids})
             recall = truth.recall(found)
             if recall >= recalls[interests] - 0.0005:
                 break
         report["interests"][interests] = {
-            **{"ef": ef, "rows": rows, "recall": recall},
+            **{"ef": ef, "rows": count, "recall": recall},
             **{f"p{p}_ms": float(np.percentile(times, p)) for p in (50, 95, 99)},
         }
     return report
@@ -368,8 +357,3 @@ def budgets(report: dict[str, Any], posts: int) -> list[dict[str, Any]]:
         }
         for name, figure, word, bound, unit in lines
     ]
-
-
-def _value(connection: psycopg.Connection[Any], query: str) -> Any:
-    row = connection.execute(query.encode()).fetchone()
-    return row[0] if row else None

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import psycopg
 
-from python_jobs.laboratory.bench.world import USER_ID, World
+from python_jobs.db import Connection, connect, connect_as_service, value
+from python_jobs.laboratory.bench.world import World
+from python_jobs.laboratory.server import USER_ID
 
 LIKES = 3000  # enough for 1,000 pairs beside those that are held out
 CALM_S = 10.0  # readers and writers alone, to compare with
@@ -72,7 +73,7 @@ class Load:
 
     def _repeat(self, query: str, into: list[float], pause_s: float) -> None:
         draw = random.Random(len(query))
-        with self.world.connect() as connection:
+        with connect(self.world.url, autocommit=True) as connection:
             while not self.stop.wait(pause_s):
                 user = USER_ID.format(draw.randint(1, self.world.users))
                 post = draw.randint(1, self.world.posts)
@@ -127,7 +128,7 @@ def measure(
 def fill_texts(world: World) -> None:
     """Base embeddings of all posts, and likes to learn from."""
     rng = np.random.default_rng(0)
-    with world.connect() as connection:
+    with connect(world.url, autocommit=True) as connection:
         # Training is started by hand here, and so is what it is timed against.
         connection.execute("update two_tower.schedules set is_enabled = false")
         columns = "two_tower.base_embeddings (post_id, base_embedding, encoded_at)"
@@ -193,21 +194,22 @@ def settle(world: World) -> None:
 
 def _begin_switch(world: World) -> None:
     """A version a little off the active one, as if the gate had accepted it."""
-    with world.connect() as connection:
-        row = connection.execute(
+    with connect(world.url, autocommit=True) as connection:
+        parent = value(connection, "select two_tower.active_version('candidate_tower')")
+        version = value(
+            connection,
             "insert into two_tower.model_weights (tower, parent_version, verdict)"
-            " values ('candidate_tower', two_tower.active_version('candidate_tower'), 'a bench')"
-            " returning version, parent_version"
-        ).fetchone()
-        assert row is not None
+            " values ('candidate_tower', %s, 'a bench') returning version",
+            parent,
+        )
         connection.execute(
             "insert into two_tower.model_tensors (version, name, row_index, row)"
             " select %s, name, row_index, case when name = 'output.bias'"
             " then array_fill(0.01::real, array[128])::extensions.vector else row end"
             " from two_tower.model_tensors where version = %s",
-            row,
+            [version, parent],
         )
-        connection.execute("select two_tower.begin_switch(%s)", row[:1])
+        connection.execute("select two_tower.begin_switch(%s)", [version])
 
 
 def _new_posts(world: World) -> tuple[float, float]:
@@ -216,7 +218,7 @@ def _new_posts(world: World) -> tuple[float, float]:
     process = context.Process(target=_work, args=[world.url], daemon=True)
     process.start()
     try:
-        with world.connect() as connection:
+        with connect(world.url, autocommit=True) as connection:
             _time_post(connection)  # the encoder is loaded by then
             idle = max(_time_post(connection) for _ in range(NEW_POSTS))
             connection.execute("select two_tower.enqueue_job('train_user_tower')")
@@ -227,17 +229,16 @@ def _new_posts(world: World) -> tuple[float, float]:
     return idle, beside
 
 
-def _time_post(connection: psycopg.Connection[Any]) -> float:
+def _time_post(connection: Connection) -> float:
     text = " ".join(random.choices(WORDS, k=24))
     began = time.monotonic()
-    row = connection.execute(
-        "insert into public.posts (author_id, content) values (null, %s) returning id", [text]
-    ).fetchone()
+    insert = "insert into public.posts (author_id, content) values (null, %s) returning id"
+    post = value(connection, insert, text)
     query = (
         "select exists (select from two_tower.live_embeddings where post_id = %s and slot ="
         " (select active_slot from two_tower.state))"
     )
-    while connection.execute(query, row).fetchone() != (True,):
+    while not value(connection, query, post):
         time.sleep(0.02)
     return time.monotonic() - began
 
@@ -267,9 +268,8 @@ def _timed(task: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
 
 def _run_job(url: str, kind: str) -> tuple[float, dict[str, Any]]:
     from python_jobs.worker.jobs import HANDLERS
-    from python_jobs.worker.process import open_connection
 
-    with open_connection(url) as connection:
+    with connect_as_service(url) as connection:
         began = time.monotonic()
         result = HANDLERS[kind](connection)
         return time.monotonic() - began, result

@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any
 
-import psycopg
-
-from python_jobs.db import connect
-from python_jobs.local.bootstrap import bootstrap
-from python_jobs.local.postgres import SUPERUSER, Binaries, Cluster, find_binaries, free_port
-from python_jobs.migrate import migrate
-from python_jobs.project import project_dir
-
-# Ids that a pgbench script can make of a number.
-USER_ID = "('00000000-0000-4000-8000-' || lpad(to_hex({}), 12, '0'))::uuid"
+from python_jobs.db import Connection, connect, rows, value
+from python_jobs.laboratory.server import USER_ID, server
+from python_jobs.local.postgres import SUPERUSER, Binaries, Cluster, find_binaries
 
 _FILL = """
   insert into auth.users (id, email)
@@ -73,31 +63,31 @@ class World:
         """As role postgres, the owner of the schema."""
         return self.cluster.url()
 
-    def connect(self, *, superuser: bool = False) -> psycopg.Connection[Any]:
-        """A connection in autocommit."""
-        url = self.cluster.url(user=SUPERUSER) if superuser else self.url
-        return connect(url, autocommit=True)
+    @property
+    def superuser_url(self) -> str:
+        """As the superuser, who owns the server."""
+        return self.cluster.url(user=SUPERUSER)
 
     def fold(self) -> None:
         """Folds in all that is queued, as tick() does step by step."""
-        with self.connect() as connection:
-            while connection.execute("select two_tower.fold_pushes(1000)").fetchone() != (0,):
+        with connect(self.url, autocommit=True) as connection:
+            while value(connection, "select two_tower.fold_pushes(1000)"):
                 pass
 
     def versions(self) -> dict[str, str]:
         """What was measured, and on what."""
-        with self.connect() as connection:
-            row = connection.execute(
-                "select current_setting('server_version'),"
-                " (select extversion from pg_extension where extname = 'vector'),"
-                " current_setting('fsync'), current_setting('synchronous_commit'),"
-                " current_setting('shared_buffers')"
-            ).fetchone()
-        assert row is not None
-        names = ("postgres", "pgvector", "fsync", "synchronous_commit", "shared_buffers")
+        with connect(self.url) as connection:
+            (row,) = rows(
+                connection,
+                "select current_setting('server_version') as postgres,"
+                " (select extversion from pg_extension where extname = 'vector') as pgvector,"
+                " current_setting('fsync') as fsync,"
+                " current_setting('synchronous_commit') as synchronous_commit,"
+                " current_setting('shared_buffers') as shared_buffers",
+            )
         return {
             "two-tower": version("two-tower"),
-            **dict(zip(names, row, strict=True)),
+            **row._asdict(),
             "cores": str(os.cpu_count()),
             "users": str(self.users),
             "posts": str(self.posts),
@@ -108,24 +98,14 @@ class World:
 def world(users: int, posts: int, settings: dict[str, str] | None = None) -> Iterator[World]:
     """A migrated, empty database on a server that keeps what it acknowledges, gone afterwards."""
     binaries = find_binaries()
-    with tempfile.TemporaryDirectory(prefix="two-tower-bench-", dir="/var/tmp") as name:
-        Path(name).chmod(0o755)
-        defaults = {
-            "max_connections": "60",
-            "shared_buffers": "512MB",
-            "max_wal_size": "8GB",
-            "checkpoint_timeout": "30min",
-        }
-        cluster = Cluster(
-            Path(name) / "postgres", free_port(), settings={**defaults, **(settings or {})}
-        )
-        cluster.start()
-        try:
-            bootstrap(cluster.url(user=SUPERUSER), cluster.password)
-            migrate(cluster.url(), project_dir())
-            yield World(cluster, binaries, users, posts)
-        finally:
-            cluster.stop("immediate")
+    defaults = {
+        "max_connections": "60",
+        "shared_buffers": "512MB",
+        "max_wal_size": "8GB",
+        "checkpoint_timeout": "30min",
+    }
+    with server({**defaults, **(settings or {})}, binaries) as cluster:
+        yield World(cluster, binaries, users, posts)
 
 
 @contextmanager
@@ -136,9 +116,15 @@ def filled_world(users: int, posts: int) -> Iterator[World]:
         yield target
 
 
+def wal_position(connection: Connection) -> float:
+    """How many bytes were written to the WAL since the server was made."""
+    position = "select pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')"
+    return float(value(connection, position))
+
+
 def _fill(target: World) -> None:
     """Users who have a full history, and posts in random directions."""
-    with target.connect(superuser=True) as connection:
+    with connect(target.superuser_url, autocommit=True) as connection:
         # Rows as if they had long been there: no trigger, no job.
         connection.execute("set session_replication_role = replica")
         statements = _FILL.format(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -12,14 +11,12 @@ from typing import Any
 
 import click
 import numpy as np
-import psycopg
-from psycopg.rows import dict_row
 from rich import box
 from rich.console import Console
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
-from python_jobs.db import connect
+from python_jobs.db import Connection, connect
 from python_jobs.laboratory.evaluate.database import TwoTower
 from python_jobs.laboratory.evaluate.interactions import Stream, from_csv, from_movielens
 from python_jobs.laboratory.evaluate.measure import (
@@ -35,11 +32,9 @@ from python_jobs.laboratory.evaluate.plot import plot
 from python_jobs.laboratory.evaluate.systems import Peer, Popularity, StaticContent, System
 from python_jobs.laboratory.evaluate.tuning import GRIDS, tuned_peer
 from python_jobs.laboratory.movielens import load
-from python_jobs.local.bootstrap import bootstrap
-from python_jobs.local.postgres import SUPERUSER, Cluster, free_port
-from python_jobs.local.stack import Stack
-from python_jobs.migrate import migrate
-from python_jobs.project import project_dir
+from python_jobs.laboratory.server import server
+from python_jobs.local.postgres import SUPERUSER
+from python_jobs.state import state_dir
 
 OURS = "two-tower"
 JOBS_OFF = "jobs off"
@@ -98,23 +93,25 @@ def evaluate(
     as_json: bool,
     plot_path: Path | None,
 ) -> None:
-    """Judge recommendations: each positive is asked for before it is learned."""
-    stack_dir = Stack().state_dir
-    stream = from_csv(data) if data else from_movielens(load(path, stack_dir / "ml-100k"))
+    """Judge recommendations on a stream, against other systems.
+
+    Each positive is asked for before it is learned.
+    """
+    stream = from_csv(data) if data else from_movielens(load(path, state_dir() / "ml-100k"))
     stream = stream.head(events)
     asked = choose_questions(stream, questions)
     settings = parse_settings(overrides)
     with ExitStack() as on_exit, Progress(console=Console(stderr=True)) as progress:
         base = encode(stream)
         systems: list[System] = [Popularity(stream, 30)]
-        databases = on_exit.enter_context(server())
+        new_database = on_exit.enter_context(databases())
         for name, jobs in (ABLATION if ablation else {OURS: ()}).items():
-            systems.append(TwoTower(name, databases(on_exit), stream, base, settings, jobs))
+            systems.append(TwoTower(name, new_database(on_exit), stream, base, settings, jobs))
         if not ablation:
             systems += [Popularity(stream, None), StaticContent(stream, base)]
         if not ablation and not only_ours:
             literal = {**settings, "learning_rule": "literal"}
-            systems.append(TwoTower("literal rule", databases(on_exit), stream, base, literal))
+            systems.append(TwoTower("literal rule", new_database(on_exit), stream, base, literal))
             for name, grid in GRIDS.items():
                 tries = progress.add_task(f"tune {name}", total=len(grid))
                 systems.append(tuned_peer(stream, name, partial(_update, progress, tries)))
@@ -155,35 +152,23 @@ def encode(stream: Stream) -> np.ndarray:
 
 
 @contextmanager
-def server() -> Iterator[Any]:
+def databases() -> Iterator[Callable[[ExitStack], Connection]]:
     """A server of its own; gives a factory of migrated databases' connections."""
-    with tempfile.TemporaryDirectory(prefix="two-tower-eval-", dir="/var/tmp") as name:
-        Path(name).chmod(0o755)
-        cluster = Cluster(
-            Path(name) / "postgres", free_port(), settings={"fsync": "off", "max_wal_size": "4GB"}
-        )
-        cluster.start()
-        try:
-            bootstrap(cluster.url(user=SUPERUSER), cluster.password)
-            migrate(cluster.url(), project_dir())
-            count = 0
+    with server({"fsync": "off", "max_wal_size": "4GB"}) as cluster:
+        count = 0
 
-            def make(on_exit: ExitStack) -> psycopg.Connection[Any]:
-                nonlocal count
-                count += 1
-                with connect(cluster.url("template1", SUPERUSER), autocommit=True) as session:
-                    session.execute(
-                        f"create database eval_{count} template postgres owner postgres".encode()
-                    )
-                connection = connect(
-                    cluster.url(f"eval_{count}"), autocommit=True, row_factory=dict_row
+        def make(on_exit: ExitStack) -> Connection:
+            nonlocal count
+            count += 1
+            with connect(cluster.url("template1", SUPERUSER), autocommit=True) as session:
+                session.execute(
+                    f"create database eval_{count} template postgres owner postgres".encode()
                 )
-                on_exit.callback(connection.close)
-                return connection
+            connection = connect(cluster.url(f"eval_{count}"), autocommit=True)
+            on_exit.callback(connection.close)
+            return connection
 
-            yield make
-        finally:
-            cluster.stop("immediate")
+        yield make
 
 
 def describe(

@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-import psycopg
 
-from python_jobs.laboratory.bench.world import USER_ID
+from python_jobs.db import Connection, rows, value
 from python_jobs.laboratory.evaluate.interactions import Stream
 from python_jobs.laboratory.evaluate.systems import PAGE, System
+from python_jobs.laboratory.server import USER_ID
 
 FOLDED_EVERY = 100
 TRAINED_EVERY = 1000
@@ -28,7 +28,7 @@ class TwoTower(System):
     def __init__(
         self,
         name: str,
-        connection: psycopg.Connection[Any],
+        connection: Connection,
         stream: Stream,
         base: np.ndarray,
         settings: dict[str, Any],
@@ -47,13 +47,13 @@ class TwoTower(System):
     def _set_up(self, base: np.ndarray, settings: dict[str, Any]) -> None:
         # Ratings are entered many a minute, each of them meant; no item has an author.
         settings = {"learned_events_per_minute": 1_000_000, **settings}
-        for column, value in settings.items():
+        for column, setting in settings.items():
             self.connection.execute(
-                f"update two_tower.settings set {column} = %s".encode(), [value]
+                f"update two_tower.settings set {column} = %s".encode(), [setting]
             )
         self._set_clock(float(self.stream.seconds[0]))
         # The same draws for all, so that arms that do the same score the same.
-        self._value("select setseed(0.5)")
+        value(self.connection, "select setseed(0.5)")
         self.connection.execute(
             f"insert into auth.users (id, email) select {USER_ID.format('g')}, 'u' || g"
             " from generate_series(1, %s) g".encode(),
@@ -73,7 +73,7 @@ class TwoTower(System):
         # As a worker does while posts wait for their first reader, and autovacuum within a minute:
         # by the plans, rows come in another order, and then other negatives are drawn.
         for _ in range(10):
-            self._value("select two_tower.tick()")
+            value(self.connection, "select two_tower.tick()")
         self.connection.execute("analyze")
 
     def top(self, user: int, now: float) -> np.ndarray:
@@ -81,20 +81,18 @@ class TwoTower(System):
         self._send()
         self._set_clock(now)
         user_id = USER_ID.format("%s::int")
-        rows = self.connection.execute(
-            f"select post_id from two_tower.recommend_for({user_id}, %s)".encode(),
-            [user + 1, PAGE],
-        ).fetchall()
-        return np.array([row["post_id"] - 1 for row in rows], dtype=int)
+        query = f"select post_id from two_tower.recommend_for({user_id}, %s)"
+        page = rows(self.connection, query, user + 1, PAGE)
+        return np.array([post.post_id - 1 for post in page], dtype=int)
 
     def learn(self, number: int) -> None:
         """Inserts it, at the latest before the next question."""
         self.waiting.append(number)
         if (number + 1) % FOLDED_EVERY == 0:
             self._send()
-            self._value("select two_tower.fold_pushes(null)")
-            self._value("select two_tower.refresh_popular_candidates()")
-            if self._value("select two_tower.improve_first_tower()"):
+            value(self.connection, "select two_tower.fold_pushes(null)")
+            value(self.connection, "select two_tower.refresh_popular_candidates()")
+            if value(self.connection, "select two_tower.improve_first_tower()"):
                 self._finish_switch()
         if "candidate_tower" in self.jobs and (number + 1) % TRAINED_EVERY == 0:
             self._train("train_candidate_tower")
@@ -134,31 +132,24 @@ class TwoTower(System):
 
     def collapse(self) -> float | None:
         """Mean cosine of the 200 most engaged posts, as the audit measures it."""
-        value = self._value(
-            "select value from two_tower.measure_quality() where name = 'mean_cosine'"
-        )
-        return None if value is None else float(value)
+        query = "select value from two_tower.measure_quality() where name = 'mean_cosine'"
+        found = [row.value for row in rows(self.connection, query)]
+        return None if found in ([], [None]) else float(found[0])
 
     def versions(self) -> dict[str, int]:
         """How many versions of the towers the gate accepted and rejected."""
-        rows = self.connection.execute(
-            "select tower || ' ' || state as name, count(*) as n from two_tower.model_weights"
-            " group by 1"
-        ).fetchall()
-        return {row["name"]: row["n"] for row in rows}
+        query = "select tower || ' ' || state, count(*) from two_tower.model_weights group by 1"
+        return dict(rows(self.connection, query))
 
     def agreements(self) -> dict[str, float]:
         """Rank correlation (Spearman) of cosines with those of the texts, by how the projection
         that the project started with came about."""
-        rows = self.connection.execute(
+        found = rows(
+            self.connection,
             "select verdict, metrics -> 'agreement' -> 'with_texts' as spearman"
-            " from two_tower.model_weights where metrics ? 'agreement' order by version"
-        ).fetchall()
-        return {row["verdict"].removeprefix("accepted: "): row["spearman"] for row in rows}
-
-    def _value(self, query: str) -> Any:
-        row = self.connection.execute(query.encode()).fetchone()
-        return next(iter(row.values())) if row else None
+            " from two_tower.model_weights where metrics ? 'agreement' order by version",
+        )
+        return {row.verdict.removeprefix("accepted: "): row.spearman for row in found}
 
     def _time(self, seconds: float) -> datetime:
         return datetime.fromtimestamp(seconds + self.shift, UTC)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import psycopg
-
+from python_jobs.db import Connection, rows, value
 from python_jobs.worker.encoder import Encoder
 
 BATCH = 256
@@ -18,7 +17,7 @@ def encoder() -> Encoder:
     return Encoder()
 
 
-def encode_posts(connection: psycopg.Connection[Any]) -> dict[str, Any]:
+def encode_posts(connection: Connection) -> dict[str, Any]:
     """Encodes all posts that wait, in batches; each batch is stored before the next is read."""
     return {
         "posts": _encode(
@@ -29,7 +28,7 @@ def encode_posts(connection: psycopg.Connection[Any]) -> dict[str, Any]:
     }
 
 
-def encode_profiles(connection: psycopg.Connection[Any]) -> dict[str, Any]:
+def encode_profiles(connection: Connection) -> dict[str, Any]:
     """Encodes all profiles that wait."""
     return {
         "profiles": _encode(
@@ -40,12 +39,11 @@ def encode_profiles(connection: psycopg.Connection[Any]) -> dict[str, Any]:
     }
 
 
-def _encode(connection: psycopg.Connection[Any], read: str, store: str) -> int:
+def _encode(connection: Connection, read: str, store: str) -> int:
     encoded = 0
-    while rows := connection.execute(read, [BATCH]).fetchall():
-        vectors = encoder().encode([row["content"] for row in rows])
-        connection.execute(
-            store, [[row["id"] for row in rows], list(vectors), [row["request"] for row in rows]]
-        )
-        encoded += len(rows)
+    while texts := rows(connection, read, BATCH):
+        vectors = encoder().encode([text.content for text in texts])
+        requests = [text.request for text in texts]
+        value(connection, store, [text.id for text in texts], list(vectors), requests)
+        encoded += len(texts)
     return encoded

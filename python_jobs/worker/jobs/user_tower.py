@@ -10,23 +10,14 @@ from uuid import UUID
 
 import numpy as np
 
-from python_jobs.worker.jobs.versions import (
-    Connection,
-    Origin,
-    array,
-    load,
-    matrix,
-    rows,
-    store,
-    value,
-)
+from python_jobs.db import Connection, array, rows, value
+from python_jobs.worker.jobs.versions import Origin, load, matrix, store
 from python_jobs.worker.towers.histories import History, Pool
 from python_jobs.worker.towers.user import SIZE, UNKNOWN, UserConfig, encode_users, train_user
 from python_jobs.worker.towers.weights import TrainingResult
 
 BATCH = 500  # users read and encoded at a time
 NOBODY = UUID(int=0)
-Rows = list[dict[str, Any]]
 
 
 @dataclass
@@ -77,13 +68,12 @@ def _train(connection: Connection) -> dict[str, Any]:
         held_out,
         _ids(connection, "select two_tower.users_to_train(%s) as id", held_out),
     )
-    if not any(any(row["is_positive"][1:]) for row in found):
+    if not any(any(row.is_positive[1:]) for row in found):
         return {"skipped": "no user with an engagement before a positive one"}
     parent = value(connection, "select two_tower.active_version('user_tower')")
     known = Version(*load(connection, parent)) if parent else Version({}, {})
     event_types = [
-        row["event_type"]
-        for row in rows(connection, "select * from two_tower.event_types_to_train()")
+        row.event_type for row in rows(connection, "select * from two_tower.event_types_to_train()")
     ]
     noise = np.random.default_rng(0)
     authors = _authors(connection, found, noise)
@@ -94,9 +84,9 @@ def _train(connection: Connection) -> dict[str, Any]:
     }
     posts = rows(connection, "select * from two_tower.random_posts_as_of(%s)", held_out)
     pool = Pool(
-        np.array([post["post_id"] for post in posts], dtype=np.int64),
-        matrix([post["embedding"] for post in posts], 128),
-        np.array([post["hours"] for post in posts], dtype=float),
+        np.array([post.post_id for post in posts], dtype=np.int64),
+        matrix([post.embedding for post in posts], 128),
+        np.array([post.hours for post in posts], dtype=float),
     )
     loss = value(connection, "select user_tower_loss from two_tower.settings")
     result = train_user(
@@ -114,7 +104,7 @@ def _train(connection: Connection) -> dict[str, Any]:
         connection,
         "user_tower",
         TrainingResult(version.tensors, result.metrics, version.config),
-        Origin(parent, min(row["oldest_event"] for row in found), held_out),
+        Origin(parent, min(row.oldest_event for row in found), held_out),
         learned,
     )
     if number is None:
@@ -173,7 +163,7 @@ def encode(
         {**version.tensors, "author.weight": np.stack(list(authors.values()))},
         version.model,
     )
-    return [row["user_id"] for row in found], vectors
+    return [row.user_id for row in found], vectors
 
 
 def _batches(ids: list[UUID]) -> Iterator[list[UUID]]:
@@ -182,21 +172,21 @@ def _batches(ids: list[UUID]) -> Iterator[list[UUID]]:
 
 
 def _ids(connection: Connection, query: str, *arguments: Any) -> list[UUID]:
-    return [row["id"] for row in rows(connection, query, *arguments)]
+    return [row.id for row in rows(connection, query, *arguments)]
 
 
-def _histories(connection: Connection, before: int | None, user_ids: list[UUID]) -> Rows:
+def _histories(connection: Connection, before: int | None, user_ids: list[UUID]) -> list[Any]:
     return rows(
         connection, "select * from two_tower.user_histories(%s, %s::uuid[])", before, user_ids
     )
 
 
-def _author_ids(found: Rows) -> set[UUID]:
-    return set(itertools.chain.from_iterable(row["author_ids"] for row in found)) - {None}
+def _author_ids(found: list[Any]) -> set[UUID]:
+    return set(itertools.chain.from_iterable(row.author_ids for row in found)) - {None}
 
 
 def _authors(
-    connection: Connection, found: Rows, noise: np.random.Generator | None
+    connection: Connection, found: list[Any], noise: np.random.Generator | None
 ) -> dict[Any, np.ndarray]:
     """Embeddings of the authors in these histories, None (nobody) first.
 
@@ -204,7 +194,7 @@ def _authors(
     """
     wanted = sorted(_author_ids(found))
     query = "select * from two_tower.author_embeddings_of(%s::uuid[])"
-    known = {row["author_id"]: array(row["embedding"]) for row in rows(connection, query, wanted)}
+    known = {row.author_id: array(row.embedding) for row in rows(connection, query, wanted)}
     authors: dict[Any, np.ndarray] = {None: np.zeros(SIZE, dtype=np.float32)}
     for author in wanted:
         if author in known:
@@ -226,19 +216,17 @@ def _actions(known: Version, event_types: list[str], noise: np.random.Generator)
     ]).astype(np.float32)  # fmt: skip
 
 
-def _history(
-    row: dict[str, Any], authors: dict[Any, np.ndarray], event_types: list[str]
-) -> History:
+def _history(row: Any, authors: dict[Any, np.ndarray], event_types: list[str]) -> History:
     """A row of two_tower.user_histories(), with authors and event types as rows of tables."""
     places = {author: place for place, author in enumerate(authors)}
     actions = {event_type: place for place, event_type in enumerate(event_types)}
     # An event type that is younger than the version says nothing to it.
-    known = np.array([event_type in actions for event_type in row["event_types"]], dtype=bool)
+    known = np.array([event_type in actions for event_type in row.event_types], dtype=bool)
     return History(
-        posts=matrix(row["embeddings"], 128)[known],
-        post_ids=np.array(row["post_ids"], dtype=np.int64)[known],
-        authors=np.array([places.get(a, UNKNOWN) for a in row["author_ids"]], dtype=int)[known],
-        actions=np.array([actions.get(e, 0) for e in row["event_types"]], dtype=int)[known],
-        hours=np.array(row["hours"], dtype=float)[known],
-        is_positive=np.array(row["is_positive"], dtype=bool)[known],
+        posts=matrix(row.embeddings, 128)[known],
+        post_ids=np.array(row.post_ids, dtype=np.int64)[known],
+        authors=np.array([places.get(a, UNKNOWN) for a in row.author_ids], dtype=int)[known],
+        actions=np.array([actions.get(e, 0) for e in row.event_types], dtype=int)[known],
+        hours=np.array(row.hours, dtype=float)[known],
+        is_positive=np.array(row.is_positive, dtype=bool)[known],
     )

@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import psycopg
 from psycopg.types.json import Jsonb
 
+from python_jobs.db import Connection, array, rows, value
 from python_jobs.worker.towers.weights import TrainingResult, from_rows, to_rows
-
-Connection = psycopg.Connection[Any]
 
 
 @dataclass(frozen=True)
@@ -21,24 +19,6 @@ class Origin:
     parent: int | None
     trained_from: int | None
     held_out_from: int | None
-
-
-def value(connection: Connection, query: str, *arguments: Any) -> Any:
-    """The one value that a query returns, over a connection that gives dictionaries."""
-    row = connection.execute(query.encode(), list(arguments)).fetchone()
-    assert row is not None
-    return next(iter(row.values()))
-
-
-def rows(connection: Connection, query: str, *arguments: Any) -> list[dict[str, Any]]:
-    """All rows, in binary: a vector is then copied, not parsed."""
-    with connection.cursor(binary=True) as cursor:
-        return cursor.execute(query.encode(), list(arguments)).fetchall()
-
-
-def array(vector: Any) -> np.ndarray:
-    """pgvector gives arrays, or, where the type was not registered, its own class."""
-    return vector if isinstance(vector, np.ndarray) else np.asarray(vector.to_numpy())
 
 
 def matrix(vectors: list[Any], width: int) -> np.ndarray:
@@ -56,14 +36,14 @@ def load(connection: Connection, version: int) -> tuple[dict[str, np.ndarray], d
     config = value(
         connection, "select config from two_tower.model_weights where version = %s", version
     )
-    return from_rows((r["name"], r["row_index"], array(r["row"])) for r in stored), config
+    return from_rows((name, index, array(row)) for name, index, row in stored), config
 
 
 def load_authors(connection: Connection, version: int) -> dict[Any, np.ndarray]:
     """What a version of the user tower learned of authors [64] each."""
     query = "select author_id, embedding from two_tower.model_authors where version = %s"
     found = rows(connection, query + " order by author_id", version)
-    return {row["author_id"]: array(row["embedding"]) for row in found}
+    return {author: array(embedding) for author, embedding in found}
 
 
 def store(
