@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from python_jobs.local.postgres import SUPERUSER, Cluster, free_port
 from python_jobs.migrate import migrate
 from tests.support.database import PROJECT, add_user, reachable_folder
 from tests.support.engagements import Stream, add_posts, insert_events
+from tests.support.patience import wait_until
 from tests.support.reference import Event
 
 TABLES = [
@@ -62,13 +62,6 @@ def contents(connection: Connection) -> dict[str, list[Any]]:
     }
 
 
-def wait_for(what: Callable[[], bool], timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not what():
-        assert time.monotonic() < deadline, "the subscriber did not catch up"
-        time.sleep(0.05)
-
-
 def test_a_subscriber_holds_the_same_vectors_and_no_trigger_fires_twice(logical: Cluster) -> None:
     origin_url, copy_url = (make_database(logical, name) for name in ("origin", "copy"))
     with (
@@ -107,6 +100,6 @@ def test_a_subscriber_holds_the_same_vectors_and_no_trigger_fires_twice(logical:
             answer = origin.execute(caught_up, [row[0]]).fetchone()
             return bool(answer and answer[0])
 
-        wait_for(is_there)
+        wait_until(is_there)
         assert contents(copy) == wanted
         copy.execute("drop subscription copy")

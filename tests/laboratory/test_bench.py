@@ -96,7 +96,7 @@ def test_a_world_too_small_is_refused(command: str) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(7200)
 def test_the_jobs_of_the_towers_are_measured() -> None:
     """Runs all of it on the smallest world; what it takes is told, not judged."""
     answer = CliRunner().invoke(main, ["bench", "towers", "--posts", "1000", "--json"])

@@ -11,9 +11,11 @@ from rich.progress import Progress
 from python_jobs.db import connect
 from python_jobs.errors import CommandError
 from python_jobs.laboratory.movielens import Film, MovieLens, Rating
+from python_jobs.laboratory.replay import stages
 from python_jobs.laboratory.replay.report import hit_rates
 from python_jobs.laboratory.replay.stages import Access, Replay
 from tests.support.api import Api
+from tests.support.patience import PATIENCE_S
 from tests.support.workers import start_worker
 
 TOPICS = {
@@ -41,8 +43,12 @@ def small_feed() -> MovieLens:
 
 
 def test_a_replay_learns_beats_popularity_and_reports_it(
-    fresh_database: Callable[[], str], start_api: Callable[[str], Api]
+    fresh_database: Callable[[], str],
+    start_api: Callable[[str], Api],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(stages, "ENCODING_STALLED_S", PATIENCE_S)
+    monkeypatch.setattr(stages, "TRAINING_STALLED_S", PATIENCE_S)
     url = fresh_database()
     with connect(url, autocommit=True) as connection:
         connection.execute("update two_tower.settings set gate_minimum_events = 20")

@@ -14,6 +14,7 @@ from python_jobs.db import Connection, connect, value
 from tests.support.database import add_user
 from tests.support.engagements import add_posts, insert_events
 from tests.support.invariants import assert_consistent
+from tests.support.patience import PATIENCE_S
 from tests.support.reference import DIMENSIONS, START, Event, Vector, norm
 from tests.support.twin import Twin
 
@@ -246,7 +247,7 @@ def test_a_post_removed_for_good_while_a_batch_is_at_work_on_it_breaks_neither(
                 insert_events(one, batch)
                 waiting = pool.submit(other.execute, remove, [posts[0]])
                 one.commit()
-                waiting.result(timeout=30)
+                waiting.result(timeout=PATIENCE_S)
                 other.commit()
         value(watcher, "select two_tower.fold_pushes(null)")
         left = "select count(*) from two_tower.live_embeddings where post_id = %s"

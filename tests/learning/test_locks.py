@@ -21,6 +21,7 @@ from tests.support.engagements import (
 )
 from tests.support.invariants import assert_consistent
 from tests.support.learning import World, reasons, rng
+from tests.support.patience import PATIENCE_S, wait_until
 from tests.support.reference import START, Event
 
 
@@ -41,11 +42,9 @@ def at_once(
                 return work(second)
 
         future = pool.submit(later)
-        started.wait()
-        while not future.done():
-            waits = value(first, "select cardinality(pg_catalog.pg_blocking_pids(%s))", pid)
-            if waits:
-                break
+        assert started.wait(PATIENCE_S)
+        blocking = "select cardinality(pg_catalog.pg_blocking_pids(%s))"
+        wait_until(lambda: future.done() or value(first, blocking, pid))
     return done, future
 
 

@@ -8,7 +8,6 @@ import socket
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from python_jobs.local.stack import Stack
 from python_jobs.state import read_state
 from tests.support.api import Api
 from tests.support.database import PROJECT, as_user, reachable_folder
+from tests.support.patience import wait_until
 
 PROBE = """
 create function public.probe() returns jsonb language sql stable as $$
@@ -108,8 +108,7 @@ def test_postgres_recovers_by_itself_from_kill_9(own_cluster: Cluster) -> None:
         connection.execute("create table kept (id int)")
     pid = int((own_cluster.data_dir / "postmaster.pid").read_text().splitlines()[0])
     os.kill(pid, signal.SIGKILL)
-    while postgres.port_answers(own_cluster.port):
-        time.sleep(0.01)
+    wait_until(lambda: not postgres.port_answers(own_cluster.port))
     own_cluster.start()
     with psycopg.connect(own_cluster.url(user=SUPERUSER)) as connection:
         connection.execute("select from kept")

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +23,7 @@ from python_jobs.worker.jobs.serve import finish_switch
 from python_jobs.worker.process import Worker
 from tests.support.database import add_user, as_user, reachable_folder
 from tests.support.engagements import add_posts
+from tests.support.patience import wait_until
 
 POSTS = 6000
 PAGE = "select post_id from two_tower.recommend_for(%s, 50)"
@@ -195,8 +194,7 @@ def test_readers_do_not_wait_for_a_build_and_a_build_that_fails_leaves_what_serv
         with reading(feed.url, lengths), connect(feed.url) as builder:
             builder.execute("select two_tower.build_serving_index('to fail')")
             read = len(lengths)
-            while len(lengths) < read + 20:  # while all its locks are held
-                time.sleep(0.01)
+            wait_until(lambda: len(lengths) >= read + 20)  # while all its locks are held
             builder.rollback()
         assert value(connection, "select to_jsonb(s) from two_tower.state s") == before
     assert min(lengths) == 50
@@ -375,23 +373,18 @@ def test_a_hot_standby_serves_the_same_pages_and_follows(feed: World, standby: C
             " values (%s, %s, 'like')",
             [reader, page[0][0]],
         )
-        wait_for(lambda: page[0] not in copy.execute(PAGE, [reader]).fetchall() or copy.rollback())
+        wait_until(
+            lambda: page[0] not in copy.execute(PAGE, [reader]).fetchall() or copy.rollback()
+        )
         copy.rollback()
         builds = value(primary, "select two_tower.build_serving_index('to follow')")
-        wait_for(
+        wait_until(
             lambda: (
                 value(copy, "select max(id) from two_tower.serving_builds") == builds
                 or copy.rollback()
             )
         )
         assert len(copy.execute(PAGE, [reader]).fetchall()) == 50
-
-
-def wait_for(what: Callable[[], Any], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, "the standby did not follow"
-        time.sleep(0.05)
 
 
 def test_the_bench_measures_pages_against_the_bare_index(

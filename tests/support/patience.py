@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-# Enough for a machine with many times more to do than it has cores.
-PATIENCE_S = 600.0
+# A worker is nice to others: beside ten busy programs it gets some hundredths of a core, and what
+# takes it ten seconds elsewhere takes as many minutes.
+PATIENCE_S = 1800.0
 
 
 def wait_until(check: Callable[[], Any]) -> Any:

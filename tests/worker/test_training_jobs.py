@@ -17,9 +17,17 @@ from python_jobs.worker.jobs.versions import load, load_authors
 from python_jobs.worker.towers.candidate import CandidateConfig
 from python_jobs.worker.towers.user import UserConfig
 from tests.support.database import as_user
+from tests.support.patience import PATIENCE_S
 from tests.support.tower_world import World, make_world
 
 TRAININGS = ["train_candidate_tower", "train_user_tower"]
+
+
+@pytest.fixture(autouse=True)
+def no_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training that meets its time limit, on a busy machine, is not the same one again."""
+    for config in (CandidateConfig, UserConfig):
+        monkeypatch.setattr(config, "__init__", quick(config, max_seconds=PATIENCE_S))
 
 
 @pytest.fixture
