@@ -40,6 +40,7 @@ lint: $(STAMP)
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
+	@$(VENV)/bin/lint-imports --no-logo --no-cache
 	@$(VENV)/bin/sqlfluff lint --processes 2 --disable-progress-bar supabase/migrations
 	@$(if $(LATER_MIGRATIONS),$(VENV)/bin/squawk $(LATER_MIGRATIONS))
 

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import psycopg
 
-from python_jobs.db import connect
+from python_jobs.db import connect, rows, value
 from python_jobs.errors import CommandError
 from python_jobs.project import project_dir
-
-if TYPE_CHECKING:
-    from python_jobs.local.node import NodeTools
 
 _HISTORY = """
     create schema if not exists supabase_migrations;
@@ -30,6 +28,12 @@ _HISTORY = """
     alter table supabase_migrations.schema_migrations add column if not exists statements text[];
     alter table supabase_migrations.schema_migrations add column if not exists name text;
 """
+
+
+class Cli(Protocol):
+    """Runs the Supabase CLI with these arguments in a folder, whatever its exit status."""
+
+    def __call__(self, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]: ...
 
 
 class MigrationError(CommandError):
@@ -70,13 +74,11 @@ def find_migrations(project: Path) -> list[Migration]:
     return found
 
 
-def migrate(
-    database_url: str, project: Path | None = None, *, tools: NodeTools | None = None
-) -> list[str]:
+def migrate(database_url: str, project: Path | None = None, *, cli: Cli | None = None) -> list[str]:
     """Applies what the database lacks and returns the names of the applied files.
 
     project: the folder with supabase/migrations.
-    tools:   the npm packages with the Supabase CLI; without them psycopg applies the files.
+    cli:     runs the Supabase CLI; without it psycopg applies the files.
     Each file is one transaction. Raises MigrationError with file, line and SQLSTATE, and
     CommandError when the database cannot be reached or has another history.
     """
@@ -84,8 +86,8 @@ def migrate(
     pending = _pending(database_url, find_migrations(project))
     if not pending:
         return []
-    if tools is not None:
-        _apply_by_cli(database_url, project, tools, pending)
+    if cli is not None:
+        _apply_by_cli(database_url, project, cli, pending)
     else:
         _apply_by_psycopg(database_url, pending)
     return [migration.path.name for migration in pending]
@@ -93,12 +95,10 @@ def migrate(
 
 def _pending(database_url: str, migrations: list[Migration]) -> list[Migration]:
     with connect(database_url) as connection:
-        exists = connection.execute(
-            "select to_regclass('supabase_migrations.schema_migrations') is not null"
-        ).fetchone()
-        query = "select version from supabase_migrations.schema_migrations"
-        rows = connection.execute(query).fetchall() if exists and exists[0] else []
-    applied = {row[0] for row in rows}
+        table = "supabase_migrations.schema_migrations"
+        exists = value(connection, f"select to_regclass('{table}') is not null")
+        found = rows(connection, f"select version from {table}") if exists else []
+    applied = {row.version for row in found}
     if unknown := applied - {migration.version for migration in migrations}:
         raise CommandError(
             f"The database has migration {min(unknown)}, which supabase/migrations lacks:"
@@ -132,12 +132,10 @@ def _apply_by_psycopg(database_url: str, pending: list[Migration]) -> None:
                 )
 
 
-def _apply_by_cli(
-    database_url: str, project: Path, tools: NodeTools, pending: list[Migration]
-) -> None:
+def _apply_by_cli(database_url: str, project: Path, cli: Cli, pending: list[Migration]) -> None:
     target = f"--remote={with_sslmode(database_url)}"
     arguments = ("db", "push", "--yes", target, "--output-format", "json")
-    done = tools.run_cli(*arguments, "--workdir", str(project), cwd=project)
+    done = cli(*arguments, "--workdir", str(project), cwd=project)
     if done.returncode == 0:
         return
     try:

@@ -6,43 +6,27 @@ database; what needs its own database clones the template in about 50 ms.
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
-import tempfile
-import time
-import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jwt
 import psycopg
 import pytest
 from psycopg import sql
-from supabase import Client, create_client
 
-from python_jobs.db import connect
-from python_jobs.local.api_server import ApiKeys, ApiServer
+from python_jobs.db import Connection, connect
+from python_jobs.local.api_server import ApiServer
 from python_jobs.local.bootstrap import bootstrap
 from python_jobs.local.node import NodeTools, find_node
 from python_jobs.local.postgres import SUPERUSER, Cluster, find_binaries, free_port
 from python_jobs.migrate import migrate
+from python_jobs.state import ApiKeys
+from tests.support.api import Api
+from tests.support.database import BINARIES_VARIABLE, PROJECT, reachable_folder
 
-PROJECT = Path(__file__).resolve().parent.parent
 TEMPLATE = "template_two_tower"
-# Another Postgres for the whole run: a name of INSTALLATIONS, such as pixeltable-16.
-BINARIES_VARIABLE = "TWO_TOWER_TEST_POSTGRES"
-
-
-@contextmanager
-def reachable_folder() -> Iterator[Path]:
-    """A temporary folder that the server's user can reach: pytest's own is closed to others."""
-    with tempfile.TemporaryDirectory(prefix="two-tower-test-", dir="/var/tmp") as name:
-        Path(name).chmod(0o755)
-        yield Path(name)
 
 
 @pytest.fixture(scope="session")
@@ -129,98 +113,12 @@ def shared_database(clone_database: Callable[[], str]) -> str:
 
 
 @pytest.fixture
-def db(shared_database: str) -> Iterator[psycopg.Connection[Any]]:
+def db(shared_database: str) -> Iterator[Connection]:
     """A connection as role postgres in a transaction that is rolled back after the test."""
     connection = connect(shared_database)
     yield connection
     connection.rollback()
     connection.close()
-
-
-@contextmanager
-def as_user(
-    connection: psycopg.Connection[Any],
-    user_id: uuid.UUID | str | None,
-    role: str = "authenticated",
-) -> Iterator[psycopg.Connection[Any]]:
-    """Within the block the connection is what PostgREST makes of a request: role and claims.
-
-    user_id: the `sub` claim; None for a request without a user (role `anon` or `service_role`).
-    A failed statement inside is left to the caller, in a transaction of its own or a savepoint.
-    """
-    claims: dict[str, str] = {"role": role}
-    if user_id is not None:
-        claims["sub"] = str(user_id)
-    connection.execute(
-        "select set_config('request.jwt.claims', %s, true), set_config('role', %s, true),"
-        " set_config('statement_timeout', coalesce((select split_part(setting, '=', 2)"
-        "   from pg_catalog.pg_roles, unnest(rolconfig) as setting"
-        "   where rolname = %s and setting like 'statement_timeout=%%'), '0'), true)",
-        [json.dumps(claims), role, role],
-    )
-    try:
-        yield connection
-    finally:
-        if connection.info.transaction_status != psycopg.pq.TransactionStatus.INERROR:
-            connection.execute(
-                "select set_config('role', 'none', true),"
-                " set_config('request.jwt.claims', '', true),"
-                " set_config('statement_timeout', '0', true)"
-            )
-
-
-def add_user(connection: psycopg.Connection[Any], user_id: uuid.UUID | str | None = None) -> str:
-    """Inserts a user into auth.users, as a sign-up does, and returns the id."""
-    new_id = str(user_id or uuid.uuid4())
-    connection.execute(
-        "insert into auth.users (id, email) values (%s, %s)", [new_id, f"{new_id}@example.com"]
-    )
-    return new_id
-
-
-@dataclass
-class Api:
-    """A running REST and Auth server over its own migrated database."""
-
-    url: str
-    database_url: str
-    keys: ApiKeys
-    _clients: list[Client] = field(default_factory=list)
-
-    @property
-    def anon_key(self) -> str:
-        """The key that an app ships with."""
-        return self.keys.publishable_key
-
-    @property
-    def service_key(self) -> str:
-        """The key of a backend: role service_role."""
-        return self.keys.secret_key
-
-    def client(self, key: str | None = None) -> Client:
-        """A supabase-py client that has not signed in; with the service key, a backend's."""
-        return create_client(self.url, key or self.anon_key)
-
-    def sign_up(self) -> tuple[Client, str]:
-        """A new user's signed-in client, and the user's id."""
-        client = self.client()
-        answer = client.auth.sign_up(
-            {"email": f"{secrets.token_hex(8)}@example.com", "password": secrets.token_hex(16)}
-        )
-        assert answer.user is not None
-        return client, answer.user.id
-
-    def token(self, user_id: str | None, role: str = "authenticated", lifetime_s: int = 600) -> str:
-        """A signed access token with the claims of one's choice, also an expired one."""
-        claims = {"role": role, "exp": int(time.time()) + lifetime_s}
-        if user_id is not None:
-            claims["sub"] = user_id
-        return jwt.encode(claims, self.keys.jwt_secret, algorithm="HS256")
-
-    def headers(self, token: str | None = None) -> dict[str, str]:
-        """HTTP headers of an app's request, with a user's token or without."""
-        headers = {"apikey": self.anon_key}
-        return {**headers, "Authorization": f"Bearer {token}"} if token else headers
 
 
 @pytest.fixture(scope="session")

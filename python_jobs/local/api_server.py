@@ -4,38 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import signal
 import subprocess
 import time
 import urllib.error
 import urllib.request
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from python_jobs.errors import LocalStackError
 from python_jobs.local.node import NodeTools
 from python_jobs.local.postgres import HOST, port_answers
+from python_jobs.state import ApiKeys
 
-START_TIMEOUT_S = 30
-
-
-@dataclass(frozen=True)
-class ApiKeys:
-    """The secrets of one stack: two API keys and the one that signs the users' tokens (HS256)."""
-
-    publishable_key: str
-    secret_key: str
-    jwt_secret: str
-
-    @classmethod
-    def generate(cls) -> ApiKeys:
-        """New random keys, in the form of Supabase's own."""
-        return cls(
-            publishable_key=f"sb_publishable_{secrets.token_urlsafe(24)}",
-            secret_key=f"sb_secret_{secrets.token_urlsafe(24)}",
-            jwt_secret=secrets.token_urlsafe(48),
-        )
+START_TIMEOUT_S = 120  # of a busy machine: elsewhere it answers within a second
 
 
 class ApiServer:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, get_args
 
-import psycopg
 from psycopg import sql
+
+from python_jobs.db import connect
 
 Grants = Literal["new", "old"]
 LOGIN_ROLES = ("postgres", "authenticator")
@@ -39,7 +40,7 @@ def bootstrap(
     if grants not in get_args(Grants):
         raise ValueError(f"grants must be one of {get_args(Grants)}, not {grants!r}")
     script = Path(__file__).with_name("bootstrap.sql").read_text()
-    with psycopg.connect(superuser_url) as connection:
+    with connect(superuser_url) as connection:
         connection.execute(script.encode())
         # A superuser within this transaction only: extensions cannot change owners later.
         connection.execute("alter role postgres superuser")

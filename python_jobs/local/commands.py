@@ -13,6 +13,7 @@ from python_jobs import migrate as migrations
 from python_jobs.local.node import find_node
 from python_jobs.local.stack import Stack
 from python_jobs.local.worker_process import stop_worker
+from python_jobs.state import read_state
 
 
 def _say(message: str) -> None:
@@ -24,7 +25,7 @@ def _say(message: str) -> None:
 @click.option("--api-port", type=int, help="Port of REST and Auth [54321, or the last one].")
 @click.option("--json", "as_json", is_flag=True, help="Print the state file's content.")
 def up(db_port: int | None, api_port: int | None, as_json: bool) -> None:
-    """Start Postgres, REST and Auth on this machine and apply the migrations."""
+    """Start Postgres, REST and Auth here, and apply the migrations."""
     stack = Stack()
     state = stack.up(database_port=db_port, api_port=api_port, say=_say)
     if as_json:
@@ -44,7 +45,7 @@ def up(db_port: int | None, api_port: int | None, as_json: bool) -> None:
 @click.command()
 @click.option("--delete", is_flag=True, help="Delete the database and what the demo measured.")
 def down(delete: bool) -> None:
-    """Stop the local stack and its worker; the data stays for the next `up`."""
+    """Stop the local stack and its worker; the data stays."""
     stack = Stack()
     stop_worker(stack)
     was_known = stack.down()
@@ -56,19 +57,22 @@ def down(delete: bool) -> None:
 @click.command()
 @click.option("--project", type=click.Path(exists=True, file_okay=False, path_type=Path))
 def migrate(project: Path | None) -> None:
-    """Apply supabase/migrations to TWO_TOWER_DATABASE_URL or the local stack."""
+    """Apply supabase/migrations to the database.
+
+    That is the one of TWO_TOWER_DATABASE_URL, else the local stack's.
+    """
     url = db.database_url()
     stack = Stack()
-    tools = None
+    cli = None
     if find_node():
-        tools = stack.tools
-        tools.install(_say)
-    applied = migrations.migrate(url, project, tools=tools)
+        stack.tools.install(_say)
+        cli = stack.tools.run_cli
+    applied = migrations.migrate(url, project, cli=cli)
     for name in applied:
         click.echo(f"Applied {name}")
     if not applied:
         click.echo("Up to date.")
-    elif (state := stack.read_state()) and state.database_url == url:
+    elif (state := read_state()) and state.database_url == url:
         # REST and Auth read the schema once, when they start.
         stack.stop_api(state)
         stack.up(say=_say)

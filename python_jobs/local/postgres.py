@@ -22,7 +22,8 @@ from urllib.parse import quote
 
 import psycopg
 
-from python_jobs.errors import LocalStackError
+from python_jobs.db import connect, value
+from python_jobs.errors import CommandError, LocalStackError
 from python_jobs.local.identity import server_identity
 
 SUPERUSER = "supabase_admin"
@@ -140,11 +141,11 @@ class Cluster:
         if not self.is_initialised() or not port_answers(self.port):
             return False
         try:
-            with psycopg.connect(self.url("postgres", SUPERUSER), connect_timeout=5) as connection:
-                row = connection.execute("show data_directory").fetchone()
-        except psycopg.OperationalError:
+            with connect(self.url("postgres", SUPERUSER), connect_timeout=5) as connection:
+                served = Path(value(connection, "show data_directory"))
+        except (CommandError, psycopg.OperationalError):
             return False
-        return row is not None and Path(row[0]).resolve() == self.data_dir.resolve()
+        return served.resolve() == self.data_dir.resolve()
 
     def start(self) -> None:
         """Creates the data folder where it is missing and starts the server; safe to repeat.

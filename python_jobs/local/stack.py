@@ -1,48 +1,27 @@
-"""The local stack as a whole: Postgres, migrations, REST and Auth, and their state file."""
+"""The local stack as a whole: Postgres, migrations, REST and Auth, as one."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
-import psycopg
-
+from python_jobs.db import connect, value
 from python_jobs.errors import LocalStackError
-from python_jobs.local.api_server import ApiKeys, ApiServer
+from python_jobs.local.api_server import ApiServer
 from python_jobs.local.bootstrap import Grants, bootstrap
 from python_jobs.local.identity import server_identity
 from python_jobs.local.node import NodeTools, find_node
 from python_jobs.local.postgres import SUPERUSER, Cluster
 from python_jobs.migrate import migrate
 from python_jobs.project import project_dir
+from python_jobs.state import ApiKeys, State, read_state, state_dir, write_state
 
 DATABASE_PORT = 54322
 API_PORT = 54321
-
-
-@dataclass(frozen=True)
-class State:
-    """What runs where, with the secrets; lies in .two-tower/state.json, readable by its owner."""
-
-    database_url: str
-    database_port: int
-    data_dir: str
-    api_url: str | None
-    api_port: int
-    api_pid: int | None
-    publishable_key: str
-    secret_key: str
-    jwt_secret: str
-
-    @property
-    def keys(self) -> ApiKeys:
-        """The keys of the REST and Auth server."""
-        return ApiKeys(self.publishable_key, self.secret_key, self.jwt_secret)
 
 
 class Stack:
@@ -50,16 +29,8 @@ class Stack:
 
     def __init__(self, project: Path | None = None, tools_dir: Path | None = None) -> None:
         self.project = project or project_dir()
-        self.state_dir = self.project / ".two-tower"
-        self.state_path = self.state_dir / "state.json"
+        self.state_dir = state_dir(self.project)
         self.tools = NodeTools(tools_dir or self.state_dir / "node")
-
-    def read_state(self) -> State | None:
-        """The description of the last `up`, or None before the first and after a broken write."""
-        try:
-            return State(**json.loads(self.state_path.read_text()))
-        except (FileNotFoundError, json.JSONDecodeError, TypeError):
-            return None
 
     def up(
         self,
@@ -75,7 +46,7 @@ class Stack:
         for a new database only. Without Node there is no REST and Auth: `api_url` is None.
         Raises LocalStackError.
         """
-        last = self.read_state()
+        last = read_state(self.project)
         cluster = Cluster(
             self._data_dir(), database_port or (last.database_port if last else DATABASE_PORT)
         )
@@ -83,14 +54,14 @@ class Stack:
         if not cluster.is_running():
             say("Starting Postgres")
         cluster.start()
-        with psycopg.connect(cluster.url(user=SUPERUSER)) as connection:
-            row = connection.execute("select to_regnamespace('auth') is not null").fetchone()
-        if not (row and row[0]):
+        with connect(cluster.url(user=SUPERUSER)) as connection:
+            is_made = value(connection, "select to_regnamespace('auth') is not null")
+        if not is_made:
             bootstrap(cluster.url(user=SUPERUSER), cluster.password, grants)
         has_node = find_node() is not None
         if has_node:
             self.tools.install(say)
-        applied = migrate(cluster.url(), self.project, tools=self.tools if has_node else None)
+        applied = migrate(cluster.url(), self.project, cli=self.tools.run_cli if has_node else None)
         for name in applied:
             say(f"Applied {name}")
 
@@ -112,12 +83,12 @@ class Stack:
             api_pid=pid if has_node else None,
             **asdict(keys),
         )
-        self._write_state(state)
+        write_state(state, self.project)
         return state
 
     def down(self) -> bool:
         """Stops REST, Auth and Postgres; the data stays. Returns False when nothing was known."""
-        state = self.read_state()
+        state = read_state(self.project)
         if state is None or not Path(state.data_dir).exists():
             return False
         self.stop_api(state)
@@ -126,7 +97,7 @@ class Stack:
 
     def delete_data(self) -> None:
         """Deletes the data folder and all that was measured on it; keys and tools stay."""
-        state = self.read_state()
+        state = read_state(self.project)
         if state is not None:
             shutil.rmtree(state.data_dir, ignore_errors=True)
         (self.state_dir / "demo.json").unlink(missing_ok=True)
@@ -158,9 +129,3 @@ class Stack:
         if folder.stat().st_uid != os.geteuid():
             raise LocalStackError(f"{folder} belongs to somebody else: remove it and try again.")
         return folder / "postgres"
-
-    def _write_state(self, state: State) -> None:
-        partial = self.state_path.with_suffix(".partial")
-        partial.touch(0o600)
-        partial.write_text(json.dumps(asdict(state), indent=2) + "\n")
-        partial.replace(self.state_path)

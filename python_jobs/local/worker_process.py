@@ -10,13 +10,14 @@ import sys
 from pathlib import Path
 
 from python_jobs.local.stack import Stack
+from python_jobs.state import read_state
 
 
 def start_worker(stack: Stack) -> int:
     """Starts a worker, unless the one started before still runs. Returns its pid."""
     if pid := running_worker(stack):
         return pid
-    state = stack.read_state()
+    state = read_state(stack.project)
     assert state is not None, "the stack is up"
     with (stack.state_dir / "worker.log").open("ab") as log:
         process = subprocess.Popen(

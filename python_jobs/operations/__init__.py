@@ -1,0 +1,1 @@
+"""What an operator calls: how the database is, its safety, and the versions of the towers."""

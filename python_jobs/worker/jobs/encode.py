@@ -1,0 +1,49 @@
+"""Encoding of texts: the database says which, the encoder turns them into vectors."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from python_jobs.db import Connection, rows, value
+from python_jobs.worker.encoder import Encoder
+
+BATCH = 256
+
+
+@cache
+def encoder() -> Encoder:
+    """The sentence encoder, loaded once per process: that takes seconds."""
+    return Encoder()
+
+
+def encode_posts(connection: Connection) -> dict[str, Any]:
+    """Encodes all posts that wait, in batches; each batch is stored before the next is read."""
+    return {
+        "posts": _encode(
+            connection,
+            "select post_id as id, request, content from two_tower.posts_to_encode(%s)",
+            "select two_tower.store_base_embeddings(%s::bigint[], %s, %s::integer[])",
+        )
+    }
+
+
+def encode_profiles(connection: Connection) -> dict[str, Any]:
+    """Encodes all profiles that wait."""
+    return {
+        "profiles": _encode(
+            connection,
+            "select user_id as id, request, content from two_tower.profiles_to_encode(%s)",
+            "select two_tower.store_profile_embeddings(%s::uuid[], %s, %s::integer[])",
+        )
+    }
+
+
+def _encode(connection: Connection, read: str, store: str) -> int:
+    encoded = 0
+    while texts := rows(connection, read, BATCH):
+        vectors = encoder().encode([text.content for text in texts])
+        requests = [text.request for text in texts]
+        value(connection, store, [text.id for text in texts], list(vectors), requests)
+        encoded += len(texts)
+    return encoded

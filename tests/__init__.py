@@ -1,0 +1,1 @@
+"""All tests: folders as the wings of the package and the stages of the SQL."""

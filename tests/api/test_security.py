@@ -1,0 +1,249 @@
+"""What the catalogue says about who may do what: nothing is exposed by oversight."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+import pytest
+
+from python_jobs.db import Connection
+from tests.support.catalogue import INLINED
+from tests.support.database import add_user, as_user
+
+CLIENTS = ("anon", "authenticated")
+
+# Every function of the private schema that a client role may execute, and why it may.
+CLIENT_FUNCTIONS = {
+    "now": "default of created_at",
+    "is_operator": "called by now",
+    "session_role": "called by is_operator",
+    "require_user": "called by the wrappers",
+    "recommend_to_caller": "core of recommend",
+    "similar_posts_for_caller": "core of similar_posts",
+    "popular_posts_for_caller": "core of popular_posts",
+    "explain_to_caller": "core of explain_recommendation",
+    "begin_batch": "core of record_engagements",
+}
+
+
+def names(connection: Connection, query: str, *arguments: Any) -> list[str]:
+    """The first column of a query."""
+    return [row[0] for row in connection.execute(query, list(arguments))]
+
+
+@pytest.mark.parametrize("role", CLIENTS)
+def test_no_client_role_has_a_grant_on_a_private_table(db: Connection, role: str) -> None:
+    assert (
+        names(
+            db,
+            "select c.relname from pg_class c where c.relnamespace = 'two_tower'::regnamespace"
+            " and c.relkind in ('r', 'p', 'v', 'm')"
+            " and has_table_privilege(%s, c.oid, 'select,insert,update,delete,truncate')",
+            role,
+        )
+        == []
+    )
+
+
+def test_clients_execute_only_the_private_functions_that_are_listed(
+    db: Connection,
+) -> None:
+    query = (
+        "select distinct proname::text from pg_proc where pronamespace = 'two_tower'::regnamespace"
+        " and has_function_privilege(%s, oid, 'execute') order by 1"
+    )
+    assert names(db, query, "authenticated") == sorted(CLIENT_FUNCTIONS)
+    assert names(db, query, "anon") == []
+
+
+def test_every_table_of_the_exposed_schema_has_row_level_security(
+    db: Connection,
+) -> None:
+    assert (
+        names(
+            db,
+            "select relname from pg_class where relnamespace = 'public'::regnamespace"
+            " and relkind in ('r', 'p') and not relrowsecurity",
+        )
+        == []
+    )
+
+
+def test_no_function_of_the_exposed_schema_is_a_definer_function(
+    db: Connection,
+) -> None:
+    assert (
+        names(
+            db,
+            "select proname from pg_proc where pronamespace = 'public'::regnamespace and prosecdef",
+        )
+        == []
+    )
+
+
+def test_every_function_pins_its_search_path_with_temporary_objects_last(
+    db: Connection,
+) -> None:
+    """An empty path searches pg_temp first, for types."""
+    assert names(
+        db,
+        "select format('%%s.%%s', pronamespace::regnamespace, proname) from pg_proc p"
+        " where pronamespace in ('public'::regnamespace, 'two_tower'::regnamespace)"
+        " and not exists (select from pg_depend d where d.objid = p.oid and d.deptype = 'e')"
+        " and not coalesce('search_path=pg_catalog, pg_temp' = any (proconfig), false)"
+        " order by 1",
+    ) == sorted(INLINED)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "select * from public.recommend(3)",
+        "select * from public.popular_posts(3)",
+        "select * from public.explain_recommendation(99)",
+        """select * from public.record_engagements('[{"post_id": 99, "event_type": "view"}]')""",
+        "insert into public.posts (content) values ('x')",
+        "insert into public.engagement_events (post_id, event_type) values (99, 'like')",
+    ],
+)
+def test_no_temporary_object_of_a_caller_runs_as_the_owner(db: Connection, call: str) -> None:
+    user = add_user(db)
+    db.execute("insert into public.posts (id, content) overriding system value values (99, 'a')")
+    with as_user(db, user):
+        for shadowed in ("text", "uuid", "int8", "float8", "jsonb", "timestamptz"):
+            db.execute(
+                f"""
+                create function pg_temp.evil(pg_catalog.{shadowed}) returns boolean language plpgsql
+                as $$ begin
+                  perform set_config('evil.ran_as', current_user::pg_catalog.text, false);
+                  return true;
+                end $$;
+                create domain pg_temp.{shadowed} as pg_catalog.{shadowed}
+                  check (pg_temp.evil(value));
+                """.encode()
+            )
+        db.execute(call.encode())
+    ran_as = db.execute("select current_setting('evil.ran_as', true)").fetchone()
+    assert ran_as in [(None,), ("",), ("authenticated",)]
+
+
+def test_every_definer_function_says_why(db: Connection) -> None:
+    assert (
+        names(
+            db,
+            "select proname from pg_proc where pronamespace = 'two_tower'::regnamespace"
+            " and prosecdef and obj_description(oid, 'pg_proc') not like 'Definer%%'",
+        )
+        == []
+    )
+
+
+def test_every_table_and_function_has_a_comment(db: Connection) -> None:
+    assert (
+        names(
+            db,
+            "select relname from pg_class where relnamespace in"
+            " ('public'::regnamespace, 'two_tower'::regnamespace) and relkind in ('r', 'p', 'v')"
+            " and not relispartition and obj_description(oid, 'pg_class') is null"
+            " union all"
+            " select proname from pg_proc p where pronamespace in"
+            " ('public'::regnamespace, 'two_tower'::regnamespace)"
+            " and not exists (select from pg_depend d where d.objid = p.oid and d.deptype = 'e')"
+            " and obj_description(oid, 'pg_proc') is null",
+        )
+        == []
+    )
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "select * from two_tower.settings",
+        "select * from two_tower.user_embeddings",
+        "update two_tower.signals set strength = 3",
+        "select two_tower.recommend_for(gen_random_uuid())",
+        "select two_tower.tick()",
+        "select two_tower.freeze('because')",
+        "select * from two_tower.claim_job('me')",
+        "select two_tower.store_base_embeddings('{}', '{}')",
+        "select nextval('public.posts_id_seq')",
+        "insert into public.author_blocks (author_id, kind) values (gen_random_uuid(), 'mute_author')",  # noqa: E501
+        "truncate public.engagement_events",
+        "delete from public.posts",
+    ],
+)
+@pytest.mark.parametrize("role", CLIENTS)
+def test_a_client_is_refused(db: Connection, role: str, statement: str) -> None:
+    user = add_user(db)
+    with (
+        pytest.raises(psycopg.errors.InsufficientPrivilege),
+        as_user(db, user, role),
+    ):
+        db.execute(statement)
+
+
+def test_a_client_can_not_set_the_clock(db: Connection) -> None:
+    user = add_user(db)
+    db.execute("select set_config('two_tower.now', '2020-01-01', true)")
+    row = db.execute("select two_tower.now() < '2021-01-01'").fetchone()
+    assert row == (True,)
+    with as_user(db, user):
+        row = db.execute("select two_tower.now() = pg_catalog.now()").fetchone()
+    assert row == (True,)
+    with as_user(db, None, "service_role"):
+        row = db.execute("select two_tower.now() < '2021-01-01'").fetchone()
+    assert row == (True,)
+
+
+def test_a_change_of_a_setting_is_kept_with_who_made_it(db: Connection) -> None:
+    with as_user(db, None, "service_role"):
+        db.execute("update two_tower.signals set strength = 1.2 where event_type = 'like'")
+    row = db.execute(
+        "select changed_by, table_name,"
+        " old_row ->> 'strength' as old, new_row ->> 'strength' as new"
+        " from two_tower.setting_changes order by id desc limit 1"
+    ).fetchone()
+    assert row == ("service_role", "signals", "1", "1.2")
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        "learning_rule = 'magic'",
+        "negatives_per_positive = 4",
+        "negatives_per_positive = 11",
+        "literal_learning_rate = 0.02",
+        "temperature = 0",
+        "long_dwell_ms = 1",
+        "history_decay = 'NaN'",
+    ],
+)
+def test_a_setting_out_of_range_is_refused(db: Connection, assignment: str) -> None:
+    with pytest.raises(psycopg.errors.CheckViolation):
+        db.execute(f"update two_tower.settings set {assignment}")  # type: ignore[call-overload]
+
+
+def test_the_service_role_stores_what_a_user_tower_learned(db: Connection) -> None:
+    author = add_user(db)
+    with as_user(db, None, "service_role"):
+        db.execute(
+            "with version as ("
+            "  insert into two_tower.model_weights (tower) values ('user_tower') returning version"
+            "), author as ("
+            "  insert into two_tower.model_authors (version, author_id, embedding)"
+            "  select version, %s, array_fill(0.5::real, array[64])::extensions.vector from version"
+            "), action as ("
+            "  insert into two_tower.model_tensors (version, name, row_index, row)"
+            "  select version, 'action.weight', 2,"
+            "  array_fill(1::real, array[64])::extensions.vector from version"
+            ") select version from version",
+            [author],
+        )
+        db.execute("select two_tower.activate_version(max(version)) from two_tower.model_weights")
+    row = db.execute(
+        "select (select count(*) from two_tower.author_embeddings where author_id = %s) as authors,"
+        " (select count(*) from two_tower.action_embeddings where event_type = 'like') as actions",
+        [author],
+    ).fetchone()
+    assert row == (1, 1)

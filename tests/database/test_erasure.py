@@ -1,0 +1,115 @@
+"""A user is deleted: all that is personal goes in bounded steps; posts keep what they learned."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+
+from python_jobs.db import Connection
+from tests.support.database import add_user
+from tests.support.engagements import add_posts, insert_events
+from tests.support.reference import START, Event
+
+# Every column that names a user, from the catalogue: a table added later is looked at too.
+USER_COLUMNS = """
+  select c.oid::regclass::text, a.attname
+  from pg_class c join pg_attribute a on a.attrelid = c.oid
+    join pg_namespace n on n.oid = c.relnamespace
+  where n.nspname in ('public', 'two_tower') and c.relkind in ('r', 'p') and not c.relispartition
+    and a.atttypid = 'uuid'::regtype and not a.attisdropped
+    and a.attname in ('user_id', 'author_id', 'follower_id', 'followed_id')
+    and c.relname <> 'users_to_erase'
+"""
+
+
+def mentions(db: Connection, user_id: str) -> dict[str, int]:
+    """Rows of each table that name the user."""
+    found = {}
+    for table, column in db.execute(USER_COLUMNS).fetchall():
+        row = db.execute(
+            f"select count(*) from {table} where {column} = %s",  # type: ignore[arg-type]
+            [user_id],
+        ).fetchone()
+        if row and row[0]:
+            found[f"{table}.{column}"] = row[0]
+    return found
+
+
+def live_vectors(db: Connection, user_id: str) -> list[tuple[Any, ...]]:
+    """The live vectors of the posts, by id."""
+    return db.execute(
+        "select post_id, embedding::text, engagement_count from two_tower.post_embeddings"
+        " order by post_id"
+    ).fetchall()
+
+
+def test_a_deleted_user_leaves_nothing_but_what_posts_learned(db: Connection) -> None:
+    rng = np.random.default_rng(31)
+    user, other = add_user(db), add_user(db)
+    posts = add_posts(db, 60, [other, user], rng)
+    kinds = ["view", "like", "skip", "click", "like", "unlike", "mute_author", "like"]
+    for who in (user, other):
+        for number in range(200):
+            at = START + timedelta(seconds=7 * number)
+            post = posts[(number // 2) % 60]
+            insert_events(db, [Event(who, post, kinds[number % 8], None, at)])
+    db.execute("insert into public.profiles (user_id, bio) values (%s, 'me')", [user])
+    db.execute(
+        "insert into public.follows (follower_id, followed_id) values (%s, %s), (%s, %s)",
+        [user, other, other, user],
+    )
+    db.execute("select two_tower.freeze('a test')")
+    insert_events(db, [Event(user, posts[1], "reply", None, START + timedelta(hours=1))])
+    personal = mentions(db, user)
+    assert {
+        "engagement_events.user_id",
+        "two_tower.user_posts.user_id",
+        "two_tower.training_examples.user_id",
+        "two_tower.unlearned_events.user_id",
+        "two_tower.user_embeddings.user_id",
+        "two_tower.deferred_events.user_id",
+        "author_blocks.user_id",
+        "profiles.user_id",
+        "posts.author_id",
+    } <= {name.removeprefix("public.") for name in personal}
+    others = {
+        name: count
+        for name, count in mentions(db, other).items()
+        if "follows" not in name and "block" not in name
+    }
+    vectors = live_vectors(db, user)
+
+    db.execute("delete from auth.users where id = %s", [user])
+    # A statement of the user's that was still running has a minute to end.
+    assert db.execute("select two_tower.erase_users(100)").fetchone() == (0,)
+    db.execute(
+        "select set_config('two_tower.now', %s, false)",
+        [(datetime.now(UTC) + timedelta(minutes=2)).isoformat()],
+    )
+    steps = 0
+    while (row := db.execute("select two_tower.erase_users(100)").fetchone()) != (0,):
+        assert row is not None
+        assert 0 < row[0] <= 100
+        steps += 1
+    assert steps > 3
+    assert mentions(db, user) == {}
+    assert db.execute("select from two_tower.users_to_erase").fetchall() == []
+    assert live_vectors(db, user) == vectors
+    left = mentions(db, other)
+    assert {name: left[name] for name in others} == others
+
+
+def test_a_tick_erases_without_being_told(db: Connection) -> None:
+    user = add_user(db)
+    posts = add_posts(db, 3, [add_user(db)], np.random.default_rng(32))
+    insert_events(db, [Event(user, posts[0], "view"), Event(user, posts[1], "like")])
+    db.execute("delete from auth.users where id = %s", [user])
+    db.execute(
+        "update two_tower.users_to_erase set requested_at = two_tower.now() - interval '1 hour'"
+    )
+    db.execute("update two_tower.schedules set is_enabled = false")
+    for _ in range(6):
+        db.execute("select two_tower.tick()")
+    assert mentions(db, user) == {}

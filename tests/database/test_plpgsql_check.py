@@ -1,0 +1,82 @@
+"""Every line of every PL/pgSQL function, checked without being run.
+
+The wheels have no plpgsql_check. Postgres 18 loads it from a folder: that of Debian's package
+postgresql-18-plpgsql-check, installed, or unpacked by `dpkg -x` to where the variable points.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from python_jobs.db import Connection
+from python_jobs.local.postgres import SUPERUSER, Cluster, find_binaries
+from tests.support.database import BINARIES_VARIABLE
+
+FOLDER_VARIABLE = "TWO_TOWER_TEST_PLPGSQL_CHECK"
+# What plpgsql_check says of code that is as it should be, as a pattern of `like`.
+ACCEPTED = (
+    # It takes a literal such as '{}' for text; PL/pgSQL reads it by the variable's input function.
+    '%: target type is different type than source type: cast "text" value to %',
+    "%: composite OUT variable % is not single argument: %",
+    # The scan's own settings end with the transaction, and a feed is read by GET: stable.
+    "two_tower.%nearest_posts(%: routine is marked as STABLE, but expression is VOLATILE: %",
+)
+# A trigger function is checked once for each of its triggers.
+FINDINGS = """
+  select x.finding
+  from pg_catalog.pg_proc p
+    join pg_catalog.pg_language l on l.oid = p.prolang and l.lanname = 'plpgsql'
+    left join pg_catalog.pg_trigger t on t.tgfoid = p.oid and t.tgparentid = 0
+    cross join lateral extensions.plpgsql_check_function_tb(p.oid, coalesce(t.tgrelid, 0),
+      oldtable := t.tgoldtable, newtable := t.tgnewtable, security_warnings := true) c
+    cross join lateral (select concat_ws(': ', concat_ws(', line ', p.oid::regprocedure, c.lineno),
+      c.message, coalesce(c.detail, '')) as finding) x
+  where p.pronamespace in ('public'::regnamespace, 'two_tower'::regnamespace)
+    and x.finding not like all (%s)
+  order by x.finding
+"""
+
+
+@pytest.fixture
+def checker(cluster: Cluster, fresh_database: Callable[[], str]) -> Iterator[Connection]:
+    """A superuser's connection to a migrated database with plpgsql_check."""
+    major = find_binaries(os.environ.get(BINARIES_VARIABLE)).major
+    root = Path(os.environ.get(FOLDER_VARIABLE, "/"))
+    share = root / "usr/share/postgresql" / str(major)
+    if major < 18:
+        pytest.skip(f"Postgres {major} loads extensions from its own folder alone")
+    if not (share / "extension/plpgsql_check.control").exists():
+        pytest.skip(
+            f"no plpgsql_check for Postgres {major} in {root}: install Debian's package"
+            f" postgresql-{major}-plpgsql-check, or unpack it and set {FOLDER_VARIABLE}"
+        )
+    name = fresh_database().rsplit("/", 1)[1]
+    with psycopg.connect(cluster.url(name, SUPERUSER), autocommit=True) as connection:
+        for setting, path in (
+            ("extension_control_path", f"{share}:$system"),
+            ("dynamic_library_path", f"{root / 'usr/lib/postgresql' / str(major) / 'lib'}:$libdir"),
+        ):
+            connection.execute(sql.SQL("set {} = {}").format(sql.Identifier(setting), path))
+        connection.execute("create extension plpgsql_check with schema extensions")
+        yield connection
+
+
+def test_plpgsql_check_finds_no_fault(checker: Connection) -> None:
+    rows = checker.execute(FINDINGS, [list(ACCEPTED)]).fetchall()
+    assert [finding for (finding,) in rows] == []
+
+
+def test_plpgsql_check_would_find_one(checker: Connection) -> None:
+    checker.execute(
+        "create function two_tower.faulty(p_dead integer) returns bigint language plpgsql as"
+        " $$ declare v_unused text; begin return (select missing from public.posts); end $$"
+    )
+    rows = checker.execute(FINDINGS, [list(ACCEPTED)]).fetchall()
+    faulty = [finding for (finding,) in rows if finding.startswith("two_tower.faulty")]
+    assert any("missing" in finding for finding in faulty)

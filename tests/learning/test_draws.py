@@ -1,0 +1,50 @@
+"""The posts that a positive pushes away."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from python_jobs.db import Connection
+from tests.support.engagements import (
+    insert_events,
+)
+from tests.support.learning import World
+from tests.support.reference import Event
+
+
+def chi_square_bound(degrees: int) -> float:
+    """Exceeded by chance once in a million (Wilson and Hilferty's approximation)."""
+    spread = 2 / (9 * degrees)
+    return degrees * (1 - spread + 4.753 * spread**0.5) ** 3
+
+
+@pytest.mark.parametrize(
+    ("posts", "gap"),
+    [(60, 1), (300, 1), (300, 4)],
+    ids=["few posts are all read", "ids are drawn", "ids with gaps are drawn"],
+)
+def test_the_posts_that_a_positive_pushes_away_are_drawn_uniformly(
+    db: Connection, posts: int, gap: int
+) -> None:
+    connection = db
+    world = World(connection, users=600, posts=posts)
+    if gap > 1:
+        connection.execute("delete from public.posts where id %% %s <> 1", [gap])
+        world.post_ids = [post_id for post_id in world.post_ids if post_id % gap == 1]
+    target, candidates = world.post_ids[0], world.post_ids[1:]
+    # Views must not attract the draws: the viewed ones are negatives of pairs, not of pushes.
+    insert_events(connection, [Event(u, candidates[0], "view") for u in world.user_ids])
+    connection.execute("select setseed(0.25)")
+    insert_events(connection, [Event(u, target, "like") for u in world.user_ids])
+    drawn = Counter(
+        post_id
+        for (ids,) in connection.execute("select pushed_ids from two_tower.deferred_steps")
+        for post_id in ids
+    )
+    assert sum(drawn.values()) == 8 * 600
+    assert set(drawn) <= set(candidates)
+    expected = 8 * 600 / len(candidates)
+    statistic = sum((drawn[post_id] - expected) ** 2 / expected for post_id in candidates)
+    assert statistic < chi_square_bound(len(candidates) - 1)

@@ -1,0 +1,1 @@
+"""What tests share: databases, users, engagements, the reference, workers, patience."""

@@ -1,0 +1,130 @@
+"""What holds in every database at every moment, whoever wrote to it."""
+
+from __future__ import annotations
+
+from python_jobs.db import Connection
+from tests.support.reference import (
+    LONG_DWELL_MS,
+    NEGATIVE_PAIRS,
+    POSITIVE_PAIRS,
+    SHORT_DWELL_MS,
+    STRENGTHS,
+)
+
+# Every stored event with its signal, and whether it was learned: neither recorded as not learned
+# nor still waiting. Thresholds are the design's: this does not ask the code under test.
+LEDGER = f"""
+  with meant as (
+    select e.id, e.user_id, e.post_id, e.event_type, e.created_at, case
+      when e.event_type <> 'dwell' or e.dwell_ms > {LONG_DWELL_MS} then e.event_type
+      when e.dwell_ms < {SHORT_DWELL_MS} then 'skip' else 'view' end as signal
+    from public.engagement_events e
+  ), learned as (
+    select m.* from meant m
+    where m.signal <> 'view'
+      and not exists (select from two_tower.unlearned_events x where x.event_id = m.id)
+      and not exists (select from two_tower.deferred_events x where x.event_id = m.id)
+  ), ledger as (
+    select l.id, l.user_id, l.post_id, l.signal, l.created_at,
+           case l.signal when 'unlike' then 'like' when 'unrepost' then 'repost'
+                else l.signal end as counted_as,
+           case when l.signal in ('unlike', 'unrepost') then -1 else 1 end as amount
+    from learned l
+  )
+"""
+
+
+def assert_consistent(connection: Connection) -> None:
+    """What holds in every database at every moment, told from the stored events alone."""
+
+    def none(what: str, query: str) -> None:
+        rows = connection.execute(query).fetchmany(3)
+        assert not rows, f"{what}: {rows}"
+
+    none(
+        "a live vector does not have norm 1",
+        "select slot, post_id, extensions.vector_norm(embedding) from two_tower.live_embeddings"
+        " where not abs(extensions.vector_norm(embedding) - 1) < 1e-5",
+    )
+    none(
+        "a user's vector has neither norm 1 nor 0",
+        "select user_id, extensions.vector_norm(embedding) from two_tower.user_embeddings"
+        " where not (abs(extensions.vector_norm(embedding) - 1) < 1e-5"
+        "            or extensions.vector_norm(embedding) = 0)",
+    )
+    none(
+        "an event is both refused and waiting",
+        "select event_id from two_tower.unlearned_events"
+        " join two_tower.deferred_events using (event_id)",
+    )
+    none(
+        "an event has two reasons",
+        "select event_id from two_tower.unlearned_events group by 1 having count(*) > 1",
+    )
+    none(
+        "a signal in force is not the number of times it was learned less those withdrawn",
+        LEDGER + ", learned_times as (select user_id, post_id, counted_as, sum(amount) as times"
+        "  from ledger group by 1, 2, 3)"
+        " select u.user_id, u.post_id, g.event_type, t.times, u.signals & g.bit"
+        " from two_tower.user_posts u"
+        " cross join two_tower.signals g"
+        " left join learned_times t on t.user_id = u.user_id and t.post_id = u.post_id"
+        "  and t.counted_as = g.event_type"
+        " where g.withdraws is null and g.event_type <> 'view'"
+        "  and coalesce(t.times, 0) <> (u.signals & g.bit <> 0)::integer",
+    )
+    none(
+        "an event left nothing in user_posts",
+        "select e.id from public.engagement_events e where not exists (select from"
+        " two_tower.user_posts u where u.user_id = e.user_id and u.post_id = e.post_id)",
+    )
+    none(
+        "a view is not marked as seen",
+        LEDGER + " select m.id from meant m join two_tower.user_posts u using (user_id, post_id)"
+        " where m.signal = 'view' and u.signals & 1 = 0",
+    )
+    none(
+        "a user's count is wrong",
+        LEDGER + " select u.user_id, u.engagement_count, c.wanted"
+        " from two_tower.user_embeddings u cross join lateral ("
+        "  select coalesce(sum(l.amount), 0) as wanted from ledger l where l.user_id = u.user_id) c"
+        " where u.engagement_count <> c.wanted",
+    )
+    none(
+        "a post's count is wrong",
+        LEDGER + " select p.post_id, p.engagement_count, q.waiting, c.wanted, p.is_pretrained"
+        " from two_tower.post_embeddings p cross join lateral ("
+        "  select coalesce(sum(l.amount), 0) as wanted, count(*) as steps"
+        "  from ledger l where l.post_id = p.post_id) c cross join lateral ("
+        "  select coalesce(sum(d.engagements), 0) as waiting, count(*) as steps"
+        "  from two_tower.deferred_steps d where d.post_id = p.post_id) q"
+        " where p.embedding is not null and (p.engagement_count + q.waiting <> c.wanted"
+        "   or p.is_pretrained <> (c.steps = q.steps))",
+    )
+    labelled = ", ".join(f"'{name}'" for name in (*POSITIVE_PAIRS, *NEGATIVE_PAIRS))
+    none(
+        "learned events and the ledger differ",
+        LEDGER + ", found as (select event_id as id from two_tower.training_examples)"
+        " (select id from ledger where amount > 0 except all table found) union all"
+        " (table found except all select id from ledger where amount > 0)",
+    )
+    none(
+        "labelled events and training examples differ",
+        LEDGER + f", wanted as (select l.id, exists (select from ledger w where w.amount < 0"
+        "   and w.id > l.id and (w.user_id, w.post_id, w.counted_as)"
+        "     = (l.user_id, l.post_id, l.counted_as)) as is_withdrawn"
+        f"  from ledger l where l.amount > 0 and l.signal in ({labelled})),"
+        " found as (select event_id as id from two_tower.training_examples where label is not null)"
+        " (select id from wanted where not is_withdrawn except all table found)"
+        " union all (table found except all select id from wanted)",
+    )
+
+
+def count_learned_positives(connection: Connection) -> int:
+    """So many rows of pushes must have been queued, each once."""
+    names = ", ".join(f"'{name}'" for name, strength in STRENGTHS.items() if strength > 0)
+    row = connection.execute(
+        LEDGER + f" select count(*) from ledger where amount > 0 and signal in ({names})"
+    ).fetchone()
+    assert row is not None
+    return int(row[0])

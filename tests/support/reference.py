@@ -1,0 +1,354 @@
+"""What learning must do, in float64: an independent reference that SQL is held against.
+
+`Reference` is written from the design, not from the SQL. It applies events one after the other to
+vectors of its own. It takes from the database only what is random there (which posts were drawn)
+and, where an event is withdrawn, the recorded snapshot, which is kept in half precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+DIMENSIONS = 128
+BASE_DIMENSIONS = 384
+
+# The numbers of the design: strengths by signal, and which of them make a training pair.
+STRENGTHS = {
+    "reply": 1.5,
+    "like": 1.0,
+    "repost": 1.0,
+    "click": 0.5,
+    "dwell": 0.5,
+    "skip": -0.3,
+    "hide": -0.5,
+    "not_interested": -1.0,
+    "block_author": -1.5,
+    "mute_author": -1.5,
+}
+WITHDRAWALS = {"unlike": "like", "unrepost": "repost"}
+POSITIVE_PAIRS = ("like", "reply", "repost")
+NEGATIVE_PAIRS = ("skip", "hide", "not_interested", "block_author", "mute_author")
+EVENT_TYPES = ("view", *STRENGTHS, *WITHDRAWALS)
+LONG_DWELL_MS = 5000
+SHORT_DWELL_MS = 2000
+
+START = datetime(2026, 1, 5, 9, 0, tzinfo=UTC)
+
+Vector = np.ndarray[Any, np.dtype[np.float64]]
+
+
+def norm(vector: Vector) -> Vector:
+    """The vector at length 1; the zero vector stays zero."""
+    length = float(np.linalg.norm(vector))
+    return vector / length if length > 0 else vector
+
+
+def meaning(event_type: str, dwell_ms: int | None) -> str:
+    """The signal of an event: a short dwell is a skip, one of middle length an impression."""
+    if event_type != "dwell" or (dwell_ms or 0) > LONG_DWELL_MS:
+        return event_type
+    return "skip" if (dwell_ms or 0) < SHORT_DWELL_MS else "view"
+
+
+@dataclass(frozen=True)
+class Event:
+    """One engagement, as a client sends it."""
+
+    user_id: str
+    post_id: int
+    event_type: str
+    dwell_ms: int | None = None
+    created_at: datetime = START
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What was not decided by rule: the posts drawn for an event, and whether its own step waits.
+
+    step: replaces lr * s * (1 - q), where it is known.
+    waits: another session held the row of the post, so that the step on it was queued.
+    post_vector: the post as that session left it for reading, where it waits.
+    """
+
+    post_ids: Sequence[int] = ()
+    step: float | None = None
+    waits: bool = False
+    post_vector: Vector | None = None
+
+
+@dataclass
+class Post:
+    """A post as learning sees it; vector is None until its text is encoded."""
+
+    vector: Vector | None = None
+    engagement_count: int = 0
+    is_pretrained: bool = True
+    is_deleted: bool = False
+    moved_hour: datetime | None = None
+    moved: float = 0.0
+    pushed: float = 0.0
+
+
+@dataclass
+class User:
+    """A user: the live vector, the sum of what was engaged with, and the base vector b."""
+
+    vector: Vector = field(default_factory=lambda: np.zeros(DIMENSIONS))
+    engaged_sum: Vector = field(default_factory=lambda: np.zeros(DIMENSIONS))
+    base: Vector = field(default_factory=lambda: np.zeros(DIMENSIONS))
+    recent: list[tuple[int, float]] = field(default_factory=list)
+    engagement_count: int = 0
+    minute: datetime | None = None
+    minute_count: int = 0
+
+
+@dataclass
+class Snapshot:
+    """User and post as they stood before a learned event, and the step that the post made."""
+
+    event_id: int
+    user_vector: Vector
+    post_vector: Vector
+    step: float
+
+
+@dataclass
+class Step:
+    """A step on the post of an event; engagements: 1 when learned, -1 when withdrawn."""
+
+    post_id: int
+    size: float
+    engagements: int
+    at: datetime
+
+
+@dataclass
+class Push:
+    """Steps of one event not yet folded in: pushes on the posts drawn, and its own if it waits."""
+
+    user_vector: Vector
+    factors: list[tuple[int, float]]
+    own: Step | None = None
+
+
+class Reference:
+    """Both learning rules in float64, one event after the other."""
+
+    literal_rate = 0.01
+    contrastive_rate = 0.08
+    alpha_limit = 0.1
+    temperature = 0.15
+    decay = 0.85
+    history_length = 30
+    negative_factor = 0.3
+    learned_per_minute = 60
+    movement_per_hour = 2.0
+    untouched_push_limit = 0.5
+
+    def __init__(self, rule: str = "contrastive") -> None:
+        self.rule = rule
+        self.is_frozen = False
+        self.users: dict[str, User] = {}
+        self.posts: dict[int, Post] = {}
+        self.in_force: set[tuple[str, int, str]] = set()
+        self.taught: dict[tuple[str, int, str], Snapshot] = {}
+        self.waiting: list[tuple[int, Event]] = []
+        self.queue: list[Push] = []
+        self.verdicts: dict[int, str] = {}
+
+    def apply(
+        self,
+        events: Iterable[tuple[int, Event]],
+        draw: Callable[[int], Draw],
+        recorded: Callable[[int], Snapshot | None] = lambda event_id: None,
+    ) -> None:
+        """Applies events in the order given; `draw` is asked for each event learned or withdrawn.
+
+        recorded: the stored snapshot of an event, for a withdrawal; None to use the exact one.
+        """
+        for event_id, event in events:
+            self.verdicts[event_id] = self._apply(event_id, event, draw, recorded)
+
+    def _apply(
+        self,
+        event_id: int,
+        event: Event,
+        draw: Callable[[int], Draw],
+        recorded: Callable[[int], Snapshot | None],
+    ) -> str:
+        signal = meaning(event.event_type, event.dwell_ms)
+        if signal == "view":
+            return "seen"
+        user = self.users.setdefault(event.user_id, User())
+        post = self.posts[event.post_id]
+        withdrawn = WITHDRAWALS.get(signal)
+        key = (event.user_id, event.post_id, withdrawn or signal)
+        # Nothing is learned from a deleted post, but a pair can still be taken out of training.
+        if post.is_deleted and (not withdrawn or post.vector is None):
+            return "post_deleted"
+        if post.vector is None or self.is_frozen:
+            self.waiting.append((event_id, event))
+            return "defer"
+        if withdrawn:
+            if key not in self.in_force:
+                return "nothing_to_withdraw"
+            self.in_force.remove(key)
+            # Not counted, but the minute that is counted is that of the last event in force.
+            self._begin_minute(user, event.created_at)
+            self._withdraw(user, key, event.created_at, draw(event_id), recorded)
+            return "withdraw"
+        if key in self.in_force:
+            return "repeated"
+        self._begin_minute(user, event.created_at)
+        if user.minute_count >= self.learned_per_minute:
+            return "rate_limited"
+        user.minute_count += 1
+        self.in_force.add(key)
+        self._learn(event_id, key, user, event.created_at, STRENGTHS[signal], draw(event_id))
+        return "learn"
+
+    @staticmethod
+    def _begin_minute(user: User, at: datetime) -> None:
+        minute = at.replace(second=0, microsecond=0)
+        if user.minute != minute:
+            user.minute, user.minute_count = minute, 0
+
+    def _learn(
+        self,
+        event_id: int,
+        key: tuple[str, int, str],
+        user: User,
+        at: datetime,
+        strength: float,
+        drawn: Draw,
+    ) -> None:
+        u, p = user.vector, self._seen(key[1], drawn)
+        weight = strength if strength > 0 else strength * self.negative_factor
+        # The sum and the list are what was engaged with, under either rule: so the rule can be
+        # switched at any time and no user starts again from nothing.
+        user.engaged_sum = self.decay * user.engaged_sum + weight * p
+        factors: list[tuple[int, float]] = []
+        if self.rule == "literal":
+            alpha = min(self.alpha_limit, 1 / (user.engagement_count + 1))
+            user.vector = norm((1 - alpha) * u + alpha * strength * p)
+            step = self.literal_rate * strength
+        else:
+            user.vector = norm(user.base + user.engaged_sum)
+            step = self.contrastive_rate * weight
+            if strength > 0:
+                step, factors = self._push(u, p, step, drawn)
+        self.taught[key] = Snapshot(event_id, u, p, step)
+        self._step(u, factors, Step(key[1], step, 1, at), drawn)
+        user.recent = [*user.recent, (key[1], weight)][-self.history_length :]
+        user.engagement_count += 1
+
+    def _seen(self, post_id: int, drawn: Draw) -> Vector:
+        """The post as the event found it."""
+        vector = self.posts[post_id].vector if drawn.post_vector is None else drawn.post_vector
+        assert vector is not None
+        return vector
+
+    def _push(
+        self, u: Vector, p: Vector, step: float, drawn: Draw
+    ) -> tuple[float, list[tuple[int, float]]]:
+        """The step left for the post itself, and the pushes on the drawn posts.
+
+        Without any drawn post there is nothing to compare with, and the step is the full one.
+        """
+        if not drawn.post_ids:
+            return step, []
+        others = [self.posts[post_id].vector for post_id in drawn.post_ids]
+        logits = np.array([v @ u for v in [p, *others]]) / self.temperature
+        q = np.exp(logits - logits.max())
+        q /= q.sum()
+        factors = [(i, step * share) for i, share in zip(drawn.post_ids, q[1:], strict=True)]
+        return (step * (1 - q[0]) if drawn.step is None else drawn.step), factors
+
+    def _step(self, u: Vector, factors: list[tuple[int, float]], own: Step, drawn: Draw) -> None:
+        """Takes the own step at once, unless it waits, and queues what waits."""
+        if not drawn.waits:
+            self._move(own, u)
+        if factors or drawn.waits:
+            self.queue.append(Push(u, factors, own if drawn.waits else None))
+
+    def _move(self, own: Step, direction: Vector) -> None:
+        """The step of an event on its post, bounded per hour."""
+        post = self.posts[own.post_id]
+        hour = own.at.replace(minute=0, second=0, microsecond=0)
+        if post.moved_hour != hour:
+            post.moved_hour, post.moved = hour, 0.0
+        size = min(abs(own.size), max(0.0, self.movement_per_hour - post.moved))
+        post.moved += size
+        post.engagement_count += own.engagements
+        post.is_pretrained = False
+        assert post.vector is not None
+        post.vector = norm(post.vector + np.copysign(size, own.size) * direction)
+
+    def _withdraw(
+        self,
+        user: User,
+        key: tuple[str, int, str],
+        at: datetime,
+        drawn: Draw,
+        recorded: Callable[[int], Snapshot | None],
+    ) -> None:
+        """Takes the recorded step off the post and the post's part off the user's sum."""
+        exact = self.taught[key]
+        taken = recorded(exact.event_id) or exact
+        strength = STRENGTHS[key[2]]
+        user.engagement_count -= 1
+        self._step(taken.user_vector, [], Step(key[1], -taken.step, -1, at), drawn)
+        places = [k for k, entry in enumerate(user.recent) if entry == (key[1], strength)]
+        if places:
+            age = len(user.recent) - 1 - places[-1]
+            user.engaged_sum = user.engaged_sum - strength * self.decay**age * taken.post_vector
+            del user.recent[places[-1]]
+        if not user.recent:
+            user.engaged_sum = np.zeros(DIMENSIONS)
+        if self.rule == "contrastive":
+            user.vector = norm(user.base + user.engaged_sum)
+        elif not user.recent:
+            user.vector = np.zeros(DIMENSIONS)
+        else:
+            alpha = min(self.alpha_limit, 1 / (user.engagement_count + 1))
+            user.vector = norm(user.vector - alpha * strength * taken.post_vector)
+
+    def fold(self, limit: int | None = None) -> int:
+        """Applies the oldest queued pushes, one after the other; returns how many."""
+        count = len(self.queue) if limit is None else min(limit, len(self.queue))
+        for push in self.queue[:count]:
+            for post_id, factor in push.factors:
+                post = self.posts[post_id]
+                if post.vector is None:
+                    continue
+                if post.is_pretrained:
+                    factor = min(factor, max(0.0, self.untouched_push_limit - post.pushed))
+                    post.pushed += factor
+                post.vector = norm(post.vector - factor * push.user_vector)
+            if push.own:
+                self._move(push.own, push.user_vector)
+        del self.queue[:count]
+        return count
+
+    def take_waiting(self, is_due: Callable[[Event], bool]) -> list[tuple[int, Event]]:
+        """The deferred events that are due, in id order; they wait no longer."""
+        due = sorted((w for w in self.waiting if is_due(w[1])), key=lambda w: w[0])
+        self.waiting = [w for w in self.waiting if not is_due(w[1])]
+        return due
+
+    def encode_user(self, user_id: str) -> Vector:
+        """The user as served: contrastive re-encodes from the posts as they are now."""
+        user = self.users[user_id]
+        if self.rule == "literal":
+            return user.vector
+        total = user.base.copy()
+        for age, (post_id, weight) in enumerate(reversed(user.recent)):
+            vector = self.posts[post_id].vector
+            if vector is not None:
+                total += self.decay**age * weight * vector
+        return norm(total)
