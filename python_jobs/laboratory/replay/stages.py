@@ -119,7 +119,7 @@ class Replay:
 
     def _create_users(self, task: TaskID) -> None:
         genres = {film.genre for film in self.data.films}
-        rows = []
+        people = []
         for name in sorted({r.user for r in self.data.ratings}) + sorted(genres):
             self.users[name] = uuid.uuid5(uuid.NAMESPACE_DNS, f"{name}.two-tower.example.com")
         if self.access:
@@ -128,10 +128,10 @@ class Replay:
                 self.progress.advance(task)
         for name, user_id in self.users.items():
             if name not in self.clients:
-                rows.append((user_id, f"{user_id}@example.com"))
+                people.append((user_id, f"{user_id}@example.com"))
         with self.owner.cursor() as cursor:
             cursor.executemany(
-                "insert into auth.users (id, email) values (%s, %s) on conflict do nothing", rows
+                "insert into auth.users (id, email) values (%s, %s) on conflict do nothing", people
             )
             cursor.executemany(
                 "insert into public.profiles (user_id, handle, bio) values (%s, %s, %s)",
