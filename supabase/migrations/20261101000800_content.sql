@@ -45,4 +45,5 @@ create table public.author_blocks (
 );
 comment on table public.author_blocks is
   'Authors whose posts a user does not want to see. Events of type block_author and mute_author write the rows. The user lifts a block by deleting its row.';
+comment on column public.author_blocks.kind is 'block_author or mute_author. A block replaces a mute, but no mute a block.';
 create index author_blocks_author_id_idx on public.author_blocks (author_id);

@@ -27,6 +27,7 @@ comment on column two_tower.state.filling_checkpoint is 'The checkpoint that is 
 comment on column two_tower.state.restored_up_to is 'In a rollback, users up to this id have their state of the checkpoint again. Null when none is in progress.';
 comment on column two_tower.state.epoch is 'Raised by a rollback. Deferred steps of an older epoch are void.';
 comment on column two_tower.state.frozen_at is 'Since when learning is frozen. Null when it is not.';
+comment on column two_tower.state.frozen_reason is 'The reason that freeze() was given. Null when learning is not frozen.';
 comment on column two_tower.state.learning_rate_factor is 'Factor of the learning rate. resume() sets it after a freeze.';
 insert into two_tower.state default values;
 

@@ -31,6 +31,7 @@ comment on column two_tower.training_examples.negative_ids is 'The negatives, vi
 comment on column two_tower.training_examples.negative_embs is 'The live embeddings of negative_ids before the event.';
 comment on column two_tower.training_examples.pushed_ids is 'Posts that the event pushes away, each by its push_factor times user_emb.';
 comment on column two_tower.training_examples.push_factors is 'Factors of pushed_ids.';
+comment on column two_tower.training_examples.created_at is 'The time of the event.';
 comment on column two_tower.training_examples.is_withdrawn is 'The user took the signal back.';
 comment on column two_tower.training_examples.viewed_negative_count is 'How many of the first negatives are viewed negatives. The others are random, most of them recent.';
 -- A row with eight half-precision negatives is kept whole. Vectors do not compress, and a second

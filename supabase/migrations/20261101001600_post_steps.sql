@@ -25,6 +25,7 @@ comment on column two_tower.deferred_steps.post_id is 'The post that the event w
 comment on column two_tower.deferred_steps.step is 'Factor of user_vector for post_id.';
 comment on column two_tower.deferred_steps.engagements is 'What the event adds to the post''s engagement_count: 1 when learned, -1 when withdrawn.';
 comment on column two_tower.deferred_steps.popularity is 'What the event adds to the post''s popularity.';
+comment on column two_tower.deferred_steps.created_at is 'The time of the event.';
 
 create type two_tower.post_step as (
   direction extensions.vector, step real, engagements integer, popularity double precision,

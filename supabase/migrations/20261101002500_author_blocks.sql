@@ -13,6 +13,7 @@ create table two_tower.author_steps (
   primary key (user_id, author_id)
 );
 comment on table two_tower.author_steps is 'What each block in force added to the author''s embedding. A row is deleted when a new user tower has learned the author anew.';
+comment on column two_tower.author_steps.step is 'What was added, and is taken off when the block is lifted.';
 create index author_steps_author_id_idx on two_tower.author_steps (author_id);
 
 create function two_tower.average_liked_authors(p_user_id uuid) returns extensions.vector

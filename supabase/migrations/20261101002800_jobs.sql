@@ -32,6 +32,7 @@ comment on column two_tower.jobs.run_at is 'The job is not claimed before.';
 comment on column two_tower.jobs.worker is 'The worker that has the job, or had it last.';
 comment on column two_tower.jobs.lease_until is 'Until then the job is its worker''s. Later any worker may take it.';
 comment on column two_tower.jobs.result is 'What the worker returned.';
+comment on column two_tower.jobs.last_error is 'What the last failure said.';
 comment on column two_tower.jobs.finished_at is 'When the job became done or dead.';
 create unique index one_pending_job_per_kind_and_subject on two_tower.jobs (kind, subject)
   where state = 'pending';
