@@ -1,6 +1,6 @@
--- Every constant of the engine is a column of the one row of settings, or a row of signals (the
--- next file), one for each event type. A DBA changes them with an UPDATE. The next statement uses
--- them. setting_changes keeps who changed what, and when.
+-- Every constant of the engine is in settings, a column each, or in signals (the next file), a row
+-- for each event type. A DBA changes them with an UPDATE. The next statement uses them.
+-- setting_changes keeps who changed what, and when.
 
 create table two_tower.settings (
   id boolean primary key default true constraint settings_is_one_row check (id),
@@ -162,7 +162,7 @@ comment on column two_tower.settings.candidate_tower_loss is 'Advanced. Loss of 
 comment on column two_tower.settings.user_tower_users is 'Advanced. The user tower is trained on the histories of at most this number of users: those with the newest positives.';
 comment on column two_tower.settings.user_tower_loss is 'Advanced. Loss of the user tower: sampled_softmax (default), or triplet (the specification''s).';
 comment on column two_tower.settings.active_user_window is 'Advanced. The user tower encodes the users who engaged within this time.';
-comment on column two_tower.settings.examples_read is 'Advanced. At most this number of newest training examples is read for a training or a gate: where posts stood, and which users to train on.';
+comment on column two_tower.settings.examples_read is 'Advanced. At most this number of newest training examples is read for a training or a gate. They say where posts stood, and which users to train on.';
 comment on column two_tower.settings.gate_events is 'Advanced. At most this number of newest positives is held out from training, for the gate.';
 comment on column two_tower.settings.gate_standard_errors is 'Advanced. The lower bound of the gate lies this number of standard errors below the mean. One-sided, 1.645 is 95 % sure, 2.33 is 99 %. Versions are judged every hour, so chance gets many tries.';
 comment on column two_tower.settings.gate_minimum_events is 'Advanced. The gate rejects a version that it could judge on fewer held-out positives.';
@@ -182,9 +182,9 @@ comment on column two_tower.settings.exploration_share is 'Share of a page that 
 comment on column two_tower.settings.posts_per_author is 'At most this number of posts of one author stands on a page, while posts of others are left.';
 comment on column two_tower.settings.exploration_impressions is 'Advanced. A new post is explored until it had this number of impressions, or somebody engaged with it.';
 comment on column two_tower.settings.exact_scan_limit is 'Advanced. With at most this number of posts, all are scanned. With more, the serving index proposes candidates.';
-comment on column two_tower.settings.over_fetch is 'Advanced. The serving index proposes at least this number of unseen posts, to be scored by their live vectors. Three times the page, where that is more.';
+comment on column two_tower.settings.over_fetch is 'Advanced. The serving index proposes at least this number of unseen posts, to be scored by their live embeddings. Three times the page, where that is more.';
 comment on column two_tower.settings.ef_search is 'Advanced. Breadth of the search in the serving index (hnsw.ef_search). A wider search finds more, and takes longer.';
-comment on column two_tower.settings.serving_drift_tolerance is 'Advanced. A served copy is refreshed when its cosine distance from the live vector is above this.';
+comment on column two_tower.settings.serving_drift_tolerance is 'Advanced. A served copy is refreshed when its cosine distance from the live embedding is above this.';
 comment on column two_tower.settings.serving_recall_tolerance is 'Advanced. The serving index is rebuilt when its sampled recall has fallen by more than this.';
 comment on column two_tower.settings.serving_rebuild_share is 'Advanced. The serving index is rebuilt when its copies written since the build, as a share of the posts, are above this.';
 comment on column two_tower.settings.serving_build_megabytes is 'Advanced. The most memory that a build of the serving index takes. A build needs about 1 MB per 1,000 posts, and is slow with less.';

@@ -121,7 +121,7 @@ begin
 end
 $$;
 comment on function two_tower.create_partitions_back_to(timestamptz) is
-  'For operators, before they import a long history: makes partitions back to p_from. Otherwise all of the history lies in the default partition, which is never dropped, and is scanned when a partition is attached. Returns how many it made. Raises 22023 where they would be dropped at once.';
+  'For operators, before they import a long history: makes partitions back to p_from. Otherwise all of the history lies in the default partition. That one is never dropped, and is scanned when a partition is attached. Returns how many it made. Raises 22023 where they would be dropped at once.';
 
 create function two_tower.partition_by_time(p_table regclass, p_step interval,
   p_kept_for_setting text, p_storage_options text default '')

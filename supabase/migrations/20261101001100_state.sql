@@ -1,5 +1,5 @@
--- Where the engine stands, in one row: which slot of live embeddings serves, what is being put in
--- place, whether learning is frozen. The locks under which that row changes follow.
+-- Where the engine stands, in one row: which slot serves, what is being filled, whether learning is
+-- frozen. The locks under which that row changes follow.
 
 create table two_tower.state (
   id boolean primary key default true constraint state_is_one_row check (id),
@@ -18,7 +18,7 @@ create table two_tower.state (
       check (learning_rate_factor > 0 and learning_rate_factor <= 1),
   constraint a_freeze_has_a_reason check ((frozen_at is null) = (frozen_reason is null))
 );
-comment on table two_tower.state is 'Where the engine stands, in one row: which slot of live embeddings serves, which one is being filled, whether learning is frozen.';
+comment on table two_tower.state is 'Where the engine stands, in one row: which slot serves, what is being filled, whether learning is frozen.';
 comment on column two_tower.state.active_slot is 'The slot of live_embeddings that serves: 0 or 1.';
 comment on column two_tower.state.serving_side is 'The side of the serving index that answers. Null when there is no index and all posts are scanned.';
 comment on column two_tower.state.filling_version is 'The candidate tower for which the other slot is being filled. Null when none is.';

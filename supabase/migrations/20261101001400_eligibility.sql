@@ -18,4 +18,4 @@ begin
 end
 $$;
 comment on function two_tower.is_eligible(uuid, bigint, uuid) is
-  'Returns whether a user may get a post. Not eligible are the user''s own posts, posts of withheld authors, and posts with a row in user_posts: seen, engaged with or hidden. Does not ask whether the post is deleted: the caller does. Serves few posts at a time; what serves many has the same three conditions inline.';
+  'Returns whether a user may get a post. Not eligible are the user''s own posts and those of withheld authors. Nor are posts with a row in user_posts: seen, engaged with or hidden. Does not ask whether the post is deleted: the caller does. Serves few posts at a time; what serves many has the same three conditions inline.';

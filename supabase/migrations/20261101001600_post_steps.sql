@@ -16,7 +16,7 @@ create table two_tower.deferred_steps (
   popularity double precision not null default 0,
   created_at timestamptz not null
 );
-comment on table two_tower.deferred_steps is 'Deferred steps, which wait to be folded into live embeddings: p = norm(p - push_factor * user_vector) for each of pushed_ids, and p = norm(p + step * user_vector) for post_id.';
+comment on table two_tower.deferred_steps is 'Deferred steps, which wait to be folded into live embeddings. Each of pushed_ids: p = norm(p - push_factor * user_vector). post_id: p = norm(p + step * user_vector).';
 comment on column two_tower.deferred_steps.epoch is 'state.epoch when the row was made. The row is void when a rollback has raised that since.';
 comment on column two_tower.deferred_steps.user_vector is 'The user vector before the event.';
 comment on column two_tower.deferred_steps.pushed_ids is 'The posts that are pushed away.';

@@ -23,7 +23,7 @@
 -- row of a post, as on a viral one, the step on it is deferred, and folded with the pushes. The row
 -- of a post in the slot that serves stands for the post. Its row in the other slot is only touched
 -- while that one is held. A statement of views alone, without client_event_ids, takes no lock but
--- those of its rows of user_posts, which it writes in order.
+-- those of its rows of user_posts. It writes them in order.
 --
 -- A crash: all of it is one transaction.
 

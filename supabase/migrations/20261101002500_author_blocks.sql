@@ -72,7 +72,7 @@ begin
 end
 $$;
 comment on function two_tower.step_author(uuid, uuid, text) is
-  'Moves an author away from what the user likes, within the bound of the hour: a'' = a - rate * strength * negative_strength_factor * likes. Opens an alert when blocks reach the bound. Does nothing for an author, or a user, of whom nothing was learned.';
+  'Moves an author away from what the user likes: a'' = a - rate * strength * negative_strength_factor * likes. Keeps to the bound of the hour. Opens an alert when blocks reach the bound. Does nothing for an author, or a user, of whom nothing was learned.';
 
 create function two_tower.learn_from_blocks() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$

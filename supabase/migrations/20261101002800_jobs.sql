@@ -24,7 +24,7 @@ create table two_tower.jobs (
   constraint a_finished_job_says_when
     check ((state in ('done', 'dead')) = (finished_at is not null))
 );
-comment on table two_tower.jobs is 'Queue of background work. A dead job was tried max_attempts times, or failed while another one of its kind and subject was pending: last_error says why.';
+comment on table two_tower.jobs is 'Queue of background work. A dead job was tried max_attempts times, or failed while another one of its kind and subject was pending. last_error says why.';
 comment on column two_tower.jobs.subject is 'What the job is about, within its kind. At most one job per kind and subject is pending, and at most one is running.';
 comment on column two_tower.jobs.state is 'pending, running, done or dead.';
 comment on column two_tower.jobs.attempts is 'How often the job was claimed.';
@@ -107,7 +107,7 @@ begin
   for no key update;
   if not found then
     raise exception 'job % is not leased by worker %', p_job_id, p_worker using errcode = 'TT003',
-      hint = 'Drop this work. The lease ended, and another worker does it again.';
+      hint = 'Drop this work. The lease ended, and another worker may have the job.';
   end if;
   return v_job;
 end

@@ -32,7 +32,7 @@ begin
 end
 $$;
 comment on function two_tower.choose_prior(uuid, extensions.vector, real) is
-  'Returns a user''s prior: p_tower, the vector of the user tower, where there is one and p_weight is above 0; else the vector of the profile; else none.';
+  'Returns a user''s prior. It is p_tower, the vector of the user tower, where there is one and p_weight is above 0. Else it is the vector of the profile, or none.';
 
 create function two_tower.store_priors(p_priors two_tower.user_prior[]) returns integer
 language plpgsql set search_path = pg_catalog, pg_temp as $$

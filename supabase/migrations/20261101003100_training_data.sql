@@ -36,7 +36,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   ) x where x.place <= greatest(1, x.n / 2);
 $$;
 comment on function two_tower.held_out_from() is
-  'Returns t0: from this event id on are the newest settings.gate_events positives, or half of all where there are fewer than twice as many. They are for the gate; earlier events are for training. Returns null when there are none.';
+  'Returns t0: from this event id on are the newest settings.gate_events positives. Where there are fewer than twice as many, half of them are. They are for the gate; earlier events are for training. Returns null when there are none.';
 
 create function two_tower.posts_as_of(p_before bigint)
 returns table (post_id bigint, embedding extensions.vector, engagements integer)
@@ -183,7 +183,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   order by d.turn limit p_count;
 $$;
 comment on function two_tower.random_posts_as_of(bigint, integer) is
-  'Returns negatives for the user tower: a uniform sample of at most p_count posts with their vectors before t0, and their times in hours. Leaves out posts that were untouched then and are touched now.';
+  'Returns negatives for the user tower: a uniform sample of at most p_count posts. embedding: the vector before t0. hours: the post''s time. Leaves out posts that were untouched then and are touched now.';
 
 create function two_tower.event_types_to_train()
 returns table (event_type text, is_positive boolean)

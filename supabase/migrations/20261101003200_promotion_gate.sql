@@ -9,8 +9,8 @@
 --                    engagements until the event. The prior is made of the history before t0. The
 --                    weight goes by class of users
 --
--- A version passes on enough events, when it is better on average, and the lower bound of the mean
--- difference is above minus the tolerance. An operator can force a version, which stays on record.
+-- A version passes on enough events, with a mean difference above 0 and its lower bound above
+-- -settings.gate_tolerance. An operator can force a version, which stays on record.
 
 create function two_tower.compute_reciprocal_rank(p_user extensions.vector,
   p_post extensions.vector, p_negatives extensions.vector[])

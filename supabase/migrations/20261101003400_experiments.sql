@@ -157,6 +157,6 @@ from active
 group by name, arm;
 comment on view two_tower.experiment_results is 'What came of each arm, since the start of its experiment. Users with events count.';
 comment on column two_tower.experiment_results.arm is '(outside): the users in no arm.';
-comment on column two_tower.experiment_results.positives is 'Events with a strength above 0.';
+comment on column two_tower.experiment_results.positives is 'Events of a type with a strength above 0. A dwell counts whatever its duration.';
 comment on column two_tower.experiment_results.positives_per_view is 'Mean over users of positives per view.';
 comment on column two_tower.experiment_results.standard_error is 'Standard error of positives_per_view.';

@@ -1,4 +1,4 @@
--- New posts are shown to a few readers whatever their score, until they had
+-- New posts are shown to a few readers whatever their score. That ends when they had
 -- settings.exploration_impressions, or somebody engaged. A pool of their own saves a look at all
 -- posts.
 

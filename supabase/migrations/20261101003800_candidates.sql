@@ -187,4 +187,4 @@ begin
 end
 $$;
 comment on function two_tower.list_candidates(two_tower.reader, integer, bigint[]) is
-  'Returns candidates beside the nearest that the reader has not seen: popular ones, recent ones of followed authors and, while the reader is cold, the newest.';
+  'Returns candidates beside the nearest: popular ones, recent ones of followed authors and, while warmth is below 1, the newest. The reader has seen none of them.';

@@ -96,7 +96,7 @@ begin
 end
 $$;
 comment on function two_tower.make_page(uuid, integer, bigint[]) is
-  'Returns a page by the live embeddings, best first, explored posts before all. The candidates come from the serving index. Where that leaves the page short they come from a wider search, and then, or where there is no index, from a scan of all posts.';
+  'Returns a page by the live embeddings, best first, explored posts before all. The candidates come from the serving index. Where that leaves the page short, they come from a wider search, then from a scan of all posts. Without an index they come from the scan.';
 
 -- Simpler rules, for what is left of a page. They look at posts alone, encoded or not.
 create function two_tower.find_posts_by_rule(p_rule text, p_user_id uuid, p_excluded bigint[],
