@@ -181,7 +181,7 @@ begin
   if not found then
     raise exception '%', case when p_checkpoint is null then 'there is no good checkpoint'
         else format('there is no checkpoint %s', p_checkpoint) end using errcode = '22023',
-      hint = 'See which there are: select * from two_tower.checkpoints';
+      hint = 'select * from two_tower.checkpoints';
   end if;
   perform pg_advisory_xact_lock(two_tower.switch_lock());
   update two_tower.model_weights
