@@ -1,5 +1,5 @@
--- A first feed for `supabase start`: three accounts, six posts, a few engagements. A worker encodes
--- the posts; their engagements are learned when it has.
+-- A first feed for `supabase start`: three accounts, six posts, two likes. A worker encodes the
+-- posts. The likes are learned then.
 insert into auth.users (id, email) values
   ('00000000-0000-4000-8000-000000000001', 'ada@example.com'),
   ('00000000-0000-4000-8000-000000000002', 'ben@example.com'),

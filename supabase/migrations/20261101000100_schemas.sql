@@ -1,4 +1,4 @@
--- Two-Tower: a recommendation engine that lives in this database and learns inside the INSERT of an
+-- Two-Tower: a recommendation engine in this database. It learns inside the INSERT of an
 -- engagement.
 --
 --   public.posts --encode (worker)--> base_embeddings --candidate tower (SQL)--> live_embeddings
@@ -11,12 +11,12 @@
 --   training_examples --train (worker)--> model_weights --gate--> the other slot of
 --                                         live_embeddings --flip--> the slot that serves
 --
--- Two schemas. public holds what clients touch, each table under row level security. two_tower
--- holds everything else: it is never exposed over the API and no client role has a grant on any of
--- its tables. A public function is a thin SECURITY INVOKER wrapper; where it needs rights, it calls
--- a SECURITY DEFINER core in two_tower.
+-- There are two schemas. public holds what clients touch, each table under row level security.
+-- two_tower holds everything else. It is never exposed over the API, and no client role has a grant
+-- on its tables. A function of public is a thin SECURITY INVOKER wrapper. Where it needs rights, it
+-- calls a SECURITY DEFINER core in two_tower.
 --
--- The plan of the house. A file is one room, and uses only what stands in it or before it; only
+-- The plan of the house: a file is one room, and uses only what stands in it or before it. Only
 -- rows of tables (schedules, cursors) name functions of later files.
 --
 --   ground      schemas, clock, settings, signals, alerts, schedules, partitions
@@ -36,9 +36,9 @@
 create schema if not exists extensions;
 create extension if not exists vector with schema extensions;
 
--- A project may have installed pgvector into public, where Supabase's own advisors flag it. Types
--- are known by their oid, so columns and indexes that use it do not notice the move; both schemas
--- are on the default search_path.
+-- A project may have installed pgvector into public, where Supabase's own advisors flag it. Columns
+-- and indexes know a type by its oid, so the move does not touch them. Both schemas are on the
+-- default search_path.
 do $$
 begin
   if (select n.nspname from pg_extension x join pg_namespace n on n.oid = x.extnamespace
@@ -50,7 +50,7 @@ $$;
 
 create schema two_tower;
 comment on schema two_tower is
-  'Two-Tower: embeddings, training data, models, jobs. Private: never exposed over the API, no client has a grant on a table.';
+  'Two-Tower: embeddings, training data, models, jobs. Private: never exposed over the API. No client role has a grant on a table.';
 revoke all on schema two_tower from public;
 grant usage on schema two_tower to anon, authenticated, service_role;
 
@@ -61,22 +61,24 @@ create table two_tower.error_codes (
   meaning text not null
 );
 comment on table two_tower.error_codes is
-  'The SQLSTATEs that Two-Tower raises and a caller may branch on. Each comes with a message and a hint.';
+  'The SQLSTATEs that Two-Tower raises and that a caller may branch on. Each error has a message and a hint.';
+comment on column two_tower.error_codes.name is 'The name of the condition: Postgres''s own or, for TT..., ours.';
+comment on column two_tower.error_codes.meaning is 'What went wrong, and what became of the statement.';
 insert into two_tower.error_codes (sqlstate, name, meaning) values
   ('22023', 'invalid_parameter_value', 'An argument is missing, malformed or out of range.'),
   ('23503', 'foreign_key_violation',
-    'An event names a post or a user that does not exist. Nothing of the statement was stored.'),
+    'An event names a post or a user that does not exist. Nothing was stored.'),
   ('23514', 'check_violation',
-    'An event has an unknown type, or a dwell no duration. Nothing of the statement was stored.'),
+    'The event type is unknown, or dwell_ms is negative, or a dwell lacks it. Nothing was stored.'),
   ('23505', 'unique_violation',
-    'An event with this client_event_id is stored already: a retry, to be treated as success.'),
+    'An event with this client_event_id is stored already. Treat the retry as a success.'),
   ('42501', 'insufficient_privilege', 'The caller is not signed in, or not allowed to do this.'),
   ('55000', 'object_not_in_prerequisite_state',
-    'Not now: a rollback is in progress, or an experiment is running, or is not.'),
+    'Not now: a rollback or another experiment runs, or this experiment is over or not running.'),
   ('TT001', 'event_time_out_of_range',
-    'created_at lies in the future or further back than settings.oldest_event_age.'),
+    'created_at lies in the future, or further back than settings.oldest_event_age.'),
   ('TT002', 'batch_too_large', 'record_engagements takes at most 500 events a call.'),
   ('TT003', 'lease_lost',
-    'The job is no longer leased by this worker: its lease ended and another one may have it.'),
+    'This worker no longer has the job. Its lease ended, and another worker may have taken it.'),
   ('TT004', 'weights_invalid',
-    'A version of weights lacks a tensor, has the wrong shape, or a value is not finite.');
+    'A version does not exist, lacks a tensor, or has one that is unknown or has the wrong shape.');

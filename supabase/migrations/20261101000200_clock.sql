@@ -5,7 +5,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   select coalesce(nullif(current_setting('role', true), 'none'), session_user::text);
 $$;
 comment on function two_tower.session_role() is
-  'The role this session acts as. Unlike current_user it stays the caller''s inside a SECURITY DEFINER function.';
+  'Returns the role that this session acts as. Inside a SECURITY DEFINER function it stays the caller''s, which current_user does not.';
 
 create function two_tower.is_operator() returns boolean
 language sql stable set search_path = pg_catalog, pg_temp as $$
@@ -14,7 +14,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
                      (select nspowner from pg_namespace where nspname = 'two_tower'), 'member');
 $$;
 comment on function two_tower.is_operator() is
-  'True for the service role and for members of the owner of this schema: who may set the clock and insert history.';
+  'Returns whether the session acts for an operator: the service role, or a member of the role that owns this schema. Operators may set the clock and insert history.';
 
 create function two_tower.now() returns timestamptz
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
@@ -28,4 +28,4 @@ begin
 end
 $$;
 comment on function two_tower.now() is
-  'The one clock. The setting two_tower.now (a timestamp) replaces the time where an operator''s session gives one: tests, and replays of history. A client''s setting is ignored.';
+  'Returns the time by the one clock. An operator''s session may replace it with the setting two_tower.now, a timestamp, for tests and replays of history. The setting of a client is ignored.';

@@ -1,5 +1,5 @@
--- Every constant of the engine is a column of one row (settings) or a row per event type (signals,
--- in the next file). A DBA changes them with an UPDATE; the next statement uses them.
+-- Every constant of the engine is in settings, a column each, or in signals (the next file), a row
+-- for each event type. A DBA changes them with an UPDATE. The next statement uses them.
 -- setting_changes keeps who changed what, and when.
 
 create table two_tower.settings (
@@ -134,60 +134,60 @@ create table two_tower.settings (
     constraint serving_build_megabytes_is_bounded
       check (serving_build_megabytes between 16 and 1048576)
 );
-comment on table two_tower.settings is 'Every constant, in one row. Change it with an UPDATE: the next statement uses it. A dozen are for operators; a comment that begins with "Advanced." marks the others.';
-comment on column two_tower.settings.learning_rule is 'Advanced. contrastive (default) or literal (the specification to the letter, kept to compare with).';
-comment on column two_tower.settings.contrastive_learning_rate is 'Advanced. Step of a post towards a user at strength 1, rule contrastive.';
-comment on column two_tower.settings.literal_learning_rate is 'Advanced. Step of a post towards a user at strength 1, rule literal.';
-comment on column two_tower.settings.literal_maximum_alpha is 'Advanced. Rule literal: alpha = least(this, 1 / (engagements + 1)).';
-comment on column two_tower.settings.temperature is 'Advanced. Softmax temperature of the push on negatives.';
-comment on column two_tower.settings.history_decay is 'Advanced. Weight of an engagement in a user''s sum, per later engagement.';
-comment on column two_tower.settings.history_length is 'Advanced. How many engagements a user is re-encoded from on read.';
-comment on column two_tower.settings.negative_strength_factor is 'Advanced. Rule contrastive: what a negative strength is multiplied by, in the user''s sum and on the post.';
+comment on table two_tower.settings is 'Every constant, in one row. Change it with an UPDATE: the next statement uses it. A dozen are for operators. A comment that begins with "Advanced." marks the others.';
+comment on column two_tower.settings.learning_rule is 'Advanced. The rule of learning: contrastive (default), or literal (the specification to the letter, kept to compare with).';
+comment on column two_tower.settings.contrastive_learning_rate is 'Advanced. Step of a post towards a user at strength 1, by the contrastive rule.';
+comment on column two_tower.settings.literal_learning_rate is 'Advanced. Step of a post towards a user at strength 1, by the literal rule.';
+comment on column two_tower.settings.literal_maximum_alpha is 'Advanced. Upper limit of alpha in the literal rule: alpha = least(this, 1 / (engagements + 1)).';
+comment on column two_tower.settings.temperature is 'Advanced. Softmax temperature of the contrastive rule.';
+comment on column two_tower.settings.history_decay is 'Advanced. Factor by which each later engagement shrinks an engagement''s weight in the engaged sum.';
+comment on column two_tower.settings.history_length is 'Advanced. A user is encoded from at most this number of last engagements.';
+comment on column two_tower.settings.negative_strength_factor is 'Advanced. Factor of a negative strength in the contrastive rule, in the engaged sum and on the post.';
 comment on column two_tower.settings.negatives_per_positive is 'Advanced. Negatives recorded with each positive training pair (5 to 10).';
-comment on column two_tower.settings.pushes_per_positive is 'Advanced. Posts drawn uniformly that a positive pushes away, rule contrastive.';
-comment on column two_tower.settings.viewed_negative_window is 'Advanced. How far back a post that was viewed and not engaged with counts as a negative.';
-comment on column two_tower.settings.recent_posts_pool is 'Advanced. The newest post ids from which random negatives of the pairs are drawn.';
-comment on column two_tower.settings.long_dwell_ms is 'A dwell above this is a positive signal (milliseconds).';
-comment on column two_tower.settings.short_dwell_ms is 'A dwell below this counts as a skip (milliseconds).';
-comment on column two_tower.settings.learned_events_per_minute is 'At most so many events of one user and minute are learned; more are recorded only.';
-comment on column two_tower.settings.movement_per_hour is 'Advanced. Events move one post, and blocks one author, by at most so much in an hour: the sum of their steps, each the learning rate times strength or less. More opens an alert.';
-comment on column two_tower.settings.untouched_post_push_limit is 'Advanced. Pushes move a post that nobody engaged with by at most so much in all, so that it is not pushed out of sight.';
-comment on column two_tower.settings.client_event_retry_window is 'Advanced. A repeated client_event_id is recognised for so long.';
-comment on column two_tower.settings.oldest_event_age is 'Advanced. Older events are refused (only operators can insert history at all).';
+comment on column two_tower.settings.pushes_per_positive is 'Advanced. Posts that a positive pushes away in the contrastive rule. They are drawn uniformly.';
+comment on column two_tower.settings.viewed_negative_window is 'Advanced. A post that the user viewed at most this long before, and left alone, counts as a viewed negative.';
+comment on column two_tower.settings.recent_posts_pool is 'Advanced. The other negatives are drawn from this number of newest post ids.';
+comment on column two_tower.settings.long_dwell_ms is 'A longer dwell is a positive signal (milliseconds).';
+comment on column two_tower.settings.short_dwell_ms is 'A shorter dwell counts as a skip (milliseconds).';
+comment on column two_tower.settings.learned_events_per_minute is 'At most this number of events of one user is learned in a minute. Further events are only recorded.';
+comment on column two_tower.settings.movement_per_hour is 'Advanced. The most that events move one post, and blocks one author, in an hour: the sum of their steps. A step is at most the learning rate times the strength. Reaching the limit opens an alert.';
+comment on column two_tower.settings.untouched_post_push_limit is 'Advanced. The most that pushes move an untouched post in all, so that it is not pushed out of sight.';
+comment on column two_tower.settings.client_event_retry_window is 'Advanced. A repeated client_event_id is recognised within this time.';
+comment on column two_tower.settings.oldest_event_age is 'Advanced. Older events are refused. Only operators can insert history at all.';
 comment on column two_tower.settings.future_event_tolerance is 'Advanced. Events further in the future are refused.';
-comment on column two_tower.settings.events_kept_for is 'Partitions of engagement_events older than this are dropped.';
-comment on column two_tower.settings.training_examples_kept_for is 'Advanced. Partitions of training_examples older than this are dropped.';
-comment on column two_tower.settings.candidate_tower_pairs is 'Advanced. So many newest positives, with their negatives, train the candidate tower.';
-comment on column two_tower.settings.candidate_tower_loss is 'Advanced. sampled_softmax (default) or squared_error (the specification''s).';
-comment on column two_tower.settings.user_tower_users is 'Advanced. The user tower is trained on the histories of so many users, those with the newest positives.';
-comment on column two_tower.settings.user_tower_loss is 'Advanced. sampled_softmax (default) or triplet (the specification''s).';
-comment on column two_tower.settings.active_user_window is 'Advanced. Users who were active in it are encoded with the user tower.';
-comment on column two_tower.settings.examples_read is 'Advanced. So many newest training examples are read to know where posts stood at a moment.';
-comment on column two_tower.settings.gate_events is 'Advanced. So many newest positives are held out from training, for the gate.';
-comment on column two_tower.settings.gate_standard_errors is 'Advanced. The lower end of the gate''s interval is so many standard errors below the mean: 1.645 is 95 % sure, one-sided, 2.33 is 99 %. Versions are judged every hour, so chance gets many tries.';
-comment on column two_tower.settings.gate_minimum_events is 'Advanced. A new version is judged on at least so many held-out positives; with fewer it is rejected.';
+comment on column two_tower.settings.events_kept_for is 'Partitions of engagement_events and unlearned_events that are older are dropped.';
+comment on column two_tower.settings.training_examples_kept_for is 'Advanced. Partitions of training_examples that are older are dropped.';
+comment on column two_tower.settings.candidate_tower_pairs is 'Advanced. The candidate tower is trained on at most this number of newest positives, with their negatives.';
+comment on column two_tower.settings.candidate_tower_loss is 'Advanced. Loss of the candidate tower: sampled_softmax (default), or squared_error (the specification''s).';
+comment on column two_tower.settings.user_tower_users is 'Advanced. The user tower is trained on the histories of at most this number of users: those with the newest positives.';
+comment on column two_tower.settings.user_tower_loss is 'Advanced. Loss of the user tower: sampled_softmax (default), or triplet (the specification''s).';
+comment on column two_tower.settings.active_user_window is 'Advanced. The user tower encodes the users who engaged within this time.';
+comment on column two_tower.settings.examples_read is 'Advanced. At most this number of newest training examples is read for a training or a gate. They say where posts stood, and which users to train on.';
+comment on column two_tower.settings.gate_events is 'Advanced. At most this number of newest positives is held out from training, for the gate.';
+comment on column two_tower.settings.gate_standard_errors is 'Advanced. The lower bound of the gate lies this number of standard errors below the mean. One-sided, 1.645 is 95 % sure, 2.33 is 99 %. Versions are judged every hour, so chance gets many tries.';
+comment on column two_tower.settings.gate_minimum_events is 'Advanced. The gate rejects a version that it could judge on fewer held-out positives.';
 comment on column two_tower.settings.gate_tolerance is 'Advanced. How far the lower bound of the paired difference may lie below zero.';
-comment on column two_tower.settings.freeze_on_drift is 'Learning freezes by itself when drift is above its alert threshold (metric_targets).';
-comment on column two_tower.settings.checkpoints_kept is 'So many newest checkpoints are kept, and the newest good one besides.';
-comment on column two_tower.settings.weight_versions_kept is 'Advanced. Tensors of so many newest versions of a tower are kept; metrics of all are.';
-comment on column two_tower.settings.profile_weight is 'Advanced. Weight of the profile''s vector in a user''s sum.';
-comment on column two_tower.settings.user_tower_weights is 'Advanced. Weights of the user tower''s vector in a user''s sum, of which the gate chooses one per class of users. Zero is always one of them.';
-comment on column two_tower.settings.cold_until is 'Engagements over which a user''s ranking goes from popular and recent to personal.';
+comment on column two_tower.settings.freeze_on_drift is 'Whether learning freezes by itself when drift is above its alert threshold (metric_targets).';
+comment on column two_tower.settings.checkpoints_kept is 'At most this number of newest checkpoints is kept, and the newest good one besides.';
+comment on column two_tower.settings.weight_versions_kept is 'Advanced. The tensors of this number of newest versions of a tower are kept. The metrics of all versions are.';
+comment on column two_tower.settings.profile_weight is 'Advanced. Weight of a prior that comes from the profile.';
+comment on column two_tower.settings.user_tower_weights is 'Advanced. Weights of a prior that comes from the user tower. The gate chooses one for each class of users. Zero is always one of them.';
+comment on column two_tower.settings.cold_until is 'Engagements over which a user''s page goes from popular and fresh to personal.';
 comment on column two_tower.settings.popularity_half_life is 'Advanced. Half-life of a post''s popularity.';
-comment on column two_tower.settings.popularity_weight is 'Weight of popularity (0 to 1) in the score of a warm user, beside the cosine.';
+comment on column two_tower.settings.popularity_weight is 'Weight of popularity (0 to 1) in the score for a warm user, beside the cosine.';
 comment on column two_tower.settings.followed_weight is 'What a post of a followed author gains in score.';
-comment on column two_tower.settings.recency_weight is 'Weight of freshness (0 to 1) in the score of a cold user.';
-comment on column two_tower.settings.recency_half_life is 'Advanced. Half-life of the freshness of a post in the ranking of cold users.';
-comment on column two_tower.settings.exploration_share is 'Share of a page given to posts with few engagements.';
-comment on column two_tower.settings.posts_per_author is 'At most so many posts of one author on a page, while others are left.';
-comment on column two_tower.settings.exploration_impressions is 'Advanced. A new post is explored until it was shown so often, or somebody engaged with it.';
-comment on column two_tower.settings.exact_scan_limit is 'Advanced. With at most so many posts, all are scanned; above, the serving index proposes.';
-comment on column two_tower.settings.over_fetch is 'Advanced. Unseen posts taken from the serving index, at least, to be scored by their live vectors; three times the page where that is more.';
-comment on column two_tower.settings.ef_search is 'Advanced. Breadth of the search in the serving index (hnsw.ef_search): more finds more and takes longer.';
-comment on column two_tower.settings.serving_drift_tolerance is 'Advanced. Cosine distance from its live vector at which a served copy is refreshed.';
-comment on column two_tower.settings.serving_recall_tolerance is 'Advanced. The serving index is rebuilt when its sampled recall has fallen by so much.';
-comment on column two_tower.settings.serving_rebuild_share is 'Advanced. The serving index is rebuilt when so many of its copies, as a share of the posts, were replaced.';
-comment on column two_tower.settings.serving_build_megabytes is 'Advanced. The most memory that a build of the serving index takes; it needs about 1 MB per 1,000 posts, and is slow with less.';
+comment on column two_tower.settings.recency_weight is 'Weight of freshness (0 to 1) in the score for a cold user.';
+comment on column two_tower.settings.recency_half_life is 'Advanced. Half-life of the freshness of a post, in the ranking for cold users.';
+comment on column two_tower.settings.exploration_share is 'Share of a page that goes to new posts that few have seen.';
+comment on column two_tower.settings.posts_per_author is 'At most this number of posts of one author stands on a page, while posts of others are left.';
+comment on column two_tower.settings.exploration_impressions is 'Advanced. A new post is explored until it had this number of impressions, or somebody engaged with it.';
+comment on column two_tower.settings.exact_scan_limit is 'Advanced. With at most this number of posts, all are scanned. With more, the serving index proposes candidates.';
+comment on column two_tower.settings.over_fetch is 'Advanced. The serving index proposes at least this number of unseen posts, to be scored by their live embeddings. Three times the page, where that is more.';
+comment on column two_tower.settings.ef_search is 'Advanced. Breadth of the search in the serving index (hnsw.ef_search). A wider search finds more, and takes longer.';
+comment on column two_tower.settings.serving_drift_tolerance is 'Advanced. A served copy is refreshed when its cosine distance from the live embedding is above this.';
+comment on column two_tower.settings.serving_recall_tolerance is 'Advanced. The serving index is rebuilt when its sampled recall has fallen by more than this.';
+comment on column two_tower.settings.serving_rebuild_share is 'Advanced. The serving index is rebuilt when its copies written since the build, as a share of the posts, are above this.';
+comment on column two_tower.settings.serving_build_megabytes is 'Advanced. The most memory that a build of the serving index takes. A build needs about 1 MB per 1,000 posts, and is slow with less.';
 insert into two_tower.settings default values;
 
 create table two_tower.setting_changes (
@@ -199,6 +199,10 @@ create table two_tower.setting_changes (
   new_row jsonb not null
 );
 comment on table two_tower.setting_changes is 'History of settings and signals: who changed what, and when.';
+comment on column two_tower.setting_changes.changed_by is 'The role that made the change.';
+comment on column two_tower.setting_changes.table_name is 'settings or signals.';
+comment on column two_tower.setting_changes.old_row is 'The whole row before the change.';
+comment on column two_tower.setting_changes.new_row is 'The whole row after the change.';
 
 create function two_tower.record_setting_change() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
@@ -209,7 +213,7 @@ begin
 end
 $$;
 comment on function two_tower.record_setting_change() is
-  'Definer, so that whoever may change a setting need not be able to write, or rewrite, its history.';
+  'Definer: whoever may change a setting need not be able to write, or rewrite, its history. Records a change of settings or signals.';
 
 create trigger record_setting_change after update on two_tower.settings
   for each row when (old.* is distinct from new.*)

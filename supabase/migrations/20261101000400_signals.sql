@@ -3,7 +3,7 @@
 create function two_tower.view_bit() returns integer
 language sql immutable parallel safe return 1;
 comment on function two_tower.view_bit() is
-  'The bit of a view in user_posts.signals: the one that is set without the user''s lock.';
+  'Returns the bit of a view in user_posts.signals: the only bit that is set without the user''s lock.';
 
 create table two_tower.signals (
   event_type text primary key,
@@ -22,21 +22,22 @@ create table two_tower.signals (
   constraint what_withdraws_teaches_nothing_itself
     check (withdraws is null or (strength = 0 and label is null))
 );
-comment on table two_tower.signals is 'What each event type means: its strength, and the training pair it makes.';
-comment on column two_tower.signals.strength is 'Factor of the learning step: above 0 towards, below 0 away, 0 teaches nothing.';
-comment on column two_tower.signals.label is 'true: makes a positive training pair with negatives. false: makes one negative pair. null: none.';
-comment on column two_tower.signals.bit is 'Its place in user_posts.signals. Fixed: changing it rewrites history.';
+comment on table two_tower.signals is 'What each event type means: its strength, and the training pair that it makes.';
+comment on column two_tower.signals.strength is 'Factor of the learning step. Above 0 the post moves towards the user, below 0 away. 0 teaches nothing.';
+comment on column two_tower.signals.label is 'True: makes a positive training pair, with negatives. False: makes one negative pair. Null: makes none.';
+comment on column two_tower.signals.bit is 'The signal''s bit in user_posts.signals. Do not change it: stored rows would get another meaning.';
 comment on column two_tower.signals.withdraws is 'The signal that this event takes back.';
+comment on column two_tower.signals.blocks_author is 'Whether the event also writes a row of author_blocks.';
 insert into two_tower.signals (event_type, strength, label, bit, withdraws, blocks_author,
   description) values
   ('view', 0, null, 1, null, false, 'An impression: the post was on screen.'),
-  ('click', 0.5, null, 2, null, false, 'Weak positive: opened.'),
+  ('click', 0.5, null, 2, null, false, 'Weak positive: the post was opened.'),
   ('like', 1, true, 4, null, false, 'Strong positive.'),
   ('reply', 1.5, true, 8, null, false, 'Very strong positive.'),
   ('repost', 1, true, 16, null, false, 'Strong positive.'),
   ('dwell', 0.5, null, 32, null, false,
-    'Positive above settings.long_dwell_ms; a skip below short_dwell_ms; between, a view.'),
-  ('skip', -0.3, false, 64, null, false, 'Implicit negative: scrolled past quickly.'),
+    'Positive above settings.long_dwell_ms. Below short_dwell_ms a skip. Between, a view.'),
+  ('skip', -0.3, false, 64, null, false, 'Implicit negative: the user scrolled past quickly.'),
   ('hide', -0.5, false, 128, null, false, 'Weak negative: the post is not shown again.'),
   ('not_interested', -1, false, 256, null, false, 'Strong negative: the post is not shown again.'),
   ('block_author', -1.5, false, 512, null, true,
@@ -44,8 +45,8 @@ insert into two_tower.signals (event_type, strength, label, bit, withdraws, bloc
   ('mute_author', -1.5, false, 1024, null, true,
     'Very strong negative: no post of the author is shown.');
 insert into two_tower.signals (event_type, strength, bit, withdraws, description) values
-  ('unlike', 0, 2048, 'like', 'Withdraws the pair of a like and takes its step back.'),
-  ('unrepost', 0, 4096, 'repost', 'Withdraws the pair of a repost and takes its step back.');
+  ('unlike', 0, 2048, 'like', 'Takes back a like: its training pair and its step.'),
+  ('unrepost', 0, 4096, 'repost', 'Takes back a repost: its training pair and its step.');
 
 create trigger record_signal_change after update on two_tower.signals
   for each row when (old.* is distinct from new.*)

@@ -1,4 +1,4 @@
--- What went wrong, or looks as if it did, for an operator to look at. Any file may open an alert.
+-- What an operator should look at. Any file may open an alert.
 
 create table two_tower.alerts (
   id bigint generated always as identity primary key,
@@ -11,9 +11,12 @@ create table two_tower.alerts (
   last_seen_at timestamptz not null default two_tower.now(),
   closed_at timestamptz
 );
-comment on table two_tower.alerts is 'What an operator should look at. One open alert per kind and subject; closing it lets the next occurrence open another.';
-comment on column two_tower.alerts.subject is 'What it is about, within its kind: a post, a metric, a version.';
-comment on column two_tower.alerts.occurrences is 'How often it was raised since it was opened.';
+comment on table two_tower.alerts is 'What an operator should look at. At most one alert is open per kind and subject. Close it by setting closed_at: the next occurrence opens another.';
+comment on column two_tower.alerts.kind is 'What happened: metric_out_of_range, post_moved_in_concert, author_blocked_in_concert, version_forced, step_failed.';
+comment on column two_tower.alerts.subject is 'What the alert is about, within its kind: a post, a metric, a version.';
+comment on column two_tower.alerts.details is 'Values of the occurrences, merged.';
+comment on column two_tower.alerts.occurrences is 'How often the alert was raised since it was opened.';
+comment on column two_tower.alerts.closed_at is 'Null while the alert is open.';
 create unique index one_open_alert_per_kind_and_subject on two_tower.alerts (kind, subject)
   where closed_at is null;
 
@@ -27,4 +30,4 @@ returns void language sql set search_path = pg_catalog, pg_temp as $$
     occurrences = a.occurrences + 1,
     last_seen_at = excluded.last_seen_at;
 $$;
-comment on function two_tower.open_alert(text, text, text, jsonb) is 'Opens an alert, or counts one more occurrence of the one that is open.';
+comment on function two_tower.open_alert(text, text, text, jsonb) is 'Opens an alert or, where one of this kind and subject is open, counts one more occurrence of it.';

@@ -1,6 +1,5 @@
 -- Partitions by time: one mechanism for all tables that grow with events. The default partition
--- takes what lies outside the others: imported history, or a replay under a clock that runs
--- elsewhere.
+-- takes what lies outside the others, such as imported history, or a replay under another clock.
 
 create table two_tower.partitioned_tables (
   table_name regclass primary key,
@@ -10,7 +9,11 @@ create table two_tower.partitioned_tables (
   storage_options text not null default ''
 );
 comment on table two_tower.partitioned_tables is
-  'Tables partitioned by created_at: step of a partition, how many are made ahead, the setting that says how long they are kept, and storage options of each partition.';
+  'The tables that are partitioned by created_at, and how.';
+comment on column two_tower.partitioned_tables.step is 'The time that one partition covers.';
+comment on column two_tower.partitioned_tables.ahead is 'How many partitions are made ahead of the present one.';
+comment on column two_tower.partitioned_tables.kept_for_setting is 'The column of settings that says how long partitions are kept.';
+comment on column two_tower.partitioned_tables.storage_options is 'Storage options of each partition, as in create table ... with (...).';
 
 create table two_tower.partitions (
   partition_name text primary key,
@@ -21,16 +24,18 @@ create table two_tower.partitions (
   constraint a_partition_covers_time check (starts_at < ends_at),
   unique (table_name, starts_at)
 );
-comment on table two_tower.partitions is 'The partitions that exist, with their ranges.';
+comment on table two_tower.partitions is 'The partitions that exist, with their ranges. The default partitions are not among them.';
+comment on column two_tower.partitions.starts_at is 'The first moment of the range.';
+comment on column two_tower.partitions.ends_at is 'The first moment after the range.';
 
 create function two_tower.make_storage_clause(p_table regclass) returns text
 language sql stable set search_path = pg_catalog, pg_temp as $$
   select coalesce('with (' || nullif(t.storage_options, '') || ')', '')
   from two_tower.partitioned_tables t where t.table_name = p_table;
 $$;
-comment on function two_tower.make_storage_clause(regclass) is 'The storage options of a table''s partitions, as a clause of create table.';
+comment on function two_tower.make_storage_clause(regclass) is 'Returns the storage options of a table''s partitions as a clause of create table, or an empty text.';
 
--- Attaching takes a weaker lock on the parent than creating a partition in place: writers go on.
+-- Attaching takes a weaker lock on the parent than creating a partition in place, so writers go on.
 create function two_tower.create_partition(p_table regclass, p_starts_at timestamptz,
   p_ends_at timestamptz)
 returns void language plpgsql set search_path = pg_catalog, pg_temp set timezone = 'UTC' as $$
@@ -53,10 +58,10 @@ begin
 end
 $$;
 comment on function two_tower.create_partition(regclass, timestamptz, timestamptz) is
-  'Makes one partition in two_tower, where no client has a grant, with what the default partition holds of its range.';
+  'Makes one partition, and moves into it what the default partition holds of its range. It lies in two_tower, where no client role has a grant.';
 
 -- Attaching and dropping wait for whoever reads the whole table, and later statements queue behind
--- them: so they wait for a second at most, and are tried again at the next tick.
+-- them. So they wait for at most one second, and are tried again at the next tick.
 create function two_tower.create_partitions_ahead() returns integer
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp set timezone = 'UTC' set lock_timeout = '1s' as $$
@@ -84,7 +89,7 @@ exception when lock_not_available then
 end
 $$;
 comment on function two_tower.create_partitions_ahead() is
-  'Definer: workers own no table. Makes the partitions that will be needed and returns how many; 0 when a long reader is in the way, and then again at the next tick. Uses the real time, not the replaceable clock: partitions are storage.';
+  'Definer: workers own no table. Makes the partitions that will be needed soon. Returns how many. Returns 0 when a long reader is in the way; the next tick tries again. Uses the real time, not the replaceable clock: partitions are storage.';
 
 create function two_tower.create_partitions_back_to(p_from timestamptz) returns integer
 language plpgsql set search_path = pg_catalog, pg_temp set timezone = 'UTC' as $$
@@ -101,7 +106,8 @@ begin
     if p_from < pg_catalog.now() - v_kept then
       raise exception 'partitions of % are kept for %', v_table.table_name, v_kept
         using errcode = '22023', hint = format(
-          'The archive would drop them: raise settings.%s first.', v_table.kept_for_setting);
+          'drop_old_partitions() would drop them. Raise settings.%s first.',
+          v_table.kept_for_setting);
     end if;
     loop
       select min(starts_at) into v_start from two_tower.partitions
@@ -115,7 +121,7 @@ begin
 end
 $$;
 comment on function two_tower.create_partitions_back_to(timestamptz) is
-  'For operators, before the import of a long history: makes partitions for it, so that it does not all lie in the default one, which is scanned when a partition is attached and is never dropped. Returns how many. Raises 22023 for a time from which they would be dropped at once.';
+  'For operators, before they import a long history: makes partitions back to p_from. Otherwise all of the history lies in the default partition. That one is never dropped, and is scanned when a partition is attached. Returns how many it made. Raises 22023 where they would be dropped at once.';
 
 create function two_tower.partition_by_time(p_table regclass, p_step interval,
   p_kept_for_setting text, p_storage_options text default '')
@@ -130,7 +136,7 @@ begin
 end
 $$;
 comment on function two_tower.partition_by_time(regclass, interval, text, text) is
-  'Puts a partitioned table under this management: a default partition, the present one, and some ahead.';
+  'Puts a partitioned table under this management. Makes a default partition, the present one, and some ahead.';
 
 create function two_tower.drop_old_partitions() returns integer
 language plpgsql security definer
@@ -156,4 +162,4 @@ exception when lock_not_available then
   return 0;
 end
 $$;
-comment on function two_tower.drop_old_partitions() is 'Definer: workers own no table. Drops at most ten partitions that are older than settings keep them, and returns how many; 0 when a long reader is in the way, and then again at the next tick.';
+comment on function two_tower.drop_old_partitions() is 'Definer: workers own no table. Drops at most ten partitions that are older than settings keep them. Returns how many. Returns 0 when a long reader is in the way; the next tick tries again.';

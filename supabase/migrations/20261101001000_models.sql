@@ -1,7 +1,7 @@
--- The weights of both towers. A version is never overwritten: it is stored as a candidate, judged,
--- and becomes active or stays rejected with its metrics. A tensor is a set of rows, one per row of
--- the matrix, so that SQL can run the candidate tower where the posts are and a DBA can read what
--- was learned.
+-- The weights of both towers. A version is never overwritten. It is stored as a candidate and
+-- judged. Then it becomes active, or stays rejected with its metrics. A tensor is stored as one row
+-- per row of its matrix. So SQL can run the candidate tower where the posts are, and a DBA can read
+-- what was learned.
 
 create table two_tower.model_weights (
   version bigint generated always as identity primary key,
@@ -20,10 +20,14 @@ create table two_tower.model_weights (
   constraint a_rejected_version_says_why check (state <> 'rejected' or verdict is not null)
 );
 comment on table two_tower.model_weights is 'Versions of the towers'' weights: what they were trained on, how they were judged, what became of them.';
+comment on column two_tower.model_weights.state is 'candidate, active, rejected or archived. At most one version of a tower is active.';
 comment on column two_tower.model_weights.parent_version is 'The version that training started from.';
-comment on column two_tower.model_weights.trained_from is 'The first event (engagement_events.id) that it was trained on.';
-comment on column two_tower.model_weights.held_out_from is 't0: the first event that it was not trained on. The gate judges by events from here on.';
-comment on column two_tower.model_weights.verdict is 'Why the gate accepted or rejected it.';
+comment on column two_tower.model_weights.config is 'Shape and hyperparameters. Of a user tower also prior_weights: the prior''s weight for each class of users.';
+comment on column two_tower.model_weights.metrics is 'Measurements of the training and, under gate, of the gate.';
+comment on column two_tower.model_weights.trained_from is 'The first event (engagement_events.id) that the version was trained on.';
+comment on column two_tower.model_weights.held_out_from is 't0: the first event that the version was not trained on. The gate judges it by the events from here on.';
+comment on column two_tower.model_weights.decided_at is 'When the verdict was given.';
+comment on column two_tower.model_weights.verdict is 'Why the version was accepted, rejected or forced.';
 create unique index one_active_version_per_tower on two_tower.model_weights (tower)
   where state = 'active';
 create index model_weights_parent_version_idx on two_tower.model_weights (parent_version);
@@ -35,7 +39,9 @@ create table two_tower.model_tensors (
   row extensions.vector not null,
   primary key (version, name, row_index)
 );
-comment on table two_tower.model_tensors is 'The tensors of a version: a matrix [r, c] is r rows of c values, a bias is one row.';
+comment on table two_tower.model_tensors is 'The tensors of a version. A matrix [r, c] is r rows of c values; a bias is one row.';
+comment on column two_tower.model_tensors.name is 'The name of the tensor, as PyTorch has it: see expected_tensors().';
+comment on column two_tower.model_tensors.row_index is 'The row of the matrix, from 0.';
 
 create table two_tower.model_authors (
   version bigint not null references two_tower.model_weights (version) on delete cascade,
@@ -47,7 +53,7 @@ comment on table two_tower.model_authors is 'What a version of the user tower le
 create index model_authors_author_id_idx on two_tower.model_authors (author_id);
 
 -- Shapes follow from the config, so that another number of layers is another shape and not an
--- error. The embeddings of authors and actions are tables of 64 values.
+-- error. Embeddings of authors and actions have 64 values.
 create function two_tower.expected_tensors(p_tower text, p_config jsonb)
 returns table (name text, rows integer, width integer)
 language sql immutable set search_path = pg_catalog, pg_temp as $$
@@ -72,7 +78,7 @@ language sql immutable set search_path = pg_catalog, pg_temp as $$
       ('narrow.weight', 64, 128), ('narrow.bias', 1, 64)) as t (name, rows, width)
   where p_tower = 'user_tower';
 $$;
-comment on function two_tower.expected_tensors(text, jsonb) is 'The tensors that a version of a tower consists of.';
+comment on function two_tower.expected_tensors(text, jsonb) is 'Returns the tensors of which a version of a tower consists, with their shapes.';
 
 create function two_tower.missing_tensors(p_version bigint) returns text
 language sql stable set search_path = pg_catalog, pg_temp as $$
@@ -95,12 +101,11 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
       is distinct from (e.rows, e.rows - 1, e.width, e.width);
 $$;
 comment on function two_tower.missing_tensors(bigint) is
-  'What a version lacks to be run, or null. Values are finite by the type: pgvector takes no NaN and no infinity.';
+  'Returns what keeps a version from being run: tensors that are missing, misshapen or unknown. Returns null if nothing does. Values are finite by their type: pgvector takes no NaN and no infinity.';
 
--- Two-layer perceptron 384 -> 256 -> 128 with ReLU, output of norm 1. A row of weights times the
--- input is one inner product of pgvector (<#> is its negative), which is as fast as this gets
--- without leaving SQL. Each step is an array that is computed once, whatever the planner knows
--- about the tables.
+-- Two-layer perceptron 384 -> 256 -> 128 with ReLU and an output of norm 1. A row of weights times
+-- the input is one inner product of pgvector (<#> is its negative): the fastest way within SQL.
+-- Each step is an array that is computed once, whatever the planner knows about the tables.
 create function two_tower.apply_layer(p_version bigint, p_name text, p_input extensions.vector)
 returns extensions.vector language sql stable strict set search_path = pg_catalog, pg_temp as $$
   select array(
@@ -110,7 +115,7 @@ returns extensions.vector language sql stable strict set search_path = pg_catalo
   from two_tower.model_tensors b
     where b.version = p_version and b.name = p_name || '.bias' and b.row_index = 0;
 $$;
-comment on function two_tower.apply_layer(bigint, text, extensions.vector) is 'weight * input + bias, of one layer of a version.';
+comment on function two_tower.apply_layer(bigint, text, extensions.vector) is 'Returns weight * input + bias of one layer of a version.';
 
 create function two_tower.run_candidate_tower(p_base extensions.vector, p_version bigint)
 returns extensions.vector language plpgsql stable strict set search_path = pg_catalog, pg_temp as $$
@@ -123,13 +128,13 @@ begin
 end
 $$;
 comment on function two_tower.run_candidate_tower(extensions.vector, bigint) is
-  'Runs a version of the candidate tower: vector(384) to vector(128) of norm 1. Null for null; the zero vector stays zero.';
+  'Runs a version of the candidate tower: vector(384) to vector(128) of norm 1. Returns null for null. An output of zeros stays zero.';
 
 create function two_tower.active_version(p_tower text) returns bigint
 language sql stable set search_path = pg_catalog, pg_temp as $$
   select version from two_tower.model_weights where tower = p_tower and state = 'active';
 $$;
-comment on function two_tower.active_version(text) is 'The version that serves, or null.';
+comment on function two_tower.active_version(text) is 'Returns the version of a tower that serves, or null.';
 
 create function two_tower.run_candidate_tower(p_base extensions.vector)
 returns extensions.vector language sql stable strict set search_path = pg_catalog, pg_temp as $$
@@ -161,13 +166,13 @@ begin
   v_missing := two_tower.missing_tensors(v_version);
   if v_missing is not null then
     raise exception 'these weights can not be run: %', v_missing
-      using errcode = 'TT004', hint = 'Store all rows of all tensors of one version in one call.';
+      using errcode = 'TT004', hint = 'Pass all rows of all tensors of the version in one call.';
   end if;
   return v_version;
 end
 $$;
 comment on function two_tower.store_weights(text, text[], integer[], extensions.vector[], jsonb, jsonb, bigint, bigint, bigint, uuid[], extensions.vector[]) is
-  'Stores a new version as a candidate and returns its number. It serves nobody until the gate accepts it. Raises TT004, naming the tensors, for weights that can not be run. Authors of no post here are left out.';
+  'Stores a new version as a candidate. Returns its number. The version serves nobody until the gate accepts it. Leaves out authors who have no post here. Raises TT004, with the names of the tensors, for weights that can not be run.';
 
 create function two_tower.reject_training(p_tower text, p_reason text, p_config jsonb,
   p_metrics jsonb, p_parent_version bigint, p_trained_from bigint, p_held_out_from bigint)
@@ -179,4 +184,4 @@ returns bigint language sql set search_path = pg_catalog, pg_temp as $$
   returning version;
 $$;
 comment on function two_tower.reject_training(text, text, jsonb, jsonb, bigint, bigint, bigint) is
-  'Records a training that gave nothing to judge, such as weights that are not finite, which no table takes.';
+  'Records a training that gave nothing to judge, such as weights that are not finite, which no table takes. Returns the number of the version, which is rejected.';

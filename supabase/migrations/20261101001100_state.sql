@@ -1,5 +1,5 @@
--- Where the engine stands: one row that says which slot of live vectors serves, what is being put
--- in place, and whether learning is frozen; and the locks under which that row changes.
+-- Where the engine stands, in one row: which slot serves, what is being filled, whether learning is
+-- frozen. The locks under which that row changes follow.
 
 create table two_tower.state (
   id boolean primary key default true constraint state_is_one_row check (id),
@@ -18,46 +18,50 @@ create table two_tower.state (
       check (learning_rate_factor > 0 and learning_rate_factor <= 1),
   constraint a_freeze_has_a_reason check ((frozen_at is null) = (frozen_reason is null))
 );
-comment on table two_tower.state is 'The pointer: which slot of live vectors serves, what is being filled, whether learning is frozen.';
-comment on column two_tower.state.serving_side is 'The side of the serving index that answers; null when there is none and all posts are scanned.';
-comment on column two_tower.state.filling_version is 'The candidate tower whose vectors are being written to the other slot; null when none.';
+comment on table two_tower.state is 'Where the engine stands, in one row: which slot serves, what is being filled, whether learning is frozen.';
+comment on column two_tower.state.active_slot is 'The slot of live_embeddings that serves: 0 or 1.';
+comment on column two_tower.state.serving_side is 'The side of the serving index that answers. Null when there is no index and all posts are scanned.';
+comment on column two_tower.state.filling_version is 'The candidate tower for which the other slot is being filled. Null when none is.';
 comment on column two_tower.state.filled_up_to is 'The other slot is filled for posts up to this id.';
-comment on column two_tower.state.filling_checkpoint is 'The checkpoint that is being rolled back to; null when none.';
-comment on column two_tower.state.restored_up_to is 'In a rollback, users up to this id have their state of the checkpoint again.';
-comment on column two_tower.state.epoch is 'Raised by a rollback: deferred pushes of an older epoch are void.';
-comment on column two_tower.state.learning_rate_factor is 'Lowered by resume() after a freeze.';
+comment on column two_tower.state.filling_checkpoint is 'The checkpoint that is being rolled back to. Null when none is.';
+comment on column two_tower.state.restored_up_to is 'In a rollback, users up to this id have their state of the checkpoint again. Null when none is in progress.';
+comment on column two_tower.state.epoch is 'Raised by a rollback. Deferred steps of an older epoch are void.';
+comment on column two_tower.state.frozen_at is 'Since when learning is frozen. Null when it is not.';
+comment on column two_tower.state.frozen_reason is 'The reason that freeze() was given. Null when learning is not frozen.';
+comment on column two_tower.state.learning_rate_factor is 'Factor of the learning rate. resume() sets it after a freeze.';
 insert into two_tower.state default values;
 
--- Tables of a row or a few are never analysed by themselves, and guesses about them would ruin
--- plans.
+-- Autovacuum does not analyse tables of a few rows, and guesses about them would ruin plans.
 analyze two_tower.settings, two_tower.signals, two_tower.state;
 
 create table two_tower.cursors (
   name text primary key,
   position bigint not null default 0
 );
-comment on table two_tower.cursors is 'How far continuous small steps have come: the last post, or event, that they looked at.';
+comment on table two_tower.cursors is 'How far continuous small steps have come.';
+comment on column two_tower.cursors.name is 'serving_round, followed_events or tick.';
+comment on column two_tower.cursors.position is 'The last post or event that the step looked at. Of tick: the number of turns.';
 insert into two_tower.cursors (name) values ('serving_round'), ('followed_events');
 insert into two_tower.cursors (name) values ('tick');
 
 create function two_tower.last_uuid() returns uuid
 language sql immutable parallel safe return 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid;
-comment on function two_tower.last_uuid() is 'The largest id: all users are restored.';
+comment on function two_tower.last_uuid() is 'Returns the largest uuid. In state.restored_up_to it means that all users are restored.';
 
--- Keys of advisory locks. They stand for whole activities, where a row would be a hot one.
+-- Keys of advisory locks. Each stands for a whole activity, for which a row would be a hot one.
 create function two_tower.switch_lock() returns bigint
 language sql immutable parallel safe return 2842384801;
 comment on function two_tower.switch_lock() is
-  'Key of the advisory lock between learning (shared) and a switch of slots (exclusive).';
+  'Returns the key of the advisory lock between learning (shared) and a switch of slots (exclusive).';
 
 create function two_tower.tick_lock() returns bigint
 language sql immutable parallel safe return 2842384802;
-comment on function two_tower.tick_lock() is 'Key of the advisory lock of the one tick() that runs.';
+comment on function two_tower.tick_lock() is 'Returns the key of the advisory lock of the one tick() that runs.';
 
 create function two_tower.bulk_lock() returns bigint
 language sql immutable parallel safe return 2842384803;
 comment on function two_tower.bulk_lock() is
-  'Key of the advisory lock of what writes for minutes: a build of the serving index, or a checkpoint.';
+  'Returns the key of the advisory lock of what writes for minutes: a build of the serving index, or a checkpoint.';
 
 create function two_tower.lock_switch(p_attempts integer) returns void
 language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '2s' as $$
@@ -76,7 +80,7 @@ begin
 end
 $$;
 comment on function two_tower.lock_switch(integer) is
-  'Takes the switch lock exclusively. While it is waited for, new statements that learn wait too: so 2 s at most, and they go on between attempts. Raises 55P03 after the last one.';
+  'Takes the switch lock exclusively, in at most p_attempts attempts. While an attempt waits, new statements that learn wait behind it. So an attempt waits for at most 2 s, and they go on between attempts. Raises 55P03 after the last attempt.';
 
 create function two_tower.slots_to_write() returns table (slot smallint, version bigint)
 language sql stable set search_path = pg_catalog, pg_temp as $$
@@ -86,4 +90,4 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
     where s.filling_version is not null;
 $$;
 comment on function two_tower.slots_to_write() is
-  'The slot that serves with its candidate tower and, while the other one is being filled, that one with its own.';
+  'Returns the slot that serves with its candidate tower. While the other slot is being filled, returns that one too, with the tower for which it is filled.';

@@ -1,6 +1,7 @@
--- Vectors. A post has a frozen base embedding (384, the encoder's) and a live one (128) that
--- learning moves. Live vectors stand in two slots: one serves and learns, the other is filled for
--- the next model version, or is what served before. Users, authors and actions have one row each.
+-- Vectors. A post has a frozen base embedding (384, the encoder's) and a live embedding (128) that
+-- learning moves. Live embeddings stand in two slots. One serves and learns. The other is being
+-- filled for the next version, or is what served before. Users, authors and actions have one row
+-- each.
 
 create table two_tower.base_embeddings (
   post_id bigint primary key references public.posts (id) on delete cascade,
@@ -10,7 +11,9 @@ create table two_tower.base_embeddings (
   encoded_at timestamptz
 );
 comment on table two_tower.base_embeddings is 'What the encoder made of each post''s text. Frozen: only a change of the text changes it.';
+comment on column two_tower.base_embeddings.base_embedding is 'Null while the text waits for the encoder.';
 comment on column two_tower.base_embeddings.request is 'Raised when the text changes, so that an encoding of the old text is not stored.';
+comment on column two_tower.base_embeddings.requested_at is 'When the encoding was asked for.';
 create index base_embeddings_to_encode_idx on two_tower.base_embeddings (requested_at, post_id)
   where base_embedding is null;
 
@@ -31,12 +34,18 @@ create table two_tower.live_embeddings (
   primary key (slot, post_id)
 ) with (fillfactor = 45);
 comment on table two_tower.live_embeddings is
-  'Live vectors of posts, in two slots (state.active_slot serves), with what ranking needs of a post, so that scoring reads one narrow row. No index on the vector: an update must stay HOT.';
-comment on column two_tower.live_embeddings.is_pretrained is 'True until somebody engaged with the post: only then may a new tower replace its vector.';
-comment on column two_tower.live_embeddings.popularity is 'Forward-decayed sum of positive strengths: each adds 2^((time - 2025-01-01) / half-life), so order never needs a refresh.';
-comment on column two_tower.live_embeddings.moved is 'How far events about it moved the post in moved_hour: sum of their steps (settings.movement_per_hour).';
-comment on column two_tower.live_embeddings.pushed is 'How far pushes moved the post while nobody had engaged with it (settings.untouched_post_push_limit).';
-comment on column two_tower.live_embeddings.model_version is 'The candidate tower that projected it.';
+  'Live embeddings of posts, in two slots (state.active_slot serves). A row also holds what ranking needs of a post, so that scoring reads one narrow row. The vector has no index, so that an update stays HOT.';
+comment on column two_tower.live_embeddings.embedding is 'The vector in the space of learning, of norm 1.';
+comment on column two_tower.live_embeddings.author_id is 'posts.author_id.';
+comment on column two_tower.live_embeddings.created_at is 'posts.created_at.';
+comment on column two_tower.live_embeddings.is_deleted is 'Whether posts.deleted_at is set.';
+comment on column two_tower.live_embeddings.is_pretrained is 'True while the post is untouched. Only then may a new tower replace its vector.';
+comment on column two_tower.live_embeddings.engagement_count is 'Learned events about the post, less withdrawn ones.';
+comment on column two_tower.live_embeddings.popularity is 'Forward-decayed sum of positive strengths. Each adds strength * 2^((time - 2025-01-01) / half-life), so that the order never needs a refresh.';
+comment on column two_tower.live_embeddings.moved_hour is 'The hour that moved is about.';
+comment on column two_tower.live_embeddings.moved is 'How far events about the post moved it in moved_hour: the sum of their steps (settings.movement_per_hour).';
+comment on column two_tower.live_embeddings.pushed is 'How far pushes moved the post while it was untouched (settings.untouched_post_push_limit).';
+comment on column two_tower.live_embeddings.model_version is 'The candidate tower that projected the post or, of a learned vector, for which the slot was filled.';
 
 create view two_tower.post_embeddings with (security_invoker = true) as
 select
@@ -45,10 +54,13 @@ select
 from two_tower.base_embeddings as b
 cross join two_tower.state as s
 left join two_tower.live_embeddings as v on v.post_id = b.post_id and v.slot = s.active_slot;
-comment on view two_tower.post_embeddings is 'Every post with its frozen base embedding and its live embedding in the slot that serves. embedding is null until the text is encoded.';
+comment on view two_tower.post_embeddings is 'Every post with its base embedding, and its live embedding in the slot that serves.';
+comment on column two_tower.post_embeddings.embedding is 'The live embedding. Null until the text is encoded.';
+comment on column two_tower.post_embeddings.is_pretrained is 'True while the post is untouched.';
+comment on column two_tower.post_embeddings.encoded_at is 'When the base embedding was stored.';
 
 create type two_tower.prior_source as enum ('profile', 'user_tower');
-comment on type two_tower.prior_source is 'Where a user''s base vector comes from.';
+comment on type two_tower.prior_source is 'Where a user''s prior comes from.';
 
 create table two_tower.user_embeddings (
   user_id uuid primary key references auth.users (id) on delete cascade,
@@ -65,13 +77,17 @@ create table two_tower.user_embeddings (
   minute_count integer not null default 0,
   updated_at timestamptz
 ) with (fillfactor = 55, toast_tuple_target = 8160);
-comment on table two_tower.user_embeddings is 'One row per user who engaged or has a profile.';
-comment on column two_tower.user_embeddings.embedding is 'Live vector, norm 1; zero for a user of whom nothing is known.';
-comment on column two_tower.user_embeddings.engaged_sum is 'Rule contrastive: r = decay * r + strength * post, not normalised; embedding = norm(prior_weight * prior + r).';
-comment on column two_tower.user_embeddings.prior is 'What was known before engagements: profile, or the user tower''s output.';
-comment on column two_tower.user_embeddings.recent_post_ids is 'The posts of the last learned events, oldest first: what the user is re-encoded from on read.';
+comment on table two_tower.user_embeddings is 'One row per user who engaged, sent a batch of events, or has an encoded profile.';
+comment on column two_tower.user_embeddings.embedding is 'The user vector, of norm 1, as learning left it. Zero for a user of whom nothing is known.';
+comment on column two_tower.user_embeddings.engaged_sum is 'r = decay * r + strength * post at each learned event, not normalised. By the contrastive rule embedding = norm(prior_weight * prior + r).';
+comment on column two_tower.user_embeddings.prior is 'What is known of the user before engagements: the vector of the user tower or of the profile.';
+comment on column two_tower.user_embeddings.prior_weight is 'What the prior weighs beside the engaged sum.';
+comment on column two_tower.user_embeddings.recent_post_ids is 'The posts of the last learned events, oldest first. For a page, the user is encoded from them.';
 comment on column two_tower.user_embeddings.recent_strengths is 'Strengths of recent_post_ids, as the rule weighs them.';
-comment on column two_tower.user_embeddings.minute is 'The minute that minute_count counts learned events of.';
+comment on column two_tower.user_embeddings.engagement_count is 'Learned events of the user, less withdrawn ones.';
+comment on column two_tower.user_embeddings.minute is 'The minute that minute_count is about.';
+comment on column two_tower.user_embeddings.minute_count is 'Learned events in that minute (settings.learned_events_per_minute).';
+comment on column two_tower.user_embeddings.updated_at is 'The time of the last learned event.';
 
 create table two_tower.author_embeddings (
   author_id uuid primary key references auth.users (id) on delete cascade,
@@ -81,15 +97,16 @@ create table two_tower.author_embeddings (
   moved real not null default 0,
   updated_at timestamptz not null default two_tower.now()
 );
-comment on table two_tower.author_embeddings is 'Author embeddings, learned with the user tower from a random start, and stepped by blocks.';
-comment on column two_tower.author_embeddings.moved is 'How far blocks moved it within moved_hour (settings.movement_per_hour).';
+comment on table two_tower.author_embeddings is 'Embeddings of authors. The user tower learns them from a random start, and blocks move them.';
+comment on column two_tower.author_embeddings.moved_hour is 'The hour that moved is about.';
+comment on column two_tower.author_embeddings.moved is 'How far blocks moved the author in moved_hour (settings.movement_per_hour).';
 
 create table two_tower.action_embeddings (
   event_type text primary key references two_tower.signals (event_type),
   embedding extensions.vector(64) not null,
   updated_at timestamptz not null default two_tower.now()
 );
-comment on table two_tower.action_embeddings is 'Embeddings of event types, learned with the user tower from a random start.';
+comment on table two_tower.action_embeddings is 'Embeddings of event types. The user tower learns them from a random start.';
 
 create table two_tower.profile_embeddings (
   user_id uuid primary key references auth.users (id) on delete cascade,
@@ -98,13 +115,16 @@ create table two_tower.profile_embeddings (
   requested_at timestamptz not null default two_tower.now()
 );
 comment on table two_tower.profile_embeddings is 'What the encoder made of each profile''s bio and interests.';
+comment on column two_tower.profile_embeddings.base_embedding is 'Null while the text waits for the encoder.';
+comment on column two_tower.profile_embeddings.request is 'Raised when the text changes, so that an encoding of the old text is not stored.';
+comment on column two_tower.profile_embeddings.requested_at is 'When the encoding was asked for.';
 create index profile_embeddings_to_encode_idx
   on two_tower.profile_embeddings (requested_at, user_id)
   where base_embedding is null;
 
--- One way to encode a user, shared by recommend, the gate and the tests: the base vector plus the
--- live vectors of the last engagements, so that a user is always in the space in which the posts
--- are now.
+-- The one way to encode a user, shared by pages, samples and tests. The gate forms the same sum
+-- from vectors of the past. The user is always in the space in which the posts are now, because the
+-- sum is made of today's live embeddings.
 create function two_tower.encode_user(p_user_id uuid) returns extensions.vector
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 begin
@@ -129,4 +149,4 @@ begin
 end
 $$;
 comment on function two_tower.encode_user(uuid) is
-  'The vector a user is served with. Contrastive: norm(base + sum of decay^age * strength * live vector). Literal: the stored one. Null for a user of whom nothing is known.';
+  'Returns the user vector for a page. By the contrastive rule: norm(prior_weight * prior + sum of decay^age * strength * live embedding). By the literal rule: the stored one. Returns null for a user of whom nothing is known.';

@@ -5,7 +5,7 @@ select b.user_id, b.author_id from public.author_blocks as b
 union all
 select b.author_id as user_id, b.user_id as author_id from public.author_blocks as b;
 comment on view two_tower.withheld_authors is
-  'Whose posts a user does not get: authors whom the user blocked or muted, and those who blocked or muted the user.';
+  'Authors whose posts a user does not get: those whom the user blocked or muted, and those who blocked or muted the user.';
 
 create function two_tower.is_eligible(p_user_id uuid, p_post_id bigint, p_author_id uuid)
 returns boolean language plpgsql stable set search_path = pg_catalog, pg_temp as $$
@@ -18,4 +18,4 @@ begin
 end
 $$;
 comment on function two_tower.is_eligible(uuid, bigint, uuid) is
-  'The rule: not the user''s own, not seen, engaged with or hidden (each leaves a row in user_posts), and not by a withheld author. Whether the post is deleted is for the caller to ask. For few posts at a time: what serves many has the same three conditions inline.';
+  'Returns whether a user may get a post. Not eligible are the user''s own posts and those of withheld authors. Nor are posts with a row in user_posts: seen, engaged with or hidden. Does not ask whether the post is deleted: the caller does. Serves few posts at a time; what serves many has the same three conditions inline.';

@@ -1,6 +1,6 @@
--- Training data, which is also the ledger of what was learned. A positive and its negatives share
--- a user, a moment and a user vector, so they are stored as one wide row; training_pairs shows them
--- as the pairs that they are. Partitioned by week and dropped by age, which bounds both.
+-- Training data, which is also the ledger of what was learned. A positive and its negatives share a
+-- user, a moment and a user vector, so they are stored as one wide row. training_pairs shows them
+-- as pairs. The table is partitioned by week, and partitions are dropped by age.
 
 create table two_tower.training_examples (
   event_id bigint not null,
@@ -21,12 +21,20 @@ create table two_tower.training_examples (
   primary key (user_id, post_id, event_id, created_at)
 ) partition by range (created_at);
 comment on table two_tower.training_examples is
-  'One row per learned event: both vectors as they stood before it, the negatives drawn for it, and each step that it made. Read it as training_pairs; an undo reads it as a ledger.';
-comment on column two_tower.training_examples.label is 'True for a positive pair, false for a negative one; null for an event that moved vectors and makes no pair, such as a click.';
-comment on column two_tower.training_examples.step is 'Factor of user_emb that was added to the post: what a withdrawal takes back.';
-comment on column two_tower.training_examples.pushed_ids is 'Posts pushed away by this event, each by its push_factor times user_emb.';
-comment on column two_tower.training_examples.viewed_negative_count is 'So many of the first negatives were viewed and not engaged with; the others are random recent posts.';
--- A row of eight half-precision negatives is kept whole: vectors do not compress, and a second
+  'One row per learned event: both vectors as they stood before it, the negatives drawn for it, and each step that it made. Trainings read it as training_pairs. A withdrawal reads it as a ledger.';
+comment on column two_tower.training_examples.event_type is 'The signal of the event: for a short dwell it is skip.';
+comment on column two_tower.training_examples.label is 'True for a positive pair, false for a negative pair. Null for an event that moved vectors and makes no pair, such as a click.';
+comment on column two_tower.training_examples.user_emb is 'The user vector before the event.';
+comment on column two_tower.training_examples.post_emb is 'The live embedding of the post before the event.';
+comment on column two_tower.training_examples.step is 'Factor of user_emb that was added to the post. A withdrawal takes it back.';
+comment on column two_tower.training_examples.negative_ids is 'The negatives, viewed ones first.';
+comment on column two_tower.training_examples.negative_embs is 'The live embeddings of negative_ids before the event.';
+comment on column two_tower.training_examples.pushed_ids is 'Posts that the event pushes away, each by its push_factor times user_emb.';
+comment on column two_tower.training_examples.push_factors is 'Factors of pushed_ids.';
+comment on column two_tower.training_examples.created_at is 'The time of the event.';
+comment on column two_tower.training_examples.is_withdrawn is 'The user took the signal back.';
+comment on column two_tower.training_examples.viewed_negative_count is 'How many of the first negatives are viewed negatives. The others are random, most of them recent.';
+-- A row with eight half-precision negatives is kept whole. Vectors do not compress, and a second
 -- table for them would cost more than all else that a like writes.
 select two_tower.partition_by_time('two_tower.training_examples', '7 days',
   'training_examples_kept_for', 'toast_tuple_target = 8160');
@@ -59,4 +67,6 @@ where exists (
   where u.user_id = x.user_id and u.post_id = n.post_id and u.is_engaged
 );
 comment on view two_tower.training_pairs is
-  'The pairs to train on: label true for a positive event; label false with source viewed or random (drawn for a positive) or explicit (a negative event). A withdrawn signal, and a negative that the user engaged with since, are not in it.';
+  'The pairs to train on. Left out are withdrawn signals, and negatives that the user has engaged with since.';
+comment on column two_tower.training_pairs.label is 'True for a positive event.';
+comment on column two_tower.training_pairs.source is 'event: a positive. explicit: a negative event. viewed or random: a negative drawn for a positive.';

@@ -1,9 +1,8 @@
--- How learning moves a post: at once, or by a row of a queue that is folded in later.
+-- How learning moves a post: at once, or by a row of a queue that is folded later.
 
--- Steps of posts that wait, one row per event: the pushes on its negatives always, so that no like
--- waits for the rows of other posts; its step on its own post when another session held that row,
--- so that no like waits for another like. The transaction that applies a row deletes it: applied
--- exactly once, whatever happens.
+-- One row per event. Its pushes always wait, so that no like waits for the rows of other posts. The
+-- step on its own post waits when another session holds that row, so that no like waits for another
+-- like. The transaction that applies a row deletes it, so it is applied exactly once.
 create table two_tower.deferred_steps (
   id bigint generated always as identity primary key,
   event_id bigint not null,
@@ -17,20 +16,27 @@ create table two_tower.deferred_steps (
   popularity double precision not null default 0,
   created_at timestamptz not null
 );
-comment on table two_tower.deferred_steps is 'Steps that wait to be folded into live vectors: p = norm(p - push_factor * user_vector) for each of pushed_ids, and p = norm(p + step * user_vector) for post_id.';
-comment on column two_tower.deferred_steps.epoch is 'state.epoch when it was made: void when a rollback has raised it since.';
-comment on column two_tower.deferred_steps.post_id is 'The post that the event was about, if its row was held by another session; else null.';
+comment on table two_tower.deferred_steps is 'Deferred steps, which wait to be folded into live embeddings. Each of pushed_ids: p = norm(p - push_factor * user_vector). post_id: p = norm(p + step * user_vector).';
+comment on column two_tower.deferred_steps.epoch is 'state.epoch when the row was made. The row is void when a rollback has raised that since.';
+comment on column two_tower.deferred_steps.user_vector is 'The user vector before the event.';
+comment on column two_tower.deferred_steps.pushed_ids is 'The posts that are pushed away.';
+comment on column two_tower.deferred_steps.push_factors is 'Factors of pushed_ids, above zero.';
+comment on column two_tower.deferred_steps.post_id is 'The post that the event was about, if another session held its row. Else null.';
+comment on column two_tower.deferred_steps.step is 'Factor of user_vector for post_id.';
 comment on column two_tower.deferred_steps.engagements is 'What the event adds to the post''s engagement_count: 1 when learned, -1 when withdrawn.';
+comment on column two_tower.deferred_steps.popularity is 'What the event adds to the post''s popularity.';
+comment on column two_tower.deferred_steps.created_at is 'The time of the event.';
 
 create type two_tower.post_step as (
   direction extensions.vector, step real, engagements integer, popularity double precision,
   created_at timestamptz
 );
-comment on type two_tower.post_step is 'p = norm(p + step * direction). engagements: 1 for an event about the post, -1 for one withdrawn, 0 for a push.';
+comment on type two_tower.post_step is 'A step of a post: p = norm(p + step * direction).';
+comment on column two_tower.post_step.engagements is '1 for an event about the post, -1 for a withdrawn one, 0 for a push.';
 
--- The only place where learning moves a post. Two bounds, so that no crowd decides alone where a
--- post stands: events about it move it by at most so much per hour, and pushes move one that nobody
--- has engaged with by at most so much at all.
+-- The only place where learning moves a post. Two bounds keep a crowd from deciding alone where a
+-- post stands. Events about the post move it by at most settings.movement_per_hour in an hour.
+-- Pushes move an untouched post by at most settings.untouched_post_push_limit in all.
 create function two_tower.move_post(p_post two_tower.live_embeddings,
   p_steps two_tower.post_step[], p_settings two_tower.settings)
 returns two_tower.live_embeddings language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -50,7 +56,7 @@ begin
       if abs(v_step.step) > v_left then
         if v_left > 0 then
           perform two_tower.open_alert('post_moved_in_concert', p_post.post_id::text, format(
-            'Events moved post %s by the most that one hour allows (settings.movement_per_hour); what more they teach of it this hour is not learned.',
+            'Events moved post %s by settings.movement_per_hour, the most in an hour. Further events do not move it this hour.',
             p_post.post_id), jsonb_build_object('hour', v_hour));
         end if;
         v_step.step := sign(v_step.step) * v_left;
@@ -70,4 +76,4 @@ begin
 end
 $$;
 comment on function two_tower.move_post(two_tower.live_embeddings, two_tower.post_step[], two_tower.settings) is
-  'A post after steps, one after the other. Opens an alert when events reach the bound of the hour.';
+  'Returns a post after steps, one after the other. Opens an alert when events reach the bound of the hour.';

@@ -1,28 +1,31 @@
 -- What happens inside the INSERT of engagements. One statement-level trigger takes all events of a
--- statement, and each step is a file:
+-- statement, and each step is a file. A refusal refuses all of the statement.
 --
---   lessons    event types to signals: strengths, labels, dwell thresholds; refuse a time to come
---   locks      advisory (shared, against a switch of models), users sorted, posts sorted; refuse an
---              unknown user, a repeated event: all of the statement
---   verdicts   per event, in id order: learn, withdraw, defer, or record only, and why; refuse an
---              unknown post; then store what the user did: user_posts, author_blocks,
+--   lessons    event types to signals: strengths, labels, dwell thresholds. Refuses a time out of
+--              range, an unknown event type, a dwell without duration, a repeated event
+--   locks      advisory (shared, against a switch), users in order, posts in order. Refuses an
+--              unknown user
+--   verdicts   per event, in id order: learn, withdraw, defer, or record only, and why. Refuses an
+--              unknown post. Then stores what the user did: user_posts, author_blocks,
 --              deferred_events, unlearned_events
 --   draws      the negatives of a positive pair, and the posts that it pushes away
 --   rules      the formulas of both learning rules
---   learning   per event, in id order, in memory; each user and post row is then written once
+--   learning   per event, in id order, in memory. Each user and post row is then written once
 --
--- It is written row by row, in plain statements with one key each, and all state is in arrays: such
--- a statement runs in 5 to 20 microseconds, one that joins or aggregates in 30 to 100, and a like
--- has about fifteen of them. Plans are generic (plan_cache_mode of the trigger): with partitioned
--- tables, planning would cost more than running. A session makes them once, often while a partition
--- is new and empty, so they must not read it whole (enable_seqscan of the trigger).
+-- The code goes row by row, in plain statements with one key each, and all state is in arrays. Such
+-- a statement runs in 5 to 20 microseconds, one that joins or aggregates in 30 to 100. A like has
+-- about fifteen of them. Plans are generic (plan_cache_mode of the trigger): with partitioned
+-- tables, planning would cost more than running. A session makes its plans once, often while a
+-- partition is new and empty. They must not read it whole (enable_seqscan of the trigger).
 --
 -- Two sessions: users are locked in one order before anything of them is read, so steps are serial
--- per user. Posts are locked in order too, but never waited for: where another session holds the
--- row of a post, as on a viral one, the step on it is queued and folded in with the pushes. The row
--- of a post in the slot that serves stands for the post: its row in the other slot is only touched
--- while that one is held. A statement that only holds views takes no lock but those of its rows of
--- user_posts, which it writes in order. A crash: all of it is one transaction.
+-- per user. Posts are locked in order too, but never waited for. Where another session holds the
+-- row of a post, as on a viral one, the step on it is deferred, and folded with the pushes. The row
+-- of a post in the slot that serves stands for the post. Its row in the other slot is only touched
+-- while that one is held. A statement of views alone, without client_event_ids, takes no lock but
+-- those of its rows of user_posts. It writes them in order.
+--
+-- A crash: all of it is one transaction.
 
 create type two_tower.lesson as (
   event_id bigint, user_id uuid, post_id bigint, event_type text, dwell_ms integer,
@@ -32,7 +35,13 @@ create type two_tower.lesson as (
   verdict text
 );
 comment on type two_tower.lesson is
-  'An event with what it means (signal to blocks_author) and what was decided. user_post_place: of the first lesson of its user and post in the statement, where what the user did with the post is kept. verdict: learn, withdraw, defer, seen, or a reason of unlearned_events.';
+  'An event inside the trigger: what it means (signal to blocks_author), and the verdict on it.';
+comment on column two_tower.lesson.signal is 'The signal, which of a dwell depends on its duration: dwell, view or skip.';
+comment on column two_tower.lesson.withdrawn is 'The signal that the event takes back.';
+comment on column two_tower.lesson.withdrawn_bit is 'The bit of the signal that the event takes back.';
+comment on column two_tower.lesson.withdrawn_strength is 'The strength of the signal that the event takes back.';
+comment on column two_tower.lesson.user_post_place is 'The place of the first lesson of the same user and post in the statement. What the user did with the post is kept there.';
+comment on column two_tower.lesson.verdict is 'learn, withdraw, defer, seen, or a reason of unlearned_events.';
 
 create function two_tower.is_plausible_time(p_at timestamptz, p_settings two_tower.settings)
 returns boolean language plpgsql stable set search_path = pg_catalog, pg_temp as $$
@@ -44,7 +53,7 @@ begin
 end
 $$;
 comment on function two_tower.is_plausible_time(timestamptz, two_tower.settings) is
-  'Whether an event can have happened then: settings.future_event_tolerance, settings.oldest_event_age.';
+  'Returns whether an event can have happened then: within settings.future_event_tolerance and settings.oldest_event_age.';
 
 create function two_tower.interpret_events(p_events public.engagement_events[],
   p_settings two_tower.settings, p_is_deferred boolean,
@@ -66,11 +75,11 @@ begin
       order by x.place);
   end if;
   foreach v_event in array p_events loop
-    -- What was taken once is not refused later, whatever the clock or the settings say by then.
+    -- An event that was taken once is not refused later, whatever clock or settings say by then.
     if not p_is_deferred and v_event.created_at <> pg_catalog.now()
        and not two_tower.is_plausible_time(v_event.created_at, p_settings) then
       raise exception 'event time % is out of range', v_event.created_at using errcode = 'TT001',
-        hint = 'created_at is set by the server; a replay of history sets two_tower.now, or settings.oldest_event_age.';
+        hint = 'Leave created_at to the server. For a replay of history, set two_tower.now or raise settings.oldest_event_age.';
     end if;
     select * into v_signal from two_tower.signals g where g.event_type = case
       when v_event.event_type <> 'dwell' or v_event.dwell_ms > p_settings.long_dwell_ms
@@ -78,11 +87,11 @@ begin
       when v_event.dwell_ms < p_settings.short_dwell_ms then 'skip' else 'view' end;
     if not found then
       raise exception 'event_type % is not known', v_event.event_type
-        using errcode = 'check_violation', hint = 'two_tower.signals lists the event types.';
+        using errcode = 'check_violation', hint = 'Use an event type of two_tower.signals.';
     elsif v_event.dwell_ms < 0 or (v_event.event_type = 'dwell' and v_event.dwell_ms is null) then
       raise exception 'dwell_ms % is not a duration', coalesce(v_event.dwell_ms::text, 'null')
         using errcode = 'check_violation',
-          hint = 'A dwell needs dwell_ms, 0 or more milliseconds.';
+          hint = 'Give dwell_ms in milliseconds, 0 or more.';
     end if;
     v_withdrawn := null;
     if v_signal.withdraws is not null then
@@ -99,7 +108,7 @@ begin
 end
 $$;
 comment on function two_tower.interpret_events(public.engagement_events[], two_tower.settings, boolean) is
-  'Events to lessons, and whether all are impressions, and any has a client_event_id. Raises TT001 for a time out of range, 23514 for an unknown event type and for a dwell without a duration.';
+  'Returns events as lessons, whether all are views, and whether any has a client_event_id. Raises TT001 for a time out of range. Raises 23514 for an unknown event type, a negative dwell_ms, and a dwell without one.';
 
 create function two_tower.refuse_repeated_client_events(p_lessons two_tower.lesson[])
   returns void
@@ -117,9 +126,9 @@ begin
   if found then
     raise exception 'an event with client_event_id % is already stored', v_repeated
       using errcode = 'unique_violation',
-        hint = 'A retry: treat it as success, or send events with record_engagements().';
+        hint = 'Treat the retry as a success. record_engagements() does so by itself.';
   end if;
 end
 $$;
 comment on function two_tower.refuse_repeated_client_events(two_tower.lesson[]) is
-  'Raises 23505 for a client_event_id that its user sent before. The users are locked, so that two retries at once can not both pass.';
+  'Raises 23505 for a client_event_id that its user sent before. The users are locked, so that of two retries at once one waits and is refused.';

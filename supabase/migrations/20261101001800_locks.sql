@@ -1,22 +1,22 @@
--- The rows that a statement learns into: users, then posts, each in order of id.
+-- The rows into which a statement learns: users, then posts, each in order of id.
 
 create function two_tower.refuse_unknown_user(p_user_id uuid) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   if not exists (select from auth.users a where a.id = p_user_id) then
     raise exception 'user % does not exist', p_user_id using errcode = 'foreign_key_violation',
-      hint = 'Users are rows of auth.users. Nothing of this statement was stored.';
+      hint = 'Users are rows of auth.users. Nothing of the statement was stored.';
   end if;
 end
 $$;
-comment on function two_tower.refuse_unknown_user(uuid) is 'Raises 23503 for a user who is no row of auth.users.';
+comment on function two_tower.refuse_unknown_user(uuid) is 'Raises 23503 for a user who has no row in auth.users.';
 
 create function two_tower.refuse_unknown_post(p_post_id bigint) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   if not exists (select from public.posts p where p.id = p_post_id) then
     raise exception 'post % does not exist', p_post_id using errcode = 'foreign_key_violation',
-      hint = 'Insert the post before its engagements. Nothing of this statement was stored.';
+      hint = 'Insert the post before its engagements. Nothing of the statement was stored.';
   end if;
 end
 $$;
@@ -42,7 +42,7 @@ begin
   return v_users;
 end
 $$;
-comment on function two_tower.lock_users(uuid[]) is 'Locks the users'' rows in the order given, which is that of their ids, and returns them. Makes the row of a new user in its turn, since it too is a lock; raises 23503 for an unknown one.';
+comment on function two_tower.lock_users(uuid[]) is 'Locks the users'' rows in the order given, which is that of their ids, and returns them. Makes the row of a new user in its turn, because that row is a lock too. Raises 23503 for an unknown user.';
 
 create function two_tower.lock_posts(p_slot smallint, p_post_ids bigint[],
   out posts two_tower.live_embeddings[], out held_ids bigint[])
@@ -64,7 +64,7 @@ begin
 end
 $$;
 comment on function two_tower.lock_posts(smallint, bigint[]) is
-  'Locks the posts'' rows in the order of their ids, which is the order given, and returns them: null for a post without a live vector. A row that another session holds is not waited for: it is returned as it stands, and not among held_ids.';
+  'Locks the posts'' rows in the order given, which is that of their ids. Does not wait for a row that another session holds. posts: the rows as they stand, null for a post without a live embedding. held_ids: the posts whose rows are locked here.';
 
 create function two_tower.load_user_posts(p_lessons two_tower.lesson[])
 returns two_tower.user_posts[] language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -89,7 +89,7 @@ begin
 end
 $$;
 comment on function two_tower.load_user_posts(two_tower.lesson[]) is
-  'What the users did with the posts so far, at the place of the first lesson about it; null at the others. A look-up each, so that only one partition is opened.';
+  'Returns what the users did with the posts so far, at the place of the first lesson about each; null at the other places. Looks up each row by its key, so that only one partition is opened.';
 
 create function two_tower.find_place(p_post_id bigint, p_post_ids bigint[]) returns integer
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
@@ -99,4 +99,4 @@ begin
   return case when v_place > 0 and p_post_ids[v_place] = p_post_id then v_place end;
 end
 $$;
-comment on function two_tower.find_place(bigint, bigint[]) is 'The place of an id in a sorted array, null if it is not there. A binary search.';
+comment on function two_tower.find_place(bigint, bigint[]) is 'Returns the place of an id in a sorted array, by binary search. Returns null if it is not there.';

@@ -12,7 +12,7 @@ begin
 end
 $$;
 comment on function two_tower.decide_without_post(two_tower.lesson) is
-  'The verdict on an event about a post that has no live vector. Raises 23503 where there is no such post.';
+  'Returns the verdict on an event about a post that has no live embedding. Raises 23503 where there is no such post.';
 
 create function two_tower.has_events_waiting(p_post_id bigint) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -20,11 +20,11 @@ begin
   return exists (select from two_tower.deferred_events d where d.post_id = p_post_id);
 end
 $$;
-comment on function two_tower.has_events_waiting(bigint) is 'Whether earlier events about a post wait to be learned.';
+comment on function two_tower.has_events_waiting(bigint) is 'Returns whether earlier events about a post wait to be learned.';
 
--- The verdict on each event, in order, against what the user did before. What the user did is
--- recorded whatever the verdict is; a bit of user_posts.signals is set only by what is learned, so
--- that it is learned once.
+-- Verdicts are given in order, against what the user did before. What the user did is recorded
+-- whatever the verdict is. Only what is learned sets a bit of user_posts.signals, so that it is
+-- learned once.
 create function two_tower.decide_verdicts(
   p_lessons two_tower.lesson[], p_user_posts two_tower.user_posts[],
   p_users two_tower.user_embeddings[], p_user_ids uuid[],
@@ -92,7 +92,7 @@ begin
 end
 $$;
 comment on function two_tower.decide_verdicts(two_tower.lesson[], two_tower.user_posts[], two_tower.user_embeddings[], uuid[], two_tower.live_embeddings[], bigint[], two_tower.settings, boolean, boolean) is
-  'Fills in the verdicts, and what the users did with the posts; teaches: whether any event is learned or withdrawn. Waits for a post that is not encoded, or has earlier events waiting, and for the end of a freeze. Raises 23503 for an unknown post.';
+  'Fills in the verdicts, and what the users did with the posts. teaches: whether any event is learned or withdrawn. Defers an event while its post is not encoded, while earlier events about the post wait, and during a freeze. Raises 23503 for an unknown post.';
 
 create function two_tower.record_views(p_lessons two_tower.lesson[]) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -113,7 +113,7 @@ begin
 end
 $$;
 comment on function two_tower.record_views(two_tower.lesson[]) is
-  'What impressions leave behind. Needs no lock of the user: it only adds the bit of a view, which no decision takes away.';
+  'Records what views leave behind. Needs no lock of the user, because it only adds the bit of a view, which no decision takes away. Raises 23503 for an unknown post or user.';
 
 create function two_tower.record_verdicts(p_lessons two_tower.lesson[],
   p_user_posts two_tower.user_posts[], p_is_frozen boolean, p_is_deferred boolean)

@@ -1,18 +1,20 @@
--- The posts that a positive event is compared with.
+-- The posts with which a positive event is compared.
 
 create type two_tower.drawn_posts as (
   negative_ids bigint[], negative_embs extensions.halfvec[], viewed_count integer,
   pushed_ids bigint[], pushed_weights double precision[]
 );
 comment on type two_tower.drawn_posts is
-  'Posts drawn for a lesson: the negatives of its pair, the first viewed_count of them seen by the user, and the posts that it pushes away, each with exp((cosine - 1) / temperature).';
+  'Posts drawn for a lesson: the negatives of its pair, and the posts that it pushes away.';
+comment on column two_tower.drawn_posts.viewed_count is 'How many of the first negatives the user viewed.';
+comment on column two_tower.drawn_posts.pushed_weights is 'exp((cosine - 1) / temperature) of each of pushed_ids with the user.';
 
 create type two_tower.post_range as (slot smallint, lowest bigint, highest bigint);
 comment on type two_tower.post_range is 'A slot, and the ids between which its posts lie.';
 
--- Draws are ids of a range, chosen at random, that turn out to be posts. Ids that are missing,
--- deleted, or engaged with are passed over, which keeps the rest uniform. All that a lesson needs
--- is looked up at once: each post lies on a page of its own, and each statement has a price.
+-- A draw takes ids of a range at random, of which some turn out to be posts. Ids that are missing,
+-- deleted or engaged with are passed over, which keeps the rest uniform. All that a lesson needs is
+-- looked up at once: each post lies on a page of its own, and each statement has a price.
 create function two_tower.draw_ids(p_lowest bigint, p_highest bigint, p_count integer)
 returns bigint[] language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
@@ -29,7 +31,7 @@ begin
 end
 $$;
 comment on function two_tower.draw_ids(bigint, bigint, integer) is
-  'So many ids of a range, drawn with replacement; each once, where the range has no more.';
+  'Returns p_count ids of a range, drawn with replacement. Returns each id once where the range has no more than p_count.';
 
 create function two_tower.find_viewed_posts(p_lesson two_tower.lesson,
   p_settings two_tower.settings)
@@ -47,7 +49,7 @@ begin
 end
 $$;
 comment on function two_tower.find_viewed_posts(two_tower.lesson, two_tower.settings) is
-  'The posts that the user viewed last in the time before an event, at most half as many again as a pair has negatives, since some were engaged with, in random order.';
+  'Returns the posts that the user viewed last within settings.viewed_negative_window before an event, in random order. Reads at most 3/2 settings.negatives_per_positive views, because some of the posts were engaged with.';
 
 create function two_tower.draw_from_all(p_user_id uuid, p_slot smallint, p_excluded bigint[],
   p_count integer)
@@ -63,7 +65,7 @@ begin
 end
 $$;
 comment on function two_tower.draw_from_all(uuid, smallint, bigint[], integer) is
-  'The last resort of draw_posts(), where few posts are left to draw: reads all of them.';
+  'Returns at most p_count posts, drawn from all. The last resort of draw_posts(), where few posts are left to draw: it reads all of them.';
 
 create function two_tower.draw_posts(
   p_lesson two_tower.lesson, p_settings two_tower.settings, p_range two_tower.post_range,
@@ -88,8 +90,8 @@ begin
   if v_negatives > 0 then
     v_viewed := two_tower.find_viewed_posts(p_lesson, p_settings);
   end if;
-  -- Three rounds, each of six times as many ids. Last of all, or at once where there are few posts,
-  -- all posts are read.
+  -- Three rounds, each with six times as many ids. After them, or at once where there are few
+  -- posts, all posts are read.
   foreach v_width in array '{1, 6, 36, null}'::integer[] loop
     v_is_last := coalesce(4 * v_width * v_needed >= p_range.highest - p_range.lowest + 1, true);
     v_takes_any := v_is_last or v_width = 36;
@@ -98,7 +100,7 @@ begin
       v_any := two_tower.draw_from_all(p_lesson.user_id, p_range.slot, p_excluded,
         2 * v_needed + cardinality(v_viewed));
     else
-      -- One more than is needed: now and then one is passed over.
+      -- One more than is needed, because now and then an id is passed over.
       v_tries := v_width * (v_needed + 1);
       v_recent := two_tower.draw_ids(v_lowest, p_range.highest,
         case when v_negatives > 0 then v_tries - cardinality(v_viewed) else 0 end);
@@ -137,7 +139,7 @@ begin
 end
 $$;
 comment on function two_tower.draw_posts(two_tower.lesson, two_tower.settings, two_tower.post_range, extensions.vector, bigint[]) is
-  'Draws different live posts that the user neither engaged with, nor hid, nor wrote. Negatives of a positive pair: of the last posts viewed in the time before, in random order; then random recent posts; then any. Pushed posts: uniformly of all. Fewer only if there are fewer.';
+  'Draws different live posts that the user neither engaged with, nor hid, nor wrote. Negatives of a positive pair are viewed posts in random order, then random recent posts, then any. Pushed posts are drawn uniformly from all. Returns fewer only if there are fewer.';
 
 create function two_tower.refresh_drawn_posts(
   p_drawn two_tower.drawn_posts, p_temperature real, p_user extensions.vector,
@@ -164,4 +166,4 @@ begin
 end
 $$;
 comment on function two_tower.refresh_drawn_posts(two_tower.drawn_posts, real, extensions.vector, bigint[], two_tower.live_embeddings[]) is
-  'Drawn posts as they stand within the statement: those that the statement itself has moved. p_post_ids is sorted.';
+  'Returns the drawn posts as they stand within the statement, which has moved some of them itself. p_post_ids is sorted.';

@@ -1,6 +1,6 @@
--- The two rules. Each takes one lesson and the vectors as they stand before it. Norms:
--- l2_normalize leaves a zero vector zero, and norm(x) = norm(c x), so an average of two vectors
--- needs one multiplication.
+-- The two rules. Each takes one lesson, and the vectors as they stand before it. l2_normalize
+-- leaves a zero vector zero. norm(x) = norm(c x), so an average of two vectors needs one
+-- multiplication.
 
 create function two_tower.combine_user(p_engaged_sum extensions.vector, p_prior_weight real,
   p_prior extensions.vector)
@@ -8,7 +8,7 @@ returns extensions.vector language sql immutable parallel safe
 return extensions.l2_normalize(coalesce(
   p_engaged_sum operator(extensions.+) two_tower.scale(p_prior_weight, p_prior), p_engaged_sum));
 comment on function two_tower.combine_user(extensions.vector, real, extensions.vector) is
-  'u = norm(prior_weight * prior + engaged_sum); without a prior, norm(engaged_sum).';
+  'Returns norm(prior_weight * prior + engaged_sum) or, without a prior, norm(engaged_sum).';
 
 create function two_tower.apply_literal_rule(
   p_strength real, p_alpha_limit real, p_engagements integer, p_user extensions.vector,
@@ -23,14 +23,14 @@ begin
 end
 $$;
 comment on function two_tower.apply_literal_rule(real, real, integer, extensions.vector, extensions.vector) is
-  'u'' = norm((1 - a) u + a s p), a = least(limit, 1 / (n + 1)). The post''s own step is rate s: p'' = norm(p + rate s u).';
+  'Returns the user after an event by the literal rule: u'' = norm((1 - a) u + a s p), a = least(limit, 1 / (n + 1)). The post''s own step is rate * s: p'' = norm(p + rate * s * u).';
 
 create function two_tower.apply_contrastive_rule(
   p_full_step real, p_temperature real, p_user extensions.vector, p_post extensions.vector,
   p_weights double precision[], out step real, out push_factors real[]
 ) language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 declare
-  -- cosines are at most 1, so subtracting 1 keeps exp in range
+  -- Cosines are at most 1, so subtracting 1 keeps exp in range.
   v_own double precision :=
     exp((-(p_post operator(extensions.<#>) p_user) - 1) / p_temperature);
   v_total double precision := v_own;
@@ -46,7 +46,7 @@ begin
 end
 $$;
 comment on function two_tower.apply_contrastive_rule(real, real, extensions.vector, extensions.vector, double precision[]) is
-  'q = softmax([p, pushed] u / temperature); p'' = norm(p + full_step (1 - q_p) u), of which step is full_step (1 - q_p). push_factors: full_step q of each pushed post, to be subtracted later. u and p as before the event; weights: exp((cosine - 1) / temperature) of each pushed post.';
+  'Computes the steps of an event by the contrastive rule, from u and p before it. q = softmax([p, pushed] u / temperature). step: full_step (1 - q_p), for p'' = norm(p + step u). push_factors: full_step q of each pushed post, to be subtracted later. p_weights: exp((cosine - 1) / temperature) of each pushed post.';
 
 create function two_tower.compute_popularity(p_strength real, p_at timestamptz,
   p_half_life interval)
@@ -58,11 +58,11 @@ begin
 end
 $$;
 comment on function two_tower.compute_popularity(real, timestamptz, interval) is
-  'What an engagement adds to a post''s popularity. Forward decay: instead of letting all old ones shrink, new ones count for more.';
+  'Returns what an engagement adds to a post''s popularity. Forward decay: old engagements do not shrink, new ones count for more.';
 
 create function two_tower.compute_popularity(p_strength real, p_at timestamptz)
 returns double precision language sql stable set search_path = pg_catalog, pg_temp as $$
   select two_tower.compute_popularity(p_strength, p_at, s.popularity_half_life)
   from two_tower.settings s;
 $$;
-comment on function two_tower.compute_popularity(real, timestamptz) is 'The same, at the half-life in force.';
+comment on function two_tower.compute_popularity(real, timestamptz) is 'Returns the same, at the half-life in force.';

@@ -1,6 +1,5 @@
 -- The events of a statement applied, one after the other, and the trigger that begins it all.
 
--- One event learned: the user after it, and its steps. What it teaches the towers is stored.
 create function two_tower.learn_lesson(
   p_lesson two_tower.lesson, p_settings two_tower.settings, p_state two_tower.state,
   p_drawn two_tower.drawn_posts, p_post extensions.vector, inout p_user two_tower.user_embeddings,
@@ -53,10 +52,10 @@ begin
 end
 $$;
 comment on function two_tower.learn_lesson(two_tower.lesson, two_tower.settings, two_tower.state, two_tower.drawn_posts, extensions.vector, two_tower.user_embeddings) is
-  'What one event teaches: the user after it, the steps of posts, and its row of training data, which is stored.';
+  'Learns one event: returns the user after it and the steps of posts. Stores its training example.';
 
--- The opposite of a learned step, for unlike and unrepost. p_example is what was recorded then;
--- without it (its partition was dropped) the vectors of today have to do, and the post stays.
+-- The opposite of a learned step, for unlike and unrepost. p_example is what was recorded then. If
+-- its partition was dropped there is none: the vectors of today have to do, and the post stays.
 create function two_tower.withdraw_lesson(
   p_lesson two_tower.lesson, p_settings two_tower.settings, p_state two_tower.state,
   p_example two_tower.training_examples, p_post extensions.vector,
@@ -99,7 +98,7 @@ begin
 end
 $$;
 comment on function two_tower.withdraw_lesson(two_tower.lesson, two_tower.settings, two_tower.state, two_tower.training_examples, extensions.vector, two_tower.user_embeddings) is
-  'Takes back, approximately, what a signal taught: the recorded step on the post, and the post''s part in the user''s sum. Normalised steps can not be subtracted exactly.';
+  'Takes back, approximately, what a signal taught: the recorded step on the post, and the post''s part in the engaged sum. Normalised steps can not be subtracted exactly.';
 
 create function two_tower.withdraw_example(p_lesson two_tower.lesson)
 returns two_tower.training_examples language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -114,7 +113,7 @@ begin
 end
 $$;
 comment on function two_tower.withdraw_example(two_tower.lesson) is
-  'Marks what was recorded for a signal as withdrawn and returns it. Null when its partition was dropped.';
+  'Marks the training example of a withdrawn signal, and returns it. Returns null when its partition was dropped.';
 
 create function two_tower.write_learned(
   p_users two_tower.user_embeddings[], p_posts two_tower.live_embeddings[], p_held_ids bigint[],
@@ -145,7 +144,7 @@ begin
 end
 $$;
 comment on function two_tower.write_learned(two_tower.user_embeddings[], two_tower.live_embeddings[], bigint[], boolean) is
-  'Writes each row once. While a slot is being filled, engaged posts have the same vector in both.';
+  'Writes each row once. While a slot is being filled, touched posts have the same vector in both.';
 
 create function two_tower.apply_lessons(
   p_lessons two_tower.lesson[], p_users two_tower.user_embeddings[], p_user_ids uuid[],
@@ -218,7 +217,7 @@ begin
 end
 $$;
 comment on function two_tower.apply_lessons(two_tower.lesson[], two_tower.user_embeddings[], uuid[], two_tower.live_embeddings[], bigint[], bigint[], two_tower.settings, two_tower.state) is
-  'Applies the lessons in order: users and posts in memory, each written once at the end. Reading the vectors of drawn posts, and of posts that another session holds, takes no lock: they may be moved meanwhile.';
+  'Applies the lessons in order, to users and posts in memory, and writes each row once at the end. Reads the vectors of drawn posts, and of posts that another session holds, without a lock: they may move meanwhile.';
 
 create function two_tower.learn_events(p_events public.engagement_events[],
   p_is_deferred boolean default false)
@@ -271,7 +270,7 @@ begin
 end
 $$;
 comment on function two_tower.learn_events(public.engagement_events[], boolean) is
-  'Learns events in the order of their ids: all of them or, when it raises, none. p_is_deferred: events that waited, and whose time has come.';
+  'Learns events in the order of their ids: all of them or, when it raises, none. p_is_deferred: the events were deferred, and their time has come.';
 
 create function two_tower.learn_from_events() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
@@ -289,7 +288,7 @@ begin
 end
 $$;
 comment on function two_tower.learn_from_events() is
-  'Definer: who inserts an event has no grant on embeddings, and learns only through this. Fires at the origin only: replicated rows bring their embeddings with them.';
+  'Definer: who inserts an event has no grant on embeddings, and learns only through this. Learns the events of a statement. Fires at the origin only: replicated rows bring their embeddings with them.';
 create trigger learn_from_events after insert on public.engagement_events
   referencing new table as new_events
     for each statement execute function two_tower.learn_from_events();
@@ -323,4 +322,4 @@ begin
 end
 $$;
 comment on function two_tower.learn_deferred(integer, bigint[]) is
-  'Learns, in order, at most so many events that waited for their post''s embedding or for the end of a freeze. Returns how many.';
+  'Learns at most p_limit deferred events, in order, whose post has an embedding or is deleted. p_post_ids: only events about these posts; null: about any. Returns how many. Returns 0 during a freeze.';

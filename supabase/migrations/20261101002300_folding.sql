@@ -1,4 +1,4 @@
--- Steps that waited, applied to live vectors in bounded batches.
+-- Deferred steps, folded into live embeddings in bounded batches.
 
 create function two_tower.fold_steps(p_limit integer default 500) returns integer
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -49,4 +49,4 @@ begin
 end
 $$;
 comment on function two_tower.fold_steps(integer) is
-  'Folds at most so many deferred rows into live vectors, oldest id first, and returns how many were taken. Each post row is locked in order of id and written once; in a slot that is being filled, engaged posts take the vector of the slot that serves. Sessions may run it at once: rows taken by another are skipped.';
+  'Folds at most p_limit deferred rows into live embeddings, oldest id first. Returns how many it took. Locks each post row in order of id, and writes it once. In a slot that is being filled, touched posts take the vector of the slot that serves. Sessions may run it at once: each skips the rows that another has taken.';

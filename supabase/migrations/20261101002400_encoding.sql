@@ -1,8 +1,9 @@
--- From texts to vectors. A row asks for an encoding, a worker computes it, and
--- store_base_embeddings() takes it from there: live vectors, and the events that waited for them.
+-- From texts to vectors. A row asks for an encoding, and a worker computes it.
+-- store_base_embeddings() takes it from there, to live embeddings and to the events that waited for
+-- them.
 
--- A post's row of embeddings appears with the post; its text is encoded by a worker. Only a change
--- of the text asks for another encoding; the live vector stays until then.
+-- A post's row of base_embeddings appears with the post. Only a change of the text asks for another
+-- encoding. The live embedding stays until then.
 create function two_tower.request_post_encoding() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
@@ -10,7 +11,7 @@ begin
   return null;
 end
 $$;
-comment on function two_tower.request_post_encoding() is 'Definer: authors have no grant on embeddings.';
+comment on function two_tower.request_post_encoding() is 'Definer: authors have no grant on embeddings. Asks for an encoding of new posts.';
 create trigger request_post_encoding after insert on public.posts
   referencing new table as new_posts
     for each statement execute function two_tower.request_post_encoding();
@@ -45,7 +46,7 @@ begin
 end
 $$;
 comment on function two_tower.follow_post_changes() is
-  'Definer: authors have no grant on embeddings. Asks for an encoding of changed texts, and keeps what ranking reads of a post equal to it. Locks posts in the order in which learning locks them.';
+  'Definer: authors have no grant on embeddings. Asks for an encoding of changed texts, and copies to live_embeddings what ranking reads of a post. Locks posts in the order in which learning locks them.';
 create trigger follow_post_changes after update on public.posts
   referencing old table as old_posts new table as new_posts
   for each statement execute function two_tower.follow_post_changes();
@@ -60,7 +61,7 @@ begin
   return null;
 end
 $$;
-comment on function two_tower.request_profile_encoding() is 'Definer: users have no grant on embeddings.';
+comment on function two_tower.request_profile_encoding() is 'Definer: users have no grant on embeddings. Asks for an encoding of a new or changed profile.';
 create trigger request_profile_encoding after insert on public.profiles
   for each row when (new.bio is not null or new.interests is not null)
   execute function two_tower.request_profile_encoding();
@@ -77,7 +78,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   order by b.requested_at, b.post_id
   limit p_limit;
 $$;
-comment on function two_tower.posts_to_encode(integer) is 'Posts whose text waits for the encoder, oldest request first.';
+comment on function two_tower.posts_to_encode(integer) is 'Returns at most p_limit posts whose text waits for the encoder, oldest request first.';
 
 create function two_tower.profiles_to_encode(p_limit integer default 256)
 returns table (user_id uuid, request integer, content text)
@@ -89,10 +90,10 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   order by e.requested_at, e.user_id
   limit p_limit;
 $$;
-comment on function two_tower.profiles_to_encode(integer) is 'Profiles whose text waits for the encoder.';
+comment on function two_tower.profiles_to_encode(integer) is 'Returns at most p_limit profiles whose text waits for the encoder, oldest request first.';
 
--- Where the encoder hands in what it computed. New posts get their live vector, then their waiting
--- events are learned, and only then are rows touched that others may hold: no lock is waited for
+-- Where the encoder hands in what it computed. New posts get their live embedding, then deferred
+-- events are learned, and only then are rows touched that others may hold. So no lock is waited for
 -- while one is held out of order.
 create function two_tower.store_base_embeddings(
   p_post_ids bigint[], p_embeddings extensions.vector[], p_requests integer[] default null
@@ -105,9 +106,9 @@ begin
   if cardinality(p_post_ids) is distinct from cardinality(p_embeddings)
      or cardinality(p_post_ids)
        is distinct from coalesce(cardinality(p_requests), cardinality(p_post_ids)) then
-    raise exception 'post ids, embeddings and requests must be arrays of one length'
+    raise exception 'post ids, embeddings and requests are not arrays of one length'
       using errcode = '22023',
-        hint = 'Pass the request numbers that posts_to_encode() gave, or null.';
+        hint = 'Pass the request numbers that posts_to_encode() returned, or null.';
   end if;
   perform pg_advisory_xact_lock_shared(two_tower.switch_lock());
   v_active := (select active_slot from two_tower.state);
@@ -162,4 +163,4 @@ begin
 end
 $$;
 comment on function two_tower.store_base_embeddings(bigint[], extensions.vector[], integer[]) is
-  'Stores base embeddings, projects them with the candidate tower, and learns the events that waited for them. An encoding of a text that has changed since (another request number) is passed over. Returns how many were stored.';
+  'Stores base embeddings, projects them with the candidate tower, and learns at most 500 of the events that waited for them. Passes over an encoding of a text that has changed since (another request number). Returns how many it stored. Raises 22023 for arrays of different lengths.';

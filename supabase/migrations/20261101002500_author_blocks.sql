@@ -1,10 +1,10 @@
--- What blocking or muting an author teaches, and how lifting the block takes it back. An author's
--- posts stop at once because every reader of posts asks author_blocks. The author's embedding steps
--- away from what the user likes: the mean of the embeddings of the authors whose posts the user
--- engaged with. The step is kept, so that lifting the block takes back exactly that.
+-- What blocking or muting an author teaches, and how lifting the block takes it back. The author's
+-- posts are gone at once, because every reader of posts asks author_blocks. The author's embedding
+-- steps away from what the user likes. That is the normalised, weighted mean of the authors whose
+-- posts the user engaged with. The step is kept, so that lifting the block takes back exactly that.
 --
--- Two sessions: rows of author_embeddings are locked in order of author_id, and last of all. Mass
--- blocks move an author by a bounded amount an hour, as events do a post.
+-- Two sessions: rows of author_embeddings are locked in order of author_id, and last of all. Blocks
+-- move an author by at most settings.movement_per_hour in an hour, as events do a post.
 
 create table two_tower.author_steps (
   user_id uuid not null references auth.users (id) on delete cascade,
@@ -12,7 +12,8 @@ create table two_tower.author_steps (
   step extensions.vector(64) not null,
   primary key (user_id, author_id)
 );
-comment on table two_tower.author_steps is 'What each block in force added to the author''s embedding. Forgotten when the user tower learns the author anew.';
+comment on table two_tower.author_steps is 'What each block in force added to the author''s embedding. A row is deleted when a new user tower has learned the author anew.';
+comment on column two_tower.author_steps.step is 'What was added, and is taken off when the block is lifted.';
 create index author_steps_author_id_idx on two_tower.author_steps (author_id);
 
 create function two_tower.average_liked_authors(p_user_id uuid) returns extensions.vector
@@ -29,7 +30,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
     join two_tower.author_embeddings a on a.author_id = v.author_id
   where u.user_id = p_user_id and r.strength > 0;
 $$;
-comment on function two_tower.average_liked_authors(uuid) is 'norm(sum of decay^age * strength * author) over the authors of the posts that the user engaged with last; null when none has an embedding.';
+comment on function two_tower.average_liked_authors(uuid) is 'Returns norm(sum of decay^age * strength * author) over the authors of the last posts that the user engaged with. Returns null when none of them has an embedding.';
 
 create function two_tower.step_author(p_user_id uuid, p_author_id uuid, p_kind text) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -56,7 +57,7 @@ begin
   if v_size > v_settings.movement_per_hour - v_author.moved then
     if v_author.moved < v_settings.movement_per_hour then
       perform two_tower.open_alert('author_blocked_in_concert', p_author_id::text, format(
-        'Blocks moved author %s by the most that one hour allows (settings.movement_per_hour); what more they teach this hour is not learned.',
+        'Blocks moved author %s by settings.movement_per_hour, the most in an hour. Further blocks do not move the author this hour.',
         p_author_id), jsonb_build_object('hour', v_hour));
     end if;
     v_size := greatest(0, v_settings.movement_per_hour - v_author.moved);
@@ -71,7 +72,7 @@ begin
 end
 $$;
 comment on function two_tower.step_author(uuid, uuid, text) is
-  'a'' = a - rate * strength * negative_strength_factor * what the user likes, within the bound of the hour. Nothing for an author, or a user, of whom nothing was learned.';
+  'Moves an author away from what the user likes: a'' = a - rate * strength * negative_strength_factor * likes. Keeps to the bound of the hour. Opens an alert when blocks reach the bound. Does nothing for an author, or a user, of whom nothing was learned.';
 
 create function two_tower.learn_from_blocks() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
@@ -83,7 +84,7 @@ begin
   return null;
 end
 $$;
-comment on function two_tower.learn_from_blocks() is 'Definer: who blocks an author has no grant on embeddings. Nothing is learned while learning is frozen.';
+comment on function two_tower.learn_from_blocks() is 'Definer: who blocks an author has no grant on embeddings. Moves the authors of new blocks. Learns nothing while learning is frozen.';
 create trigger learn_from_blocks after insert on public.author_blocks
   referencing new table as new_blocks
   for each statement execute function two_tower.learn_from_blocks();
@@ -107,7 +108,7 @@ begin
   return null;
 end
 $$;
-comment on function two_tower.unlearn_blocks() is 'Definer: who lifts a block has no grant on embeddings.';
+comment on function two_tower.unlearn_blocks() is 'Definer: who lifts a block has no grant on embeddings. Takes back the step of each lifted block.';
 create trigger unlearn_blocks after delete on public.author_blocks
   referencing old table as old_blocks
   for each statement execute function two_tower.unlearn_blocks();

@@ -1,4 +1,4 @@
--- Snapshots of what learning moved, to roll back to. safety makes them; erasure and the switch of
+-- Snapshots of what learning moved, to roll back to. safety makes them. Erasure and the switch of
 -- models read them.
 
 create table two_tower.checkpoints (
@@ -12,8 +12,13 @@ create table two_tower.checkpoints (
   users bigint not null default 0,
   is_good boolean
 );
-comment on table two_tower.checkpoints is 'Snapshots of what learning moved: live vectors of engaged posts (about 60 MB per 100,000), users with their recent engagements (about 180 MB per 100,000).';
-comment on column two_tower.checkpoints.is_good is 'Whether its audit found nothing in an alert range.';
+comment on table two_tower.checkpoints is 'Snapshots of what learning moved: live embeddings of touched posts, and users with their recent engagements. 100,000 posts take about 60 MB, 100,000 users about 180 MB.';
+comment on column two_tower.checkpoints.reason is 'daily, promotion or operator.';
+comment on column two_tower.checkpoints.candidate_tower is 'The version that served.';
+comment on column two_tower.checkpoints.user_tower is 'The version that served. Null when none did.';
+comment on column two_tower.checkpoints.posts is 'How many posts it holds.';
+comment on column two_tower.checkpoints.users is 'How many users it holds.';
+comment on column two_tower.checkpoints.is_good is 'Whether its audit found nothing in an alert range. Null before the audit.';
 create index checkpoints_candidate_tower_idx on two_tower.checkpoints (candidate_tower);
 create index checkpoints_user_tower_idx on two_tower.checkpoints (user_tower);
 
@@ -25,7 +30,7 @@ create table two_tower.checkpoint_posts (
   popularity double precision not null,
   primary key (checkpoint_id, post_id)
 ) partition by list (checkpoint_id);
-comment on table two_tower.checkpoint_posts is 'Posts that somebody had engaged with, as they stood. One partition per checkpoint: forgetting one is a drop.';
+comment on table two_tower.checkpoint_posts is 'Touched posts as they stood. One partition per checkpoint, so that deleting a checkpoint is a drop.';
 
 create table two_tower.checkpoint_users (
   checkpoint_id bigint not null,
@@ -40,7 +45,7 @@ create table two_tower.checkpoint_users (
   engagement_count integer not null,
   primary key (checkpoint_id, user_id)
 ) partition by list (checkpoint_id);
-comment on table two_tower.checkpoint_users is 'Users as they stood. One partition per checkpoint; rows of deleted users are erased.';
+comment on table two_tower.checkpoint_users is 'Users as they stood. One partition per checkpoint. Rows of deleted users are erased.';
 
 create function two_tower.drop_old_checkpoints() returns integer
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
@@ -64,4 +69,4 @@ begin
   return v_dropped;
 end
 $$;
-comment on function two_tower.drop_old_checkpoints() is 'Definer: workers own no table. Keeps the newest settings.checkpoints_kept, and the newest good one. Returns how many went.';
+comment on function two_tower.drop_old_checkpoints() is 'Definer: workers own no table. Keeps the newest settings.checkpoints_kept checkpoints, the newest good one, and the one that is being rolled back to. Drops the others. Returns how many.';

@@ -1,13 +1,13 @@
--- When a user is deleted, all that is personal goes. What is small goes at once, by foreign keys;
--- what may be long (events, pairs, training data) goes in bounded steps of tick(), so that no
--- deletion of a user holds locks for minutes. Posts keep their vectors: what they learned is not
--- about one person.
+-- When a user is deleted, all that is personal goes. What is small goes at once, by foreign keys.
+-- What may be long (events, training examples, user_posts) goes in bounded steps of tick(). So no
+-- deletion holds locks for minutes. Posts keep their vectors: what they learned is not about one
+-- person.
 
 create table two_tower.users_to_erase (
   user_id uuid primary key,
   requested_at timestamptz not null default two_tower.now()
 );
-comment on table two_tower.users_to_erase is 'Deleted users of whom rows are left. Empty when all is gone.';
+comment on table two_tower.users_to_erase is 'Deleted users of whom rows are left. It is empty when all is gone.';
 
 create function two_tower.request_erasure() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
@@ -17,7 +17,7 @@ begin
   return null;
 end
 $$;
-comment on function two_tower.request_erasure() is 'Definer: Auth deletes users, and has no grant here.';
+comment on function two_tower.request_erasure() is 'Definer: Auth deletes users, and has no grant here. Asks for the erasure of deleted users.';
 create trigger request_erasure after delete on auth.users
   referencing old table as old_users
   for each statement execute function two_tower.request_erasure();
@@ -29,7 +29,7 @@ declare
   v_left integer := p_limit;
   v_count integer;
 begin
-  -- Statements that were running when the user was deleted end within a minute.
+  -- Statements that ran when the user was deleted end within a minute.
   select e.user_id into v_user_id from two_tower.users_to_erase e
   where e.requested_at < two_tower.now() - interval '1 minute'
   order by e.requested_at, e.user_id limit 1 for update skip locked;
@@ -69,4 +69,4 @@ begin
 end
 $$;
 comment on function two_tower.erase_users(integer) is
-  'Deletes at most so many rows of one deleted user and returns how many; 0 when none is left. Sessions may run it at once: each takes another user.';
+  'Deletes at most p_limit rows of one deleted user, and all rows of checkpoints. Returns how many of the p_limit it used: 0 when no erasure is due. Sessions may run it at once: each takes another user.';

@@ -1,6 +1,6 @@
--- Work that is done later. A job is a row; a worker claims it with a lease, extends the lease while
--- it works, and completes or fails it. A worker that dies lets its lease end, and another one takes
--- the job. Jobs may run twice, so what they store is idempotent.
+-- Work that is done later. A job is a row. A worker claims it with a lease, extends the lease while
+-- it works, and completes or fails it. The lease of a worker that dies ends, and another worker
+-- takes the job. A job may run twice, so what it stores is idempotent.
 
 create table two_tower.jobs (
   id bigint generated always as identity primary key,
@@ -24,9 +24,16 @@ create table two_tower.jobs (
   constraint a_finished_job_says_when
     check ((state in ('done', 'dead')) = (finished_at is not null))
 );
-comment on table two_tower.jobs is 'Queue of background work. Dead jobs were tried max_attempts times: last_error says why.';
-comment on column two_tower.jobs.subject is 'What it is about, within its kind. One pending job per kind and subject.';
-comment on column two_tower.jobs.lease_until is 'Until then the job is its worker''s; later any worker may take it.';
+comment on table two_tower.jobs is 'Queue of background work. A dead job was tried max_attempts times, or failed while another one of its kind and subject was pending. last_error says why.';
+comment on column two_tower.jobs.subject is 'What the job is about, within its kind. At most one job per kind and subject is pending, and at most one is running.';
+comment on column two_tower.jobs.state is 'pending, running, done or dead.';
+comment on column two_tower.jobs.attempts is 'How often the job was claimed.';
+comment on column two_tower.jobs.run_at is 'The job is not claimed before.';
+comment on column two_tower.jobs.worker is 'The worker that has the job, or had it last.';
+comment on column two_tower.jobs.lease_until is 'Until then the job is its worker''s. Later any worker may take it.';
+comment on column two_tower.jobs.result is 'What the worker returned.';
+comment on column two_tower.jobs.last_error is 'What the last failure said.';
+comment on column two_tower.jobs.finished_at is 'When the job became done or dead.';
 create unique index one_pending_job_per_kind_and_subject on two_tower.jobs (kind, subject)
   where state = 'pending';
 create unique index one_running_job_per_kind_and_subject on two_tower.jobs (kind, subject)
@@ -51,7 +58,7 @@ begin
 end
 $$;
 comment on function two_tower.enqueue_job(text, text, jsonb) is
-  'Adds a job, unless one of this kind and subject is pending: then null. Workers are told by NOTIFY, and poll besides.';
+  'Adds a job, and returns its id. Returns null where one of this kind and subject is pending already. Tells workers by NOTIFY; they poll besides.';
 
 create function two_tower.claim_job(
   p_worker text, p_kinds text[] default null, p_lease interval default '1 minute'
@@ -59,7 +66,7 @@ create function two_tower.claim_job(
 begin
   if p_worker is null or p_lease is null or p_lease <= '0' then
     raise exception 'a claim needs the name of a worker and a lease above zero'
-      using errcode = '22023', hint = 'claim_job(worker, kinds, lease): kinds null means any.';
+      using errcode = '22023', hint = 'Call claim_job(worker, kinds, lease). kinds null: any.';
   end if;
   update two_tower.jobs j set
     state = 'dead', finished_at = two_tower.now(),
@@ -88,7 +95,7 @@ begin
 end
 $$;
 comment on function two_tower.claim_job(text, text[], interval) is
-  'Takes the job that is due longest, or one whose worker let its lease end; no row when there is none. Jobs that others are claiming are skipped, and so are those of a kind and subject of which one is running. A lease that ends on the last attempt makes the job dead.';
+  'Claims the job that has been due longest, or whose lease ended. Returns no row when there is none. Skips jobs that others are claiming, and pending jobs of a kind and subject of which one is running. Makes at most ten jobs dead whose lease ended on their last attempt. Raises 22023 without a worker or a lease.';
 
 create function two_tower.lock_own_job(p_job_id bigint, p_worker text) returns two_tower.jobs
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -100,12 +107,12 @@ begin
   for no key update;
   if not found then
     raise exception 'job % is not leased by worker %', p_job_id, p_worker using errcode = 'TT003',
-      hint = 'Its lease ended and another worker may have taken it. Drop this work; it is done again elsewhere.';
+      hint = 'Drop this work. The lease ended, and another worker may have the job.';
   end if;
   return v_job;
 end
 $$;
-comment on function two_tower.lock_own_job(bigint, text) is 'The job, locked, if this worker still has it. Raises TT003 otherwise.';
+comment on function two_tower.lock_own_job(bigint, text) is 'Locks the job, and returns it, if this worker still has it. Raises TT003 otherwise.';
 
 create function two_tower.heartbeat_job(p_job_id bigint, p_worker text,
   p_lease interval default '1 minute')
@@ -118,7 +125,7 @@ begin
   return v_job.lease_until;
 end
 $$;
-comment on function two_tower.heartbeat_job(bigint, text, interval) is 'Extends the lease and returns its new end. Raises TT003 when it was lost.';
+comment on function two_tower.heartbeat_job(bigint, text, interval) is 'Extends the lease, and returns its new end. Raises TT003 when the worker has lost the job.';
 
 create function two_tower.complete_job(p_job_id bigint, p_worker text, p_result jsonb default '{}')
 returns void language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -130,7 +137,7 @@ begin
   where id = v_job.id;
 end
 $$;
-comment on function two_tower.complete_job(bigint, text, jsonb) is 'The job is done. Raises TT003 when the lease was lost.';
+comment on function two_tower.complete_job(bigint, text, jsonb) is 'Makes the job done. Raises TT003 when the worker has lost it.';
 
 create function two_tower.fail_job(p_job_id bigint, p_worker text, p_error text) returns text
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -158,7 +165,7 @@ exception when unique_violation then
 end
 $$;
 comment on function two_tower.fail_job(bigint, text, text) is
-  'The job failed: it is tried again after 4, 8, 16 ... seconds (an hour at most), and dead after max_attempts or when another one of its kind and subject is waiting anyway. Returns its state.';
+  'Records that the job failed, and returns its state. The job is tried again after 4, 8, 16 ... seconds, at most an hour. It is dead after max_attempts, or when another one of its kind and subject is pending. Raises TT003 when the worker has lost it.';
 
 create function two_tower.prune_jobs(p_limit integer default 1000) returns integer
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -173,4 +180,4 @@ begin
   return v_pruned;
 end
 $$;
-comment on function two_tower.prune_jobs(integer) is 'Deletes at most so many jobs that ended 30 days ago. Returns how many.';
+comment on function two_tower.prune_jobs(integer) is 'Deletes at most p_limit jobs that ended more than 30 days ago. Returns how many.';

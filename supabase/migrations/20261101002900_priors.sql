@@ -1,17 +1,17 @@
--- What is known of a user before engagements: the user tower's vector where it helps, else the
--- profile's. This prior is added, with a weight, to the sum of what the user engaged with.
+-- What is known of a user before engagements: the vector of the user tower where that helps, else
+-- of the profile. This prior is added, with a weight, to the engaged sum.
 
 create type two_tower.user_prior as (
   user_id uuid, embedding extensions.vector, weight real, source two_tower.prior_source
 );
-comment on type two_tower.user_prior is 'A user''s prior with its weight and source; nulls, and weight 0, where nothing is known.';
+comment on type two_tower.user_prior is 'A user''s prior with its weight and source. Where nothing is known, embedding and source are null and the weight is 0.';
 
 create function two_tower.classify_user(p_engagements integer) returns text
 language sql stable set search_path = pg_catalog, pg_temp as $$
   select case when p_engagements < s.cold_until then 'cold' else 'warm' end
   from two_tower.settings s;
 $$;
-comment on function two_tower.classify_user(integer) is 'The class of a user, for which the gate chooses a weight of the user tower: cold, until settings.cold_until engagements, or warm.';
+comment on function two_tower.classify_user(integer) is 'Returns the class of a user: cold below settings.cold_until engagements, then warm. The gate chooses a weight of the user tower for each class.';
 
 create function two_tower.choose_prior(p_user_id uuid, p_tower extensions.vector, p_weight real)
 returns two_tower.user_prior
@@ -32,7 +32,7 @@ begin
 end
 $$;
 comment on function two_tower.choose_prior(uuid, extensions.vector, real) is
-  'A user''s prior: the user tower''s vector, where the user has one and its weight is above 0; else the profile''s; else none.';
+  'Returns a user''s prior. It is p_tower, the vector of the user tower, where there is one and p_weight is above 0. Else it is the vector of the profile, or none.';
 
 create function two_tower.store_priors(p_priors two_tower.user_prior[]) returns integer
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -55,7 +55,7 @@ begin
 end
 $$;
 comment on function two_tower.store_priors(two_tower.user_prior[]) is
-  'Gives users a prior: u = norm(weight * prior + engaged_sum). Returns how many users.';
+  'Gives users their priors: u = norm(weight * prior + engaged_sum). Returns how many users there were.';
 
 create function two_tower.store_user_encodings(
   p_version bigint, p_user_ids uuid[], p_embeddings extensions.vector[]
@@ -66,7 +66,7 @@ declare
 begin
   if v_weights is null then
     raise exception 'version % of the user tower does not serve', p_version using errcode = '22023',
-      hint = 'Encode users with the active version only.';
+      hint = 'Encode users with the active version: active_version(''user_tower'').';
   end if;
   return two_tower.store_priors(array(
     select b
@@ -77,7 +77,7 @@ begin
 end
 $$;
 comment on function two_tower.store_user_encodings(bigint, uuid[], extensions.vector[]) is
-  'Stores the active user tower''s vectors as the users'' priors, with the weight that the gate chose for their class. Users of a class that they do not help keep what their profile says. Returns how many users there were. Raises 22023 for a version that does not serve.';
+  'Stores vectors of the active user tower as priors, with the weight that the gate chose for each user''s class. Where that is 0, the profile gives the prior. Returns how many users there were. Raises 22023 for a version that does not serve.';
 
 create function two_tower.project_profiles(p_after uuid, p_limit integer default 500)
 returns uuid language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -95,7 +95,7 @@ begin
 end
 $$;
 comment on function two_tower.project_profiles(uuid, integer) is
-  'Projects profiles with the active candidate tower again: of at most p_limit users after the given id whose prior is their profile''s. Returns the last one, null when there was none.';
+  'Projects profiles with the active candidate tower again. Takes at most p_limit users after p_after, by id, whose prior comes from the profile. Returns the last user, or null when there was none.';
 
 create function two_tower.store_profile_embeddings(
   p_user_ids uuid[], p_embeddings extensions.vector[], p_requests integer[]
@@ -125,4 +125,4 @@ begin
 end
 $$;
 comment on function two_tower.store_profile_embeddings(uuid[], extensions.vector[], integer[]) is
-  'Stores encoded profiles and, through the candidate tower, gives their users a prior, unless they have one of the user tower. An encoding of a text that has changed since (another request number) is passed over. Returns how many were stored.';
+  'Stores encoded profiles. Projects them with the candidate tower, and gives their users that prior, unless they have one of the user tower. Passes over an encoding of a text that has changed since (another request number). Returns how many it stored.';

@@ -1,5 +1,5 @@
--- From an accepted version to one that serves: the other slot is filled in bounded steps while
--- events go on, and the pointer flips. A user tower has no slot: it serves at once.
+-- From an accepted version to one that serves. The other slot is filled in bounded steps while
+-- events go on, then the pointer flips. A user tower has no slot: it serves at once.
 
 create function two_tower.take_over_embeddings(p_version bigint) returns void
 language sql set search_path = pg_catalog, pg_temp as $$
@@ -20,7 +20,7 @@ language sql set search_path = pg_catalog, pg_temp as $$
   delete from two_tower.author_steps s using two_tower.model_authors m
   where m.version = p_version and s.author_id = m.author_id;
 $$;
-comment on function two_tower.take_over_embeddings(bigint) is 'What a version of the user tower learned of actions and authors goes into the tables that serve. What blocks taught of those authors since is forgotten: the version has learned from them.';
+comment on function two_tower.take_over_embeddings(bigint) is 'Copies what a version of the user tower learned of actions and authors into the tables that serve. Forgets what blocks taught of those authors since: the version has learned from them.';
 
 create function two_tower.activate_version(p_version bigint) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -36,7 +36,7 @@ begin
   perform two_tower.enqueue_job('encode_users');
 end
 $$;
-comment on function two_tower.activate_version(bigint) is 'Makes a version the one that serves; the one before it is kept as archived. Users get their base vectors anew: from a new user tower, or their profiles from a new candidate tower.';
+comment on function two_tower.activate_version(bigint) is 'Makes a version the one that serves, and archives the one before it. Asks workers to make the priors anew: by a new user tower, or from profiles by a new candidate tower.';
 
 create function two_tower.begin_switch(p_version bigint) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -55,7 +55,7 @@ begin
 end
 $$;
 comment on function two_tower.begin_switch(bigint) is
-  'From now on learning writes both slots, and fill_slot() fills the other one. A user tower has no slot and serves at once.';
+  'Begins the switch to a version. From now on learning writes both slots, and fill_slot() fills the other one. A user tower has no slot and serves at once. Rejects the version for which a slot was being filled.';
 
 create function two_tower.fill_slot(p_limit integer default 2000) returns integer
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -110,7 +110,7 @@ begin
 end
 $$;
 comment on function two_tower.fill_slot(integer) is
-  'Fills the other slot for the next so many posts: those nobody engaged with are projected by the new tower, the others keep their live vector, which stays in the same space; in a rollback, those of the checkpoint have its vectors, and all others are projected. Returns how many; 0 when all are filled. A crash here loses one step, which is done again.';
+  'Fills the other slot for the next p_limit posts. The new tower projects untouched posts; the others keep their live embedding. In a rollback, posts of the checkpoint get its vectors, and all others are projected. Returns how many posts it filled: 0 when all are. A crash here loses one step, which is done again.';
 
 create function two_tower.is_slot_full() returns boolean
 language sql stable set search_path = pg_catalog, pg_temp as $$
@@ -120,7 +120,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
                     where v.slot = s.active_slot and v.post_id > s.filled_up_to)
   from two_tower.state s;
 $$;
-comment on function two_tower.is_slot_full() is 'Whether a slot is being filled, and nothing is missing in it.';
+comment on function two_tower.is_slot_full() is 'Returns whether a slot is being filled and nothing is missing in it.';
 
 create function two_tower.restore_user_tower(p_checkpoint bigint) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -162,7 +162,7 @@ exception when lock_not_available then
 end
 $$;
 comment on function two_tower.flip_slots(boolean) is
-  'Makes the filled slot the one that serves, if it is complete, with the serving index just built for it or with none. Waits at most 2 s for statements that are learning, and otherwise leaves it to the next tick. The old slot stays as what served before.';
+  'Makes the filled slot the one that serves, if it is complete, with the serving index just built for it or with none. Waits for at most 2 s for statements that are learning. Returns whether it flipped; the next tick tries again. The old slot stays as what served before.';
 
 create function two_tower.prune_weights() returns integer
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -188,4 +188,4 @@ begin
 end
 $$;
 comment on function two_tower.prune_weights() is
-  'Forgets the tensors of versions long past (settings.weight_versions_kept per tower), but never of one that serves, is being put in place, or that a checkpoint needs. Metrics of all stay. Returns how many versions lost theirs.';
+  'Deletes the tensors of old versions (settings.weight_versions_kept per tower), and keeps their metrics. Spares a version that serves, is a candidate, is needed by a checkpoint, or projected a post of the slot that serves. Returns how many versions lost their tensors.';

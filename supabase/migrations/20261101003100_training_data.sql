@@ -1,9 +1,9 @@
--- What the trainings read. A worker asks for it here, computes, and hands weights back: which
--- events are trained on, what is held out and what a post's vector was are decided in SQL.
+-- What the trainings read. A worker asks for it here, computes, and hands weights back. SQL decides
+-- which events are trained on, which are held out, and what a post's vector was.
 --
--- All of it is as of t0, an event id: ids are the order in which events are learned, so nothing
--- that was learned later is in what a training reads. Vectors are those that training_examples
--- recorded, never the live ones, which know the future.
+-- All of it is as of t0, an event id. Ids are the order in which events are learned, so a training
+-- reads nothing that was learned later. Vectors are those that training_examples recorded, never
+-- the live ones, which know the future.
 
 create function two_tower.newest_examples(p_before bigint, p_label boolean, p_limit integer)
 returns table (event_id bigint, user_id uuid, post_id bigint, event_type text,
@@ -25,7 +25,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   limit p_limit;
 $$;
 comment on function two_tower.newest_examples(bigint, boolean, integer) is
-  'The newest learned events before an event id (null: all), newest first, with the label (null: any) and both vectors as they stood before the event. Walks the events by id and looks each example up by its key, so that training_examples needs no other index.';
+  'Returns the newest p_limit learned events before the event p_before (null: all), newest first. p_label: only events with this label; null: with any. Both vectors are as they stood before the event. Walks the events by id, and looks each example up by its key, so that training_examples needs no other index.';
 
 create function two_tower.held_out_from() returns bigint
 language sql stable set search_path = pg_catalog, pg_temp as $$
@@ -36,7 +36,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   ) x where x.place <= greatest(1, x.n / 2);
 $$;
 comment on function two_tower.held_out_from() is
-  't0: the newest settings.gate_events positives, or half of them when there are fewer than twice as many, are from this event id on. They are for the gate; earlier events are for training. Null when there are none.';
+  'Returns t0: from this event id on are the newest settings.gate_events positives. Where there are fewer than twice as many, half of them are. They are for the gate; earlier events are for training. Returns null when there are none.';
 
 create function two_tower.posts_as_of(p_before bigint)
 returns table (post_id bigint, embedding extensions.vector, engagements integer)
@@ -48,7 +48,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   order by r.post_id, r.event_id desc;
 $$;
 comment on function two_tower.posts_as_of(bigint) is
-  'Where posts stood before an event id: the vector at their last learned event of the newest settings.examples_read, and how many of those events were theirs.';
+  'Returns where posts stood before the event p_before. embedding: the vector at the last learned event about the post, of the newest settings.examples_read events. engagements: how many of those were about it.';
 
 create function two_tower.candidate_tower_pairs(p_before bigint)
 returns table (event_id bigint, label boolean, user_emb extensions.vector, post_id bigint,
@@ -77,7 +77,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   where extensions.vector_norm(e.user_emb::extensions.vector) > 0;
 $$;
 comment on function two_tower.candidate_tower_pairs(bigint) is
-  'What the candidate tower is trained on: the newest settings.candidate_tower_pairs positives before t0 with their negatives (label true), and the explicit negatives of the same time (label false). What was withdrawn, and a negative that the user had engaged with by then, is left out.';
+  'Returns what the candidate tower is trained on. label true: the newest settings.candidate_tower_pairs positives before t0, with their negatives. label false: the explicit negatives of the same time. Leaves out withdrawn signals, and negatives that the user had engaged with by then.';
 
 create function two_tower.read_base_embeddings(p_post_ids bigint[])
 returns table (post_id bigint, base_embedding extensions.vector)
@@ -85,7 +85,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   select b.post_id, b.base_embedding from two_tower.base_embeddings b
   where b.post_id = any (p_post_ids) and b.base_embedding is not null order by b.post_id;
 $$;
-comment on function two_tower.read_base_embeddings(bigint[]) is 'Base embeddings of those of the posts that have one.';
+comment on function two_tower.read_base_embeddings(bigint[]) is 'Returns the base embeddings of those of the posts that have one.';
 
 create function two_tower.live_anchors(p_before bigint, p_limit integer default 5000)
 returns table (post_id bigint, embedding extensions.vector, engagements integer)
@@ -94,7 +94,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   order by p.engagements desc, p.post_id limit p_limit;
 $$;
 comment on function two_tower.live_anchors(bigint, integer) is
-  'The most engaged posts with their vectors before t0: a new tower is fitted to them, so that it projects into the space in which the live vectors are.';
+  'Returns the anchors: the p_limit most engaged posts with their vectors before t0. A new tower is fitted to them, so that it projects into the space in which the live embeddings are.';
 
 create function two_tower.users_to_train(p_before bigint) returns setof uuid
 language sql stable set search_path = pg_catalog, pg_temp as $$
@@ -103,7 +103,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   group by n.user_id, s.user_tower_users order by max(n.event_id) desc
   limit (select user_tower_users from two_tower.settings);
 $$;
-comment on function two_tower.users_to_train(bigint) is 'Users with the newest positives before t0, settings.user_tower_users at most.';
+comment on function two_tower.users_to_train(bigint) is 'Returns at most settings.user_tower_users users: those with the newest positives before t0.';
 
 create function two_tower.users_to_judge(p_from bigint) returns setof uuid
 language sql stable set search_path = pg_catalog, pg_temp as $$
@@ -111,7 +111,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
     cross join two_tower.newest_examples(null, true, 2 * s.gate_events) n
   where n.event_id >= p_from order by n.user_id;
 $$;
-comment on function two_tower.users_to_judge(bigint) is 'Users with positives from t0 on: the gate asks for their vectors as of t0.';
+comment on function two_tower.users_to_judge(bigint) is 'Returns the users with positives from t0 on. The gate asks for their vectors as of t0.';
 
 create function two_tower.users_to_encode(p_after uuid, p_limit integer default 500)
 returns setof uuid language sql stable set search_path = pg_catalog, pg_temp as $$
@@ -121,7 +121,7 @@ returns setof uuid language sql stable set search_path = pg_catalog, pg_temp as 
   order by u.user_id limit p_limit;
 $$;
 comment on function two_tower.users_to_encode(uuid, integer) is
-  'Users who were active within settings.active_user_window, in order of id, after the given one: read in batches, so that no job holds all users.';
+  'Returns at most p_limit users after p_after, in order of id, who engaged within settings.active_user_window. Read in batches, so that no job holds all users.';
 
 create function two_tower.user_histories(p_before bigint, p_user_ids uuid[])
 returns table (user_id uuid, author_ids uuid[], event_types text[], is_positive boolean[],
@@ -158,7 +158,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   group by a.user_id;
 $$;
 comment on function two_tower.user_histories(bigint, uuid[]) is
-  'Learned engagements of users before t0, oldest first, with the posts'' vectors as they stood then: what the user tower is trained on and judged by. Null for t0: of now, with live vectors, which it encodes.';
+  'Returns learned engagements of users before t0, oldest first, with the posts'' vectors as they stood then. The user tower is trained on them, and judged by them. For t0 null, returns those of now with live embeddings, which the user tower encodes.';
 
 -- Ids of the range, drawn by a hash of t0: uniform, without sorting all posts, and the same again
 -- for the same data.
@@ -183,7 +183,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   order by d.turn limit p_count;
 $$;
 comment on function two_tower.random_posts_as_of(bigint, integer) is
-  'A uniform sample of posts with their vectors before t0 and their times, in hours: negatives of the user tower. Left out are posts that nobody had engaged with then and somebody has since.';
+  'Returns negatives for the user tower: a uniform sample of at most p_count posts. embedding: the vector before t0. hours: the post''s time. Leaves out posts that were untouched then and are touched now.';
 
 create function two_tower.event_types_to_train()
 returns table (event_type text, is_positive boolean)
@@ -191,7 +191,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   select s.event_type, coalesce(s.label, false) from two_tower.signals s order by s.bit;
 $$;
 comment on function two_tower.event_types_to_train() is
-  'All event types in the order of the rows of action.weight, and whether one is a positive to predict.';
+  'Returns all event types in the order of the rows of action.weight, and whether each is a positive to predict.';
 
 create function two_tower.read_author_embeddings(p_author_ids uuid[])
 returns table (author_id uuid, embedding extensions.vector)
@@ -199,4 +199,4 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   select a.author_id, a.embedding from two_tower.author_embeddings a
   where a.author_id = any (p_author_ids) order by a.author_id;
 $$;
-comment on function two_tower.read_author_embeddings(uuid[]) is 'What was learned of those of the authors of whom anything was.';
+comment on function two_tower.read_author_embeddings(uuid[]) is 'Returns the embeddings of those of the authors that have one.';

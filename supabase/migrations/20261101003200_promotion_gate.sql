@@ -1,14 +1,16 @@
--- The promotion gate. A version is trained on what was learned before t0 (model_weights.
--- held_out_from) and judged against the active one on the positives from t0 on, of which neither
--- has learned, each ranked among its negatives as it would be served by either:
+-- The promotion gate. A version is trained on what was learned before t0
+-- (model_weights.held_out_from). It is judged against the active version on the positives from t0
+-- on, of which neither has learned. Each positive is ranked among its negatives, as either version
+-- would serve them.
 --
---   candidate tower: posts that nobody had engaged with at t0 lie where the version projects them;
---                    the others, which a tower does not move, where they stood at the event
---   user tower:      u = norm(w * b + sum of decay^age * strength * post), the sum over the user's
---                    engagements until the event, b of the history before t0; w by class of users
+--   candidate tower: posts that were untouched at t0 lie where the version projects them. A tower
+--                    does not move the others: they lie where they stood at the event
+--   user tower:      u = norm(weight * prior + sum of decay^age * strength * post). The sum is over
+--                    engagements until the event. The prior is made of the history before t0. The
+--                    weight goes by class of users
 --
--- A version passes when the differences are better on average and so is the lower end of their
--- interval, on enough events. An operator can force one, which stays on record.
+-- A version passes on enough events, with a mean difference above 0 and its lower bound above
+-- -settings.gate_tolerance. An operator can force a version, which stays on record.
 
 create function two_tower.compute_reciprocal_rank(p_user extensions.vector,
   p_post extensions.vector, p_negatives extensions.vector[])
@@ -20,7 +22,7 @@ returns double precision language sql immutable set search_path = pg_catalog, pg
       from unnest(p_negatives) as p) n on true;
 $$;
 comment on function two_tower.compute_reciprocal_rank(extensions.vector, extensions.vector, extensions.vector[]) is
-  '1 / rank of the post among the negatives by inner product with the user; ties count half.';
+  'Returns 1 / rank of the post among the negatives, by inner product with the user. A tie counts half.';
 
 create function two_tower.compare_versions(p_differences double precision[], p_user_ids uuid[],
   out is_better boolean, out metrics jsonb)
@@ -44,7 +46,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   from summed cross join two_tower.settings s;
 $$;
 comment on function two_tower.compare_versions(double precision[], uuid[]) is
-  'Paired differences (candidate minus active) of a measure in which more is better, with their users. Better is: enough events, a mean above zero, and the mean less settings.gate_standard_errors standard errors above minus the tolerance. Events of one user are alike, so the error is that of sums by user (clustered); one user alone proves nothing.';
+  'Compares paired differences (candidate less active) of a measure in which more is better. is_better: enough events, a mean above zero, and a lower bound above minus settings.gate_tolerance. The lower bound is the mean less settings.gate_standard_errors standard errors. Events of one user are alike, so the error is that of sums by user (clustered). One user alone proves nothing.';
 
 create function two_tower.decide_version(p_version bigint, p_differences double precision[],
   p_user_ids uuid[]) returns boolean
@@ -56,7 +58,7 @@ begin
     where version = p_version and state = 'candidate' and verdict is null for no key update;
   if not found then
     raise exception 'version % is no candidate', p_version using errcode = '22023',
-      hint = 'Only a version in state candidate can be judged, and only once.';
+      hint = 'Judge a version in state candidate that has no verdict yet.';
   end if;
   v_gate := two_tower.compare_versions(p_differences, p_user_ids);
   update two_tower.model_weights set
@@ -75,7 +77,7 @@ begin
   return v_gate.is_better;
 end
 $$;
-comment on function two_tower.decide_version(bigint, double precision[], uuid[]) is 'Stores the verdict of the gate and, if it is positive, begins the switch.';
+comment on function two_tower.decide_version(bigint, double precision[], uuid[]) is 'Stores the verdict of the gate and, if the version is accepted, begins the switch. Returns whether it was accepted. Raises 22023 for a version that is no candidate, or was judged already.';
 
 create function two_tower.held_out_posts(p_from bigint)
 returns table (event_id bigint, user_id uuid, user_emb extensions.vector, post_id bigint,
@@ -109,7 +111,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
     left join since c on c.post_id = p.post_id;
 $$;
 comment on function two_tower.held_out_posts(bigint) is
-  'The positives from t0 on and their negatives, with user and post as they stood at the event; is_untouched: nobody had engaged with the post at t0. A negative that the user has engaged with since is left out.';
+  'Returns the positives from t0 on and their negatives, with user and post as they stood at the event. is_untouched: the post was untouched at t0. Leaves out negatives that the user has engaged with since.';
 
 create function two_tower.judge_candidate_tower(p_version bigint) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -145,9 +147,9 @@ begin
 end
 $$;
 comment on function two_tower.judge_candidate_tower(bigint) is
-  'Judges a candidate tower on the held-out positives in which a post takes part that it would place: one that nobody had engaged with at t0. Returns whether it was accepted.';
+  'Judges a candidate tower, on the held-out positives that it would change: the post or one of its negatives was untouched at t0. Returns whether it was accepted. Raises 22023 for a version that is no candidate, or was judged already.';
 
--- Each event with the part of the user's vector that no version changes: the sum over the
+-- Each event with the part of the user vector that no version changes. That is the sum over the
 -- engagements before it, as encode_user() forms it.
 create function two_tower.held_out_users(p_from bigint)
 returns table (event_id bigint, user_id uuid, class text, engaged extensions.vector,
@@ -202,10 +204,8 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   where e.negatives is not null;
 $$;
 comment on function two_tower.held_out_users(bigint) is
-  'The positives from t0 on with the class that the user had at t0, the sum over the engagements until the event, and post and negatives as they stood.';
+  'Returns the positives from t0 on, with post and negatives as they stood. class: of the user at t0. engaged: the sum over the engagements until the event.';
 
--- The rank of each held-out positive for each weight that the gate may choose, and as it is served
--- now (weight null).
 create function two_tower.rank_held_out_posts(p_from bigint, p_user_ids uuid[],
   p_candidate extensions.vector[], p_active extensions.vector[])
 returns table (event_id bigint, user_id uuid, class text, weight real,
@@ -236,11 +236,11 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   from held_out h join prior b using (event_id);
 $$;
 comment on function two_tower.rank_held_out_posts(bigint, uuid[], extensions.vector[], extensions.vector[]) is
-  'Reciprocal ranks of the positives from t0 on, served with the candidate''s vectors at each weight of settings.user_tower_weights (and 0), and with the active version''s at its own (weight null).';
+  'Returns the reciprocal rank of each positive from t0 on, for each weight that the gate may choose, and as it is served now. With a weight (of settings.user_tower_weights, or 0) the candidate gives the prior. With weight null the active version does, at its own weight.';
 
--- The weights are chosen on the same events that judge, so each half of the users is judged by the
--- weights that are best for the other half; those that serve are the best for both. Best is the
--- largest gain over weight 0 less one standard error: a weight has to show that it helps.
+-- The weights are chosen on the same events that judge. So each half of the users is judged by the
+-- weights that are best for the other half. Those that serve are the best for both. Best is the
+-- largest gain over weight 0, less one standard error: a weight has to show that it helps.
 create function two_tower.judge_user_tower(p_version bigint, p_user_ids uuid[],
   p_candidate extensions.vector[], p_active extensions.vector[]) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -281,7 +281,7 @@ begin
 end
 $$;
 comment on function two_tower.judge_user_tower(bigint, uuid[], extensions.vector[], extensions.vector[]) is
-  'Chooses the weight of b for each class of users, and judges the version by it. p_candidate and p_active: the vectors that it and the active version (null if there is none) make of the users'' histories before t0. Returns whether it was accepted.';
+  'Chooses the weight of the prior for each class of users, and judges the version by it. p_candidate and p_active: what the version and the active one make of the histories before t0 (null if none is active). Returns whether the version was accepted. Raises 22023 for a version that is no candidate, or was judged already.';
 
 create function two_tower.force_version(p_version bigint, p_reason text) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -291,18 +291,18 @@ declare
 begin
   if coalesce(trim(p_reason), '') = '' then
     raise exception 'forcing a version needs a reason' using errcode = '22023',
-      hint = 'force_version(version, ''why'')';
+      hint = 'Call force_version(version, ''why'').';
   end if;
   select * into v_weights from two_tower.model_weights where version = p_version
   for no key update;
   if not found or v_missing is not null then
     raise exception 'version % can not serve: %', p_version, coalesce(v_missing, 'there is none')
-      using errcode = 'TT004', hint = 'select * from two_tower.model_weights';
+      using errcode = 'TT004', hint = 'See all versions: select * from two_tower.model_weights';
   elsif v_weights.state = 'active' then
     return;
   elsif (select filling_checkpoint is not null from two_tower.state) then
     raise exception 'a rollback is in progress' using errcode = '55000',
-      hint = 'Ticks finish it; then force a version.';
+      hint = 'Wait until ticks have finished it, then force the version.';
   end if;
   update two_tower.model_weights set
     state = 'candidate', decided_at = two_tower.now(),
@@ -318,4 +318,4 @@ begin
 end
 $$;
 comment on function two_tower.force_version(bigint, text) is
-  'An operator''s word instead of the gate''s: begins the switch to a version, whatever its verdict. It stays on record in the verdict, and as an alert.';
+  'Begins the switch to a version on an operator''s word, whatever the gate said. The verdict and an alert keep that on record. Raises 22023 without a reason, TT004 for a version that can not be run, and 55000 during a rollback.';

@@ -1,7 +1,7 @@
--- The projection that a project starts with, before anything was learned: hidden = [W; -W] and
+-- The projection that a project starts with, before anything was learned. hidden = [W; -W] and
 -- output = [I, -I] make relu(Wx) - relu(-Wx) = Wx, with W [128, 384] orthonormal. Three versions of
--- it follow each other, each with its agreement (the rank correlation of cosines in 128 dimensions
--- with those in 384) among its metrics; on the films of MovieLens:
+-- it follow each other. Each has its agreement among its metrics: the rank correlation of cosines
+-- in 128 dimensions with those in 384. On the films of MovieLens:
 --
 --   data-free  W of a cosine transform with random signs, from the migration on      .88
 --   fitted     W of the directions in which the project's own posts differ, at 100,
@@ -11,11 +11,12 @@
 --              and .98 with the cosines of centred texts
 --
 -- Until somebody engages, likeness of texts is all that is known, so ranks stay those of the texts.
--- Centring changes them on purpose. Texts of one project are alike, and their mean tells nothing
--- of a post; but all vectors lean to it, and so does each sum of engagements, which leaves learning
--- little room: on those films the same learning ranks a fifth better when centred, and twice as
--- many posts get their turn. What is learned before that keeps its lean, so a long history should
--- wait for it (two_tower.overview says so). None of them is made once a trained version serves.
+-- Centring changes them on purpose. Texts of one project are alike, and their mean tells nothing of
+-- a post. But all vectors lean to it, and so does each engaged sum, which leaves learning little
+-- room. On those films the same learning ranks a fifth better when centred, and twice as many posts
+-- get their turn. What is learned before that keeps its lean, so a long history should wait for it
+-- (two_tower.overview says when it is due). No more of these versions is made once a trained one
+-- serves.
 
 create function two_tower.create_first_candidate_tower() returns bigint
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -50,7 +51,7 @@ begin
   return v_version;
 end
 $$;
-comment on function two_tower.create_first_candidate_tower() is 'Stores and activates the projection that a project starts with.';
+comment on function two_tower.create_first_candidate_tower() is 'Stores and activates the projection that a project starts with. Returns its version.';
 select two_tower.create_first_candidate_tower();
 
 create function two_tower.orthonormalise(p_rows extensions.vector[], p_spare extensions.vector[])
@@ -64,11 +65,11 @@ begin
   for v_place in 1..cardinality(p_rows) loop
     foreach v_row in array array[p_rows[v_place], p_spare[v_place]] loop
       v_row := extensions.l2_normalize(v_row);
-      -- Twice: what rounding leaves of the others after once can be as large as the rest.
+      -- Twice: what rounding leaves of the others after one round can be as large as the rest.
       for v_round in 1..2 loop
         foreach v_other in array v_done loop
           v_part := v_row operator(extensions.<#>) v_other;
-          -- What underflows is an error here, so what is next to nothing is taken for nothing.
+          -- An underflow is an error here, so what is next to nothing is taken for nothing.
           continue when abs(v_part) < 1e-12;
           v_row := v_row operator(extensions.+)
             two_tower.scale(v_part::real, v_other);
@@ -82,7 +83,7 @@ begin
 end
 $$;
 comment on function two_tower.orthonormalise(extensions.vector[], extensions.vector[]) is
-  'Rows of vector(384) made orthonormal, one after the other (Gram and Schmidt); where a row adds no direction, the spare one of its place does.';
+  'Returns rows of vector(384) made orthonormal, one after the other (Gram and Schmidt). Where a row adds no direction, the row of p_spare at its place does.';
 
 create function two_tower.measure_agreement(p_version bigint) returns jsonb
 language sql stable set search_path = pg_catalog, pg_temp as $$
@@ -106,7 +107,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   from ranked;
 $$;
 comment on function two_tower.measure_agreement(bigint) is
-  'Rank correlation (Spearman) of the cosines of 200 posts, as a version projects them, with the cosines of their base embeddings, and of those less their mean.';
+  'Returns the agreement of a version: rank correlations (Spearman) of the cosines of 200 posts, as it projects them. with_texts: with the cosines of their base embeddings. with_centred_texts: with those of the base embeddings less their mean.';
 
 create function two_tower.store_first_tower(p_parent bigint, p_config jsonb, p_verdict text,
   p_projection extensions.vector[], p_mean extensions.vector) returns bigint
@@ -137,7 +138,7 @@ begin
 end
 $$;
 comment on function two_tower.store_first_tower(bigint, jsonb, text, extensions.vector[], extensions.vector) is
-  'Stores the projection W(x - mean) as a version of the candidate tower, with its agreement, and returns its number.';
+  'Stores the projection W(x - mean) as a version of the candidate tower, with its agreement. Returns its number.';
 
 create function two_tower.first_tower_due(out step text, out posts integer)
 language sql stable set search_path = pg_catalog, pg_temp as $$
@@ -154,7 +155,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   where m.tower = 'candidate_tower' and m.state = 'active' and m.config ? 'start';
 $$;
 comment on function two_tower.first_tower_due() is
-  'What the first projection is to be next: fitted to the posts that there are or, once there is an engagement, centred on them, when there are ten times as many as at the last time; null for neither. Nothing after a trained version serves. posts: counted up to 10,000.';
+  'Returns what the first projection is to be next: fitted to the posts or, once there is an engagement, centred on them. Either is due with at least 100 posts, and again with ten times as many. step is null when nothing is due, or a trained version serves. posts: counted up to 10,000.';
 
 create function two_tower.improve_first_tower() returns text
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -178,12 +179,12 @@ begin
     and name = 'hidden.weight' and row_index < 128 order by row_index);
   v_mean := two_tower.zero_vector(384);
   if v_due.step = 'fitted' then
-    -- Half precision makes zeros of dimensions that the encoder leaves at 1e-36: products with
-    -- them would underflow, which is an error here.
+    -- Half precision makes zeros of dimensions that the encoder leaves at 1e-36. Products with them
+    -- would underflow, which is an error here.
     v_sample := array(select base_embedding::extensions.halfvec::extensions.vector
       from two_tower.base_embeddings
       where base_embedding is not null order by post_id desc limit 1000);
-    -- A step of subspace iteration, W <- orthonormal(W X'X): it keeps nearly all that 128
+    -- A step of subspace iteration, W <- orthonormal(W X'X). It keeps nearly all that 128
     -- dimensions can keep of the posts X, because what tells texts apart lies in few directions.
     v_rows := two_tower.orthonormalise(array(
       select coalesce(extensions.sum(two_tower.scale(p.part::real, x))

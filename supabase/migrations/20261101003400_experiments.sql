@@ -1,6 +1,6 @@
--- Experiments: arms that differ in settings of serving, for shares of the users. Who is in which
--- arm is a hash of user and experiment, so nobody is stored and nobody changes sides. One
--- experiment runs at a time, so that each result has one cause.
+-- Experiments: arms that differ in settings of serving, for shares of the users. The arm of a user
+-- is a hash of user and experiment, so nobody is stored and nobody changes sides. One experiment
+-- runs at a time, so that each result has one cause.
 
 create table two_tower.experiments (
   name text primary key,
@@ -9,7 +9,9 @@ create table two_tower.experiments (
   ended_at timestamptz,
   constraint what_ended_was_started check (ended_at is null or started_at is not null)
 );
-comment on table two_tower.experiments is 'What is, was or will be compared. Started by start_experiment(), ended by end_experiment().';
+comment on table two_tower.experiments is 'What is, was or will be compared. start_experiment() starts one, end_experiment() ends it.';
+comment on column two_tower.experiments.started_at is 'Null until start_experiment().';
+comment on column two_tower.experiments.ended_at is 'Null until end_experiment().';
 create unique index one_running_experiment on two_tower.experiments ((true))
   where started_at is not null and ended_at is null;
 
@@ -20,10 +22,11 @@ create table two_tower.experiment_arms (
   overrides jsonb not null default '{}',
   primary key (experiment, arm)
 );
-comment on table two_tower.experiment_arms is 'The arms of an experiment. Users outside of all shares are served as ever, in no arm.';
-comment on column two_tower.experiment_arms.overrides is 'Settings of serving for this arm, such as {"exploration_share": 0.1}; {} for a control.';
+comment on table two_tower.experiment_arms is 'The arms of an experiment. Users outside of all shares are in no arm, and are served as ever.';
+comment on column two_tower.experiment_arms.share is 'Share of the users who are in this arm, 0 to 1. The shares of an experiment sum to at most 1.';
+comment on column two_tower.experiment_arms.overrides is 'Settings of serving for this arm, such as {"exploration_share": 0.1}. {} for a control.';
 
--- The table's own checks say whether an override is valid: they are tried, and rolled back.
+-- The table's own checks say whether an override is valid. The overrides are tried and rolled back.
 create function two_tower.check_overrides(p_overrides jsonb) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
@@ -46,11 +49,11 @@ begin
     when sqlstate 'TT000' then return;
     when check_violation or not_null_violation or data_exception then
       raise exception 'an override is out of range: %', sqlerrm using errcode = '22023',
-        hint = 'The comments on two_tower.settings say what each setting means.';
+        hint = 'See the checks and the comments of two_tower.settings.';
   end;
 end
 $$;
-comment on function two_tower.check_overrides(jsonb) is 'Raises 22023 for an override that is unknown, not of serving, or that settings would refuse.';
+comment on function two_tower.check_overrides(jsonb) is 'Raises 22023 for an override that is unknown, is not of serving, or that settings would refuse.';
 
 create function two_tower.start_experiment(p_name text) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -60,7 +63,8 @@ begin
   if (select coalesce(sum(share), 0) not between 1e-9 and 1 + 1e-9
       from two_tower.experiment_arms where experiment = p_name) then
     raise exception 'experiment % has no arms, or shares of more than 1', p_name
-      using errcode = '22023', hint = 'Insert its rows of two_tower.experiment_arms first.';
+      using errcode = '22023',
+        hint = 'Give it rows of two_tower.experiment_arms with shares of at most 1 in all.';
   end if;
   perform two_tower.check_overrides(a.overrides) from two_tower.experiment_arms a
   where a.experiment = p_name;
@@ -74,11 +78,11 @@ begin
   where name = p_name and started_at is null;
   if not found then
     raise exception 'experiment % was run already', p_name using errcode = '55000',
-      hint = 'Insert a new one: results belong to one start.';
+      hint = 'Insert a new experiment: results belong to one start.';
   end if;
 end
 $$;
-comment on function two_tower.start_experiment(text) is 'Serves the arms from now on. Raises 22023 for bad arms, 55000 when one is running or this one was run.';
+comment on function two_tower.start_experiment(text) is 'Serves the arms from now on. Raises 22023 for bad arms. Raises 55000 when an experiment is running, or this one was run.';
 
 create function two_tower.end_experiment(p_name text) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -87,11 +91,11 @@ begin
   where name = p_name and started_at is not null and ended_at is null;
   if not found then
     raise exception 'experiment % is not running', p_name using errcode = '55000',
-      hint = 'select * from two_tower.experiments';
+      hint = 'See which one is: select * from two_tower.experiments';
   end if;
 end
 $$;
-comment on function two_tower.end_experiment(text) is 'Serves all users as ever again. Its results stay.';
+comment on function two_tower.end_experiment(text) is 'Serves all users as ever again. The results stay. Raises 55000 when the experiment is not running.';
 
 create function two_tower.choose_arm(p_experiment text, p_user_id uuid) returns text
 language sql stable set search_path = pg_catalog, pg_temp as $$
@@ -103,9 +107,9 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   where (hashtextextended(p_experiment || p_user_id::text, 0) & 1048575) / 1048576.0 < a.upper
   order by a.arm limit 1;
 $$;
-comment on function two_tower.choose_arm(text, uuid) is 'The arm of a user in an experiment, or null.';
+comment on function two_tower.choose_arm(text, uuid) is 'Returns the arm of a user in an experiment, or null.';
 
--- These are asked for every page, mostly while no experiment runs: plpgsql keeps its plans.
+-- These are called for every page, mostly while no experiment runs. plpgsql keeps their plans.
 create function two_tower.find_served_arm(p_user_id uuid) returns text
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 begin
@@ -113,7 +117,7 @@ begin
           where e.started_at is not null and e.ended_at is null);
 end
 $$;
-comment on function two_tower.find_served_arm(uuid) is 'The arm that a user is in now; null when no experiment runs, or outside of its shares.';
+comment on function two_tower.find_served_arm(uuid) is 'Returns the arm that a user is in now. Returns null when no experiment runs, or the user is outside of its shares.';
 
 create function two_tower.choose_settings(p_user_id uuid) returns two_tower.settings
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
@@ -132,7 +136,7 @@ begin
   return v_settings;
 end
 $$;
-comment on function two_tower.choose_settings(uuid) is 'The settings that a user is served with: those of the arm where an experiment runs.';
+comment on function two_tower.choose_settings(uuid) is 'Returns the settings that a user is served with: those of the user''s arm where an experiment runs.';
 
 create view two_tower.experiment_results with (security_invoker = true) as
 with active as (
@@ -151,4 +155,8 @@ select name as experiment, coalesce(arm, '(outside)') as arm, count(*) as users,
   stddev_samp(positives::double precision / greatest(1, views)) / sqrt(count(*)) as standard_error
 from active
 group by name, arm;
-comment on view two_tower.experiment_results is 'Per arm: users with events since the start, what they saw and engaged with, the mean over users of positives per view, and its standard error.';
+comment on view two_tower.experiment_results is 'What came of each arm, since the start of its experiment. Users with events count.';
+comment on column two_tower.experiment_results.arm is '(outside): the users in no arm.';
+comment on column two_tower.experiment_results.positives is 'Events of a type with a strength above 0. A dwell counts whatever its duration.';
+comment on column two_tower.experiment_results.positives_per_view is 'Mean over users of positives per view.';
+comment on column two_tower.experiment_results.standard_error is 'Standard error of positives_per_view.';

@@ -1,18 +1,18 @@
--- The serving index: a halfvec copy of the live vectors under HNSW. Live vectors themselves carry
--- no index, because updates would ruin it; and updates wear this one out too, only slowly. So there
--- are two sides: one answers, the other is empty or being built beside it, and state.serving_side
--- points. A build serves the first index, a worn one and a new model version alike. Small corpora
--- need no index and are scanned.
+-- The serving index: a halfvec copy of the live embeddings under HNSW. Live embeddings themselves
+-- carry no index, because updates would ruin it. Updates wear this one out too, only slowly. So
+-- there are two sides: one answers, the other is empty or being built beside it. state.serving_side
+-- points to the one that answers. A build makes the first index, replaces a worn one, or serves a
+-- new version. Small corpora need no index and are scanned.
 
 create table two_tower.serving_embeddings_0 (
   post_id bigint primary key,
   embedding extensions.halfvec(128) not null
 );
 comment on table two_tower.serving_embeddings_0 is
-  'Side 0 of the serving index: copies of live vectors for approximate search. state.serving_side says which side answers.';
+  'Side 0 of the serving index: copies of live embeddings for approximate search. state.serving_side says which side answers.';
 
 create table two_tower.serving_embeddings_1 (like two_tower.serving_embeddings_0 including all);
-comment on table two_tower.serving_embeddings_1 is 'Side 1 of the serving index.';
+comment on table two_tower.serving_embeddings_1 is 'Side 1 of the serving index: see side 0.';
 
 create table two_tower.serving_builds (
   id bigint generated always as identity primary key,
@@ -29,10 +29,18 @@ create table two_tower.serving_builds (
   short_share double precision,
   checked_at timestamptz
 );
-comment on table two_tower.serving_builds is 'Every build of the serving index; the newest one answers (view serving_index).';
-comment on column two_tower.serving_builds.replaced is 'Copies written since: each leaves a dead one in the graph.';
-comment on column two_tower.serving_builds.recall is 'Share of the true 50 nearest live vectors that the index proposes, over a sample of users.';
-comment on column two_tower.serving_builds.short_share is 'Share of the sample for whom the candidates of the index did not fill a page of 50.';
+comment on table two_tower.serving_builds is 'Every build of the serving index. The newest one answers (view serving_index).';
+comment on column two_tower.serving_builds.side is 'The side that was built: 0 or 1.';
+comment on column two_tower.serving_builds.model_version is 'The candidate tower that served with it.';
+comment on column two_tower.serving_builds.reason is 'Who or what asked for the build.';
+comment on column two_tower.serving_builds.posts is 'How many posts it held when it was built.';
+comment on column two_tower.serving_builds.index_bytes is 'Size of the HNSW index when it was built.';
+comment on column two_tower.serving_builds.seconds is 'How long the build took.';
+comment on column two_tower.serving_builds.replaced is 'Copies written by refreshes since the build. A replaced copy leaves a dead one in the graph.';
+comment on column two_tower.serving_builds.recall_when_built is 'recall at the first check.';
+comment on column two_tower.serving_builds.recall is 'Share of the true 50 nearest live embeddings that the index proposes, over a sample of users.';
+comment on column two_tower.serving_builds.short_share is 'Share of the sampled users for whom the candidates of the index did not fill a page of 50.';
+comment on column two_tower.serving_builds.checked_at is 'When check_serving_index() sampled it last.';
 create index serving_builds_model_version_idx on two_tower.serving_builds (model_version);
 
 create view two_tower.serving_index with (security_invoker = true) as
@@ -45,7 +53,7 @@ select
 from two_tower.state as s
 cross join lateral (select * from two_tower.serving_builds order by id desc limit 1) as b
 where s.serving_side is not null;
-comment on view two_tower.serving_index is 'The index that answers: size, age, wear, recall sampled against exact search, short pages. No row: there is none, and all posts are scanned.';
+comment on view two_tower.serving_index is 'The index that answers: size, age, wear, recall sampled against exact search, short pages. It has no row when there is no index and all posts are scanned.';
 
 create function two_tower.needs_serving_index() returns boolean
 language sql stable set search_path = pg_catalog, pg_temp as $$
@@ -56,14 +64,14 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
       limit s.exact_scan_limit + 1) v)
   from two_tower.settings s;
 $$;
-comment on function two_tower.needs_serving_index() is 'Whether there are more posts than settings.exact_scan_limit.';
+comment on function two_tower.needs_serving_index() is 'Returns whether there are more posts than settings.exact_scan_limit.';
 
 create function two_tower.is_serving_build_due() returns boolean
 language sql stable set search_path = pg_catalog, pg_temp as $$
   select two_tower.needs_serving_index() and (s.serving_side is null or two_tower.is_slot_full())
   from two_tower.state s;
 $$;
-comment on function two_tower.is_serving_build_due() is 'Whether a worker must build: the first index, or the one of a version whose slot is full. A worn index is reported by check_serving_index().';
+comment on function two_tower.is_serving_build_due() is 'Returns whether a worker must build the first index, or the one of a version whose slot is full. check_serving_index() asks for the replacement of a worn one.';
 
 create function two_tower.copy_missing_posts(p_side smallint, p_slot smallint) returns bigint
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -85,7 +93,7 @@ begin
 end
 $$;
 comment on function two_tower.copy_missing_posts(smallint, smallint) is
-  'Copies the posts of a slot that a side lacks. Returns how many.';
+  'Copies to a side the posts of a slot that it lacks. Returns how many.';
 
 create function two_tower.build_serving_index(p_reason text default 'by hand') returns bigint
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
@@ -100,8 +108,8 @@ declare
   v_build bigint;
 begin
   if not pg_try_advisory_xact_lock(two_tower.bulk_lock()) then
-    raise exception 'another build of the serving index is running' using errcode = '55P03',
-      hint = 'Wait for it: select * from two_tower.jobs where kind = ''build_serving_index''.';
+    raise exception 'another build of the serving index, or a checkpoint, is running'
+      using errcode = '55P03', hint = 'Build again later. A worker tries its job again by itself.';
   end if;
   execute format('truncate %s', v_table);
   execute format('drop index if exists %s_hnsw', v_table);
@@ -125,9 +133,9 @@ begin
   update two_tower.state set serving_side = v_side;
   if v_is_switch and not two_tower.flip_slots(true) then
     raise exception 'the switch was changed while its index was built' using errcode = '55000',
-      hint = 'Build again: the job is tried again by itself.';
+      hint = 'Build again. A worker tries its job again by itself.';
   end if;
-  -- Not waited for: a tick that has this row may itself be waiting for the switch.
+  -- This does not wait: a tick that has the row may itself be waiting for the switch.
   update two_tower.schedules set last_run_at = null
   where kind in (select kind from two_tower.schedules where kind = 'check_serving_index'
                  for update skip locked);
@@ -135,7 +143,7 @@ begin
 end
 $$;
 comment on function two_tower.build_serving_index(text) is
-  'Definer: workers own no table. Builds the side that nobody reads from the live vectors and points to it; with a new version whose slot is full, switches to that too. Readers never wait, writers for the last moment only. All or nothing: a crash leaves what served. Returns the id of the build.';
+  'Definer: workers own no table. Builds the side that nobody reads from the live embeddings, and points to it. Switches to a new version too, where its slot is full. Readers never wait, writers only for the last moment. All or nothing: a crash leaves what served. Returns the id of the build. Raises 55P03 while another build or a checkpoint runs, and 55000 when the switch changed meanwhile.';
 
 create function two_tower.copy_to_serving_index(p_post_ids bigint[]) returns integer
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -170,7 +178,7 @@ begin
 end
 $$;
 comment on function two_tower.copy_to_serving_index(bigint[]) is
-  'Brings the copies of these posts up to date: missing ones, and those that have drifted by settings.serving_drift_tolerance, are written, deleted posts removed. Returns how many were written.';
+  'Brings the copies of these posts up to date. Writes missing ones, and those that drifted by more than settings.serving_drift_tolerance. Removes deleted posts. Returns how many it wrote.';
 
 create function two_tower.add_to_serving_index() returns trigger
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -185,7 +193,7 @@ begin
   return null;
 end
 $$;
-comment on function two_tower.add_to_serving_index() is 'A new post is searchable at once, not when the refresh comes round to it.';
+comment on function two_tower.add_to_serving_index() is 'Copies a new post at once, so that it is searchable before the refresh comes round to it.';
 create trigger add_to_serving_index after insert on two_tower.live_embeddings
   referencing new table as new_rows
   for each statement execute function two_tower.add_to_serving_index();
@@ -202,14 +210,14 @@ begin
   return null;
 end
 $$;
-comment on function two_tower.remove_from_serving_index() is 'A post that is removed for good takes its copy along. No foreign key: deleting posts would wait for a build.';
+comment on function two_tower.remove_from_serving_index() is 'Removes the copy of a post that is removed for good. A foreign key would do it too, but then deleting posts would wait for a build.';
 create trigger remove_from_serving_index after delete on two_tower.live_embeddings
   referencing old table as old_rows
   for each statement execute function two_tower.remove_from_serving_index();
 
--- Each side by its name, and so with a plan of its own that locks that side alone: the other one
--- may be being built. The plan reads the index in order and asks of each post whether it was seen.
--- The limit that the planner sees is a constant, or it would plan for a tenth of the table.
+-- Each side stands by its name, and so has a plan of its own that locks that side alone: the other
+-- one may be being built. The plan reads the index in order, and asks of each post whether it was
+-- seen. The limit that the planner sees is a constant, or it would plan for a tenth of the table.
 create function two_tower.find_nearest_posts(p_vector extensions.vector, p_limit integer,
   p_user_id uuid default null, p_excluded bigint[] default '{}', p_is_wide boolean default false)
 returns bigint[] language plpgsql stable set search_path = pg_catalog, pg_temp
@@ -245,4 +253,4 @@ begin
 end
 $$;
 comment on function two_tower.find_nearest_posts(extensions.vector, integer, uuid, bigint[], boolean) is
-  'About the nearest so many posts (1,000 at most) by their served copies that the user has not seen; null where there is no serving index. p_is_wide: goes on beyond ef_search while posts are missing, to hnsw.max_scan_tuples; otherwise fewer come back.';
+  'Returns about the nearest p_limit posts (at most 1,000), by their served copies, that the user has not seen. Returns null where there is no serving index. p_is_wide: searches on beyond ef_search while posts are missing, to hnsw.max_scan_tuples; otherwise fewer come back.';

@@ -1,13 +1,15 @@
--- New posts are shown to a few readers whatever their score, until they were shown often enough or
--- somebody engages. A pool of its own keeps that from costing a look at all posts.
+-- New posts are shown to a few readers whatever their score. That ends when they had
+-- settings.exploration_impressions, or somebody engaged. A pool of their own saves a look at all
+-- posts.
 
 create table two_tower.exploration_pool (
   post_id bigint primary key references public.posts (id) on delete cascade,
   shuffled bigint not null,
   impressions integer not null default 0
 );
-comment on table two_tower.exploration_pool is 'Posts that have not had settings.exploration_impressions yet and that nobody has engaged with.';
-comment on column two_tower.exploration_pool.shuffled is 'A hash of the post: readers start at random places in this order.';
+comment on table two_tower.exploration_pool is 'Untouched posts that have not had settings.exploration_impressions yet.';
+comment on column two_tower.exploration_pool.shuffled is 'A hash of the post. Readers start at random places in this order.';
+comment on column two_tower.exploration_pool.impressions is 'Views since the post was added, as far as follow_events() has come.';
 create index exploration_pool_shuffled_idx on two_tower.exploration_pool (shuffled);
 
 create function two_tower.add_to_exploration_pool() returns trigger
@@ -22,7 +24,7 @@ begin
   return null;
 end
 $$;
-comment on function two_tower.add_to_exploration_pool() is 'Every new post is explored.';
+comment on function two_tower.add_to_exploration_pool() is 'Adds every new post to the exploration pool.';
 create trigger add_to_exploration_pool after insert on two_tower.live_embeddings
   referencing new table as new_rows
   for each statement execute function two_tower.add_to_exploration_pool();

@@ -1,7 +1,7 @@
 -- What keeps the serving index and the exploration pool fresh, in small steps of tick().
 
--- Events that commit late are overtaken by the cursor. That costs an impression, or a refresh that
--- the round makes up for.
+-- The cursor overtakes events that commit late, and jumps when it is far behind. That costs an
+-- impression, or a refresh for which the round makes up.
 create function two_tower.follow_events(p_limit integer default 5000) returns integer
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
@@ -38,7 +38,7 @@ begin
 end
 $$;
 comment on function two_tower.follow_events(integer) is
-  'Looks at the next so many events: counts impressions of explored posts, and refreshes the served copies of posts that were engaged with. Returns how many copies were written.';
+  'Looks at the next p_limit events. Counts impressions of explored posts, and refreshes the served copies of at most 500 posts that were engaged with. Returns how many copies it wrote.';
 
 create function two_tower.refresh_serving_index(p_limit integer default 500) returns integer
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -66,7 +66,7 @@ begin
 end
 $$;
 comment on function two_tower.refresh_serving_index(integer) is
-  'One bounded step that keeps the index fresh: posts of the newest events, then the next so many posts on a round that never ends, on which deleted posts are let go too. Returns how many copies were written.';
+  'Keeps the index fresh, in one bounded step: posts of the newest events, then the next p_limit posts of an endless round. Takes deleted posts of the round out of the exploration pool. Returns how many copies it wrote.';
 
 create function two_tower.check_serving_index(p_sample integer default 30) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -116,4 +116,4 @@ begin
 end
 $$;
 comment on function two_tower.check_serving_index(integer) is
-  'Samples users, compares what the index proposes with the true nearest 50, and asks for a build when recall has fallen by settings.serving_recall_tolerance or settings.serving_rebuild_share of the copies were replaced.';
+  'Samples p_sample users, and compares what the index proposes with the true nearest 50. Asks for a build when the index is worn: see settings.serving_recall_tolerance and settings.serving_rebuild_share.';

@@ -1,14 +1,15 @@
--- From a user to candidates of a page: the nearest posts, popular ones, recent ones of followed
--- authors, and new ones to explore. Each filter stands where it costs least: what was seen is left
--- out while candidates are gathered, deleted and own posts where a post's row is read anyway.
--- "not (select exists" where it says so: that is asked row by row, however much a user has seen.
--- Nothing here writes.
+-- From a user to candidates for a page: the nearest posts, popular ones, recent ones of followed
+-- authors, and new ones to explore. Each filter stands where it costs least. What was seen is left
+-- out while candidates are gathered. Deleted and own posts are left out where a post's row is read
+-- anyway. "not (select exists ...)" is asked row by row, however much a user has seen. Nothing here
+-- writes.
 
 create table two_tower.popular_candidates (
   post_id bigint primary key references public.posts (id) on delete cascade,
   popularity double precision not null
 );
-comment on table two_tower.popular_candidates is 'The most popular posts, listed every few minutes: candidates beside the personal ones.';
+comment on table two_tower.popular_candidates is 'The most popular posts, at most 1,000, listed every few minutes: candidates beside the personal ones.';
+comment on column two_tower.popular_candidates.popularity is 'live_embeddings.popularity when the list was made.';
 create index popular_candidates_popularity_idx
   on two_tower.popular_candidates (popularity desc, post_id desc);
 
@@ -26,7 +27,7 @@ language sql set search_path = pg_catalog, pg_temp as $$
   select post_id, popularity from top order by post_id
   on conflict (post_id) do update set popularity = excluded.popularity;
 $$;
-comment on function two_tower.refresh_popular_candidates() is 'Lists the thousand most popular posts.';
+comment on function two_tower.refresh_popular_candidates() is 'Lists the 1,000 most popular posts.';
 
 create type two_tower.reader as (
   user_id uuid,
@@ -44,9 +45,15 @@ create type two_tower.reader as (
   over_fetch integer
 );
 comment on type two_tower.reader is 'A user at the moment of a request, with the settings that serve this user.';
+comment on column two_tower.reader.vector is 'The user vector. Null for a user of whom nothing is known.';
+comment on column two_tower.reader.warmth is '0 for a new reader, 1 after settings.cold_until engagements.';
+comment on column two_tower.reader."time" is 'The moment of the request.';
+comment on column two_tower.reader.popularity_unit is 'The popularity of one like of now.';
+comment on column two_tower.reader.popularity_scale is 'The log of 1 + the highest popularity in likes of now.';
+comment on column two_tower.reader.recency_half_life is 'In seconds.';
 
 -- A user's ranking goes from popular and fresh to personal over the first settings.cold_until
--- engagements, with the root of their share: the first ones say most, and there is no cliff.
+-- engagements. Warmth is the root of their share: the first ones say most, and there is no cliff.
 create function two_tower.load_reader(p_user_id uuid) returns two_tower.reader
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
@@ -76,7 +83,7 @@ begin
 end
 $$;
 comment on function two_tower.load_reader(uuid) is
-  'The user as recommend() serves them now. vector is null, and warmth 0, for a user of whom nothing is known; popularity_scale is the log of the highest popularity in likes of now.';
+  'Returns the user as recommend() serves them now. vector is null and warmth 0 for a user of whom nothing is known.';
 
 -- All posts are met, so what leaves them out is hashed once. Withheld authors are few: "not in"
 -- does it on the scan. What a user has seen can outgrow that, and is joined, beside narrow rows.
@@ -105,7 +112,7 @@ begin
 end
 $$;
 comment on function two_tower.scan_posts(extensions.vector, integer, uuid, bigint[]) is
-  'The nearest eligible posts, exactly, from a scan of all.';
+  'Returns the nearest p_limit eligible posts, exactly, from a scan of all.';
 
 create function two_tower.choose_explored_posts(p_reader two_tower.reader, p_limit integer,
   p_excluded bigint[])
@@ -136,9 +143,9 @@ begin
 end
 $$;
 comment on function two_tower.choose_explored_posts(two_tower.reader, integer, bigint[]) is
-  'New posts that few have seen, the next ones in a shuffled order from a place that depends on reader and hour: settings.exploration_share of a page.';
+  'Returns new posts that few have seen, to fill settings.exploration_share of a page. Takes them in a shuffled order, from a place that depends on reader and hour.';
 
--- Of many followed authors, a hundred are asked each hour, from a place that moves.
+-- Of many followed authors, at most 100 are asked each hour, from a place that moves.
 create function two_tower.list_candidates(p_reader two_tower.reader, p_limit integer,
   p_excluded bigint[])
 returns bigint[] language plpgsql stable set search_path = pg_catalog, pg_temp as $$
@@ -180,4 +187,4 @@ begin
 end
 $$;
 comment on function two_tower.list_candidates(two_tower.reader, integer, bigint[]) is
-  'Candidates beside the nearest that the reader has not seen: popular ones, recent ones of followed authors and, while the reader is cold, the newest.';
+  'Returns candidates beside the nearest: popular ones, recent ones of followed authors and, while warmth is below 1, the newest. The reader has seen none of them.';

@@ -1,6 +1,6 @@
 -- From candidates to a page. Authors are looked up from the best post down until the page is full.
--- A page that is short is made again from a scan of all posts; one that is short after that, or
--- fails, is filled by simpler rules. Nothing here writes.
+-- A page that is short is made again by a wider search, then from a scan of all posts. One that is
+-- short after that, or fails, is filled by simpler rules. Nothing here writes.
 
 -- The score is a sum of named parts, so that explain_recommendation can show it.
 create function two_tower.score_posts(p_reader two_tower.reader, p_post_ids bigint[])
@@ -31,7 +31,7 @@ begin
 end
 $$;
 comment on function two_tower.score_posts(two_tower.reader, bigint[]) is
-  'Scores posts for a reader; deleted ones and the reader''s own are left out. personal: warmth * cosine of the re-encoded user with the live vector. popular: log of the decayed popularity over the largest. fresh: halves with age. followed: by a followed author. The score is their sum.';
+  'Scores posts for a reader. The score is the sum of four parts. Leaves out deleted posts and the reader''s own. personal: warmth * cosine of user and post. popular: log of the decayed popularity, over the largest. fresh: halves with age, and fades with warmth. followed: for a followed author.';
 
 create function two_tower.rank_posts(p_reader two_tower.reader, p_limit integer,
   p_candidates bigint[], p_explored bigint[],
@@ -65,9 +65,9 @@ begin
 end
 $$;
 comment on function two_tower.rank_posts(two_tower.reader, integer, bigint[], bigint[]) is
-  'The best of the candidates, none of which the reader has seen: those to explore, then by score, with posts of an author who already has settings.posts_per_author on the page behind all others. Authors are looked up from the best post down, until the page is full.';
+  'Returns the best p_limit of the candidates, none of which the reader has seen: first those to explore, then by score. Posts of an author beyond settings.posts_per_author come behind all others. Looks authors up from the best post down, until the page is full.';
 
--- The page by the live vectors. Nearly always the first search fills it.
+-- The page by the live embeddings. Nearly always the first search fills it.
 create function two_tower.make_page(p_user_id uuid, p_limit integer, p_excluded bigint[],
   out ids bigint[], out scores double precision[], out sources text[])
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
@@ -96,7 +96,7 @@ begin
 end
 $$;
 comment on function two_tower.make_page(uuid, integer, bigint[]) is
-  'A page by the live vectors, best first, explored posts before all: from the serving index, from a wider search where that leaves the page short, and from a scan of all where that does too or there is no index.';
+  'Returns a page by the live embeddings, best first, explored posts before all. The candidates come from the serving index. Where that leaves the page short, they come from a wider search, then from a scan of all posts. Without an index they come from the scan.';
 
 -- Simpler rules, for what is left of a page. They look at posts alone, encoded or not.
 create function two_tower.find_posts_by_rule(p_rule text, p_user_id uuid, p_excluded bigint[],
@@ -147,10 +147,10 @@ begin
 end
 $$;
 comment on function two_tower.find_posts_by_rule(text, uuid, bigint[], integer) is
-  'Eligible posts by a simple rule: content (frozen text vectors of the newest posts near those of what the user engaged with), popular, or recent.';
+  'Returns at most p_limit eligible posts by a simple rule. content: newest posts whose base embeddings are near to those of what the user engaged with. popular: the most popular. recent: the newest.';
 
--- Sessions keep their plans, also those made while tables were empty: nothing but scan_posts()
--- may read one whole.
+-- Sessions keep their plans, also those made while tables were empty. Nothing but scan_posts() may
+-- read a table whole.
 create function two_tower.recommend_for(p_user_id uuid, p_limit integer default 20,
   p_exclude bigint[] default '{}')
 returns table (
@@ -169,8 +169,8 @@ declare
   v_rule text;
 begin
   if p_user_id is null then
-    raise exception 'a user is needed' using errcode = '22023',
-      hint = 'recommend() takes the signed-in user.';
+    raise exception 'p_user_id is null' using errcode = '22023',
+      hint = 'Pass a user, or call recommend() for the signed-in one.';
   end if;
   begin
     select l.ids, l.scores, l.sources into v_ids, v_scores, v_sources
@@ -199,4 +199,4 @@ begin
 end
 $$;
 comment on function two_tower.recommend_for(uuid, integer, bigint[]) is
-  'What recommend() returns, for any user: for backends and jobs with the service role. p_limit null is 20 and is clamped to 1..500. If k eligible posts exist, k come back. What fails is logged as a warning, and simpler rules fill the page: text alone, popular posts, recent posts.';
+  'Returns what recommend() returns, for any user: for backends and jobs with the service role. p_limit is clamped to 1..500; null is 20. The page is full if there are enough eligible posts. A failure is logged as a warning, and simpler rules fill the page: text alone, popular posts, recent posts. Raises 22023 without a user.';

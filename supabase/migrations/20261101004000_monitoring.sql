@@ -6,7 +6,8 @@ create table two_tower.metrics (
   value double precision,
   primary key (name, measured_at)
 );
-comment on table two_tower.metrics is 'Measurements over time, written by record_metrics(). What they mean stands in metric_targets.';
+comment on table two_tower.metrics is 'Measurements over time, written by record_metrics() and run_audit(). metric_targets says what they mean.';
+comment on column two_tower.metrics.value is 'Null where there was nothing to measure.';
 
 create table two_tower.metric_targets (
   name text primary key,
@@ -18,31 +19,31 @@ create table two_tower.metric_targets (
   is_quality boolean not null default false,
   description text not null
 );
-comment on table two_tower.metric_targets is 'Target range and alert range of each metric: outside the first is a warning, outside the second an alert.';
-comment on column two_tower.metric_targets.is_quality is 'Of the embeddings themselves: an audit that finds one in its alert range is not good.';
+comment on table two_tower.metric_targets is 'Target range and alert range of each metric. Outside the first is a warning, outside the second an alert. A bound that is null is none.';
+comment on column two_tower.metric_targets.is_quality is 'Whether the metric is of the embeddings themselves. An audit that finds such a metric in its alert range is not good.';
 insert into two_tower.metric_targets (name, unit, target_low, target_high, alert_low, alert_high,
   is_quality, description) values
   ('training_pairs_per_hour', 'pairs', 100, null, 10, null, false,
-    'Training pairs of the last hour.'),
+    'Training pairs of the last hour: positives and their negatives.'),
   ('negatives_per_positive', 'ratio', 5, 10, 3, 20, false,
-    'Negatives for each positive pair of the last hour.'),
+    'Negatives for each positive of the last hour.'),
   ('post_coverage', 'share', 0.99, null, 0.9, null, true,
-    'Posts of the last day that have an embedding.'),
+    'Share of the posts of the last day that have a base embedding.'),
   ('user_coverage', 'share', 0.9, null, 0.7, null, true,
-    'Users with learned events whose vector is not zero.'),
+    'Share of the users with learned events whose vector is not zero.'),
   ('deferred_steps', 'rows', null, 5000, null, 100000, false,
-    'Pushes on negatives that wait to be folded in.'),
+    'Rows of deferred steps that wait to be folded.'),
   ('deferred_events', 'rows', null, 1000, null, 100000, false,
-    'Events that wait for an embedding or for the end of a freeze.'),
+    'Events that wait for an embedding, or for the end of a freeze.'),
   ('dead_jobs', 'jobs', null, 0, null, 5, false, 'Jobs that failed for good in a day.'),
   ('embedding_drift', 'cosine distance per day', null, 0.1, null, 0.3, true,
-    'How far posts that were engaged with moved since the newest checkpoint, within one version.'),
+    'Movement of posts that were engaged with since the newest checkpoint, within one version.'),
   ('serving_recall', 'share', 0.9, null, 0.7, null, false,
     'Share of the 50 nearest posts that the serving index proposes, over a sample of users.'),
   ('mean_cosine', 'cosine', null, 0.3, null, 0.6, true,
-    'Between the 200 most engaged posts: near 1, the space has collapsed. Measured by audits.'),
+    'Mean between the 200 most engaged posts. Near 1 the space has collapsed. From audits.'),
   ('norm_error', 'length', null, 0.0001, null, 0.001, true,
-    'Largest distance of a live vector''s length from 1. Measured by audits.');
+    'Largest distance of a live embedding''s length from 1. From audits.');
 
 create function two_tower.grade_metric(p_target two_tower.metric_targets, p_value double precision)
 returns text language sql immutable set search_path = pg_catalog, pg_temp as $$
@@ -52,7 +53,7 @@ returns text language sql immutable set search_path = pg_catalog, pg_temp as $$
     when p_value < p_target.target_low or p_value > p_target.target_high then 'warning'
     else 'ok' end;
 $$;
-comment on function two_tower.grade_metric(two_tower.metric_targets, double precision) is 'ok, warning, alert or, for null, unknown.';
+comment on function two_tower.grade_metric(two_tower.metric_targets, double precision) is 'Returns ok, warning, alert or, for null, unknown.';
 
 create function two_tower.measure_drift() returns double precision
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
@@ -73,7 +74,7 @@ begin
 end
 $$;
 comment on function two_tower.measure_drift() is
-  'Mean cosine distance per day of the posts that were engaged with since the newest checkpoint; a checkpoint of today counts as a day old. Null after a change of the candidate tower: a promotion is not drift.';
+  'Returns drift: the mean cosine distance from the newest checkpoint, per day, of the posts that were engaged with since. A checkpoint of today counts as a day old. Returns null after a change of the candidate tower: a promotion is not drift.';
 
 create function two_tower.measure_metrics() returns table (name text, value double precision)
 language sql stable set search_path = pg_catalog, pg_temp as $$
@@ -100,7 +101,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   union all select 'serving_recall', (select recall from two_tower.serving_index)
   union all select 'embedding_drift', two_tower.measure_drift();
 $$;
-comment on function two_tower.measure_metrics() is 'The metrics as they are now. Null where there is nothing to measure.';
+comment on function two_tower.measure_metrics() is 'Returns the metrics as they are now, but those that only audits measure. value is null where there is nothing to measure.';
 
 create view two_tower.health with (security_invoker = true) as
 select
@@ -120,9 +121,10 @@ select
     else 'ok'
   end,
   pg_catalog.now(), 'pgvector ' || x.extversion
-    || ': before 0.8.4 an HNSW index can be damaged by concurrent insert and vacuum.'
+    || ': before 0.8.4, concurrent insert and vacuum can damage an HNSW index.'
 from pg_catalog.pg_extension as x where x.extname = 'vector';
-comment on view two_tower.health is 'The latest value of each metric against its target and alert range, and what to know about this installation.';
+comment on view two_tower.health is 'The latest value of each metric against its target range and alert range, and what to know about this installation.';
+comment on column two_tower.health.state is 'ok, warning, alert or unknown.';
 
 create function two_tower.raise_alerts() returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -144,7 +146,7 @@ begin
   end loop;
 end
 $$;
-comment on function two_tower.raise_alerts() is 'Opens an alert for each metric in its alert range, and closes those of metrics that have left it.';
+comment on function two_tower.raise_alerts() is 'Opens an alert for each metric in its alert range. Closes the alerts of metrics that have left it.';
 
 create function two_tower.record_metrics() returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -158,7 +160,7 @@ begin
   perform two_tower.raise_alerts();
 end
 $$;
-comment on function two_tower.record_metrics() is 'Stores the metrics, raises alerts, and forgets some metrics older than 30 days.';
+comment on function two_tower.record_metrics() is 'Stores the metrics, and raises alerts. Deletes at most 1,000 measurements that are older than 30 days.';
 
 create view two_tower.overview with (security_invoker = true) as
 select
@@ -181,4 +183,8 @@ select
   s.filling_version, s.frozen_at, s.frozen_reason
 from two_tower.state as s
 cross join two_tower.settings as c;
-comment on view two_tower.overview is 'One row: how much there is, which rule and versions are at work, whether learning is frozen. projection: how the candidate tower that serves came about (data-free, fitted, centred, trained); projection_due: what a tick will make of it. Counts tables: for people, not for programs in a loop.';
+comment on view two_tower.overview is 'One row: how much there is, which rule and versions are at work, whether learning is frozen. It counts tables: for people, not for programs in a loop.';
+comment on column two_tower.overview.encoded_posts is 'Posts with a live embedding.';
+comment on column two_tower.overview.projection is 'How the candidate tower that serves came about: data-free, fitted, centred or trained.';
+comment on column two_tower.overview.projection_due is 'What a tick will make of the first projection. Null for nothing.';
+comment on column two_tower.overview.filling_version is 'The candidate tower for which a slot is being filled. Null for none.';

@@ -1,19 +1,19 @@
--- When learning goes wrong: a switch that stops it, checkpoints of what it moved, audits that say
--- which are good, a freeze on drift, and the way back. A rollback is a switch like a promotion's:
--- the other slot is filled from the checkpoint in bounded steps of tick() while readers go on, then
--- the pointer flips.
+-- When learning goes wrong. A freeze stops learning, by hand or on drift. Checkpoints keep what it
+-- moved, and audits say which are good. A rollback leads back to one. A rollback is a switch like a
+-- promotion's. The other slot is filled from the checkpoint in bounded steps of tick() while
+-- readers go on, then the pointer flips.
 --
--- Two sessions, a crash: a rollback begins with one short statement under the exclusive lock
--- (learning is frozen, what was queued is void), and each step after it commits by itself. Until
--- the flip all serve what served before. A crash in between leaves a state row that says how far
--- it got, and the next tick goes on.
+-- Two sessions, a crash: a rollback begins with one short statement under the exclusive lock. It
+-- freezes learning and makes deferred steps void. Each step after it commits by itself. Until the
+-- flip all serve what served before. A crash in between leaves a state row that says how far it
+-- got, and the next tick goes on.
 
 create function two_tower.freeze(p_reason text) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   if coalesce(trim(p_reason), '') = '' then
     raise exception 'a freeze needs a reason' using errcode = '22023',
-      hint = 'freeze(''what happened'')';
+      hint = 'Call freeze(''what happened'').';
   end if;
   perform pg_advisory_xact_lock(two_tower.switch_lock());
   update two_tower.state set frozen_at = two_tower.now(), frozen_reason = p_reason
@@ -21,7 +21,7 @@ begin
 end
 $$;
 comment on function two_tower.freeze(text) is
-  'Stops learning. Events are still recorded; what they teach waits in deferred_events. Returns when no statement is learning any more.';
+  'Stops learning. Events are still recorded, and wait in deferred_events. Returns when no statement is learning any more. Raises 22023 without a reason.';
 
 create function two_tower.resume(p_learning_rate_factor real default 1,
   p_skip_frozen_events boolean default false)
@@ -30,11 +30,11 @@ begin
   if p_learning_rate_factor is null or not (
     p_learning_rate_factor > 0 and p_learning_rate_factor <= 1
   ) then
-    raise exception 'the factor must be above 0 and at most 1' using errcode = '22023',
-      hint = 'resume(0.5) goes on at half the learning rate.';
+    raise exception 'the factor is not above 0 and at most 1' using errcode = '22023',
+      hint = 'Call resume(0.5) to go on at half the learning rate.';
   elsif (select filling_checkpoint is not null from two_tower.state) then
     raise exception 'a rollback is in progress' using errcode = '55000',
-      hint = 'Ticks finish it; then resume. two-tower rollback waits for the end.';
+      hint = 'Resume when ticks have finished it. two-tower rollback waits for that.';
   end if;
   with skipped as (
     delete from two_tower.deferred_events d where p_skip_frozen_events and d.reason = 'frozen'
@@ -50,7 +50,7 @@ begin
 end
 $$;
 comment on function two_tower.resume(real, boolean) is
-  'Learning goes on, at a factor of its rate. The events of the freeze are learned by the next ticks, in order, or skipped: they stay recorded.';
+  'Ends a freeze: learning goes on, at a factor of its rate. The next ticks learn the events of the freeze, in order. p_skip_frozen_events: they are not learned, only recorded. Raises 22023 for a factor out of range, and 55000 during a rollback.';
 
 create table two_tower.audits (
   id bigint generated always as identity primary key,
@@ -59,8 +59,10 @@ create table two_tower.audits (
   findings jsonb not null,
   is_good boolean not null
 );
-comment on table two_tower.audits is 'Audits of the quality of the embeddings, of a checkpoint (checkpoint_id) or of the present.';
-comment on column two_tower.audits.findings is 'By metric: value and state (ok, warning, alert, unknown).';
+comment on table two_tower.audits is 'Audits of the quality of the embeddings.';
+comment on column two_tower.audits.checkpoint_id is 'The checkpoint that was just made. Null for an audit by itself.';
+comment on column two_tower.audits.findings is 'For each metric its value and state (ok, warning, alert, unknown).';
+comment on column two_tower.audits.is_good is 'Whether no metric was in its alert range.';
 
 create function two_tower.measure_quality() returns table (name text, value double precision)
 language sql stable set search_path = pg_catalog, pg_temp as $$
@@ -77,12 +79,13 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   from two_tower.measure_metrics() m join two_tower.metric_targets t using (name)
   where t.is_quality
   union all
-  -- The sum of all products of pairs is the square of the sum's length less that of each by itself.
+  -- The sum of all products of pairs is the square of the sum's length, less that of each by
+  -- itself.
   select 'mean_cosine', (extensions.vector_norm(total) ^ 2 - n) / nullif(n * (n - 1), 0) from summed
   union all
   select 'norm_error', max(abs(extensions.vector_norm(embedding) - 1)) from live;
 $$;
-comment on function two_tower.measure_quality() is 'The metrics of quality as they are now. Null where there is nothing to measure.';
+comment on function two_tower.measure_quality() is 'Returns the metrics of quality as they are now. value is null where there is nothing to measure.';
 
 create function two_tower.run_audit(p_checkpoint bigint default null) returns bigint
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -106,7 +109,7 @@ begin
   return v_id;
 end
 $$;
-comment on function two_tower.run_audit(bigint) is 'Audits the embeddings as they are now, stores the findings, and raises alerts. Says of the checkpoint, if one is given, whether it is good.';
+comment on function two_tower.run_audit(bigint) is 'Audits the embeddings as they are now, stores the findings, and raises alerts. Says of the checkpoint, if one is given, whether it is good. Returns the id of the audit.';
 
 create function two_tower.checkpoint(p_reason text default null) returns bigint
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
@@ -147,7 +150,7 @@ begin
   return v_id;
 end
 $$;
-comment on function two_tower.checkpoint(text) is 'Definer: workers own no table. Takes a snapshot, audits it, drops old ones, and returns its id. p_reason: operator; null for daily or, after a change of the candidate tower, promotion. Writes about 20 MB a second and keeps nobody waiting.';
+comment on function two_tower.checkpoint(text) is 'Definer: workers own no table. Takes a snapshot, audits it, and drops old ones. Returns its id. p_reason: operator, or null for daily or, after a change of the candidate tower, promotion. Writes about 20 MB a second, and keeps no reader or learner waiting.';
 
 create function two_tower.freeze_on_drift() returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -166,7 +169,7 @@ begin
   return true;
 end
 $$;
-comment on function two_tower.freeze_on_drift() is 'Freezes learning when an alert of drift is open, once per alert: after a resume() it is the operator''s word that counts.';
+comment on function two_tower.freeze_on_drift() is 'Freezes learning when an alert of drift is open, and returns whether it did. Does so once per alert: after a resume() the operator''s word counts.';
 
 create function two_tower.rollback(p_checkpoint bigint default null) returns bigint
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -193,7 +196,7 @@ begin
 end
 $$;
 comment on function two_tower.rollback(bigint) is
-  'Begins the way back to a checkpoint (null: the newest good one) and returns its id. Learning freezes, queued steps are void, ticks restore posts and users, then the slots flip. resume() goes on from there; events stay recorded, and what they taught since is gone.';
+  'Begins the way back to a checkpoint (null: the newest good one), and returns its id. Learning freezes, and deferred steps are void. Ticks restore posts and users, then the slots flip. resume() goes on from there. Events stay recorded; what they taught since is gone. Raises 22023 when there is no such checkpoint.';
 
 create function two_tower.restore_users(p_limit integer default 2000) returns integer
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -225,4 +228,4 @@ begin
 end
 $$;
 comment on function two_tower.restore_users(integer) is
-  'In a rollback: gives the next so many users what the checkpoint has of them; those that it does not know start anew. Returns how many.';
+  'In a rollback, gives the next p_limit users what the checkpoint has of them. Users whom it does not have start anew. Returns how many.';

@@ -1,6 +1,6 @@
--- What clients call. Each function of public is a thin SECURITY INVOKER wrapper; the cores are
--- SECURITY DEFINER, live in two_tower, which is not exposed, and act for auth.uid() alone, so that
--- calling one directly gains nothing.
+-- What clients call. Each function of public is a thin SECURITY INVOKER wrapper. The cores are
+-- SECURITY DEFINER and live in two_tower, which is not exposed. They act for auth.uid() alone, so
+-- that calling one directly gains nothing.
 
 create function two_tower.require_user() returns uuid
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
@@ -8,13 +8,13 @@ declare
   v_user_id uuid := auth.uid();
 begin
   if v_user_id is null then
-    raise exception 'sign in first' using errcode = '42501',
-      hint = 'Call with the access token of a signed-in user; backends call two_tower.recommend_for() with the service role.';
+    raise exception 'the caller is not signed in' using errcode = '42501',
+      hint = 'Call with the access token of a user. Backends call two_tower.recommend_for() with the service role.';
   end if;
   return v_user_id;
 end
 $$;
-comment on function two_tower.require_user() is 'auth.uid(), or error 42501.';
+comment on function two_tower.require_user() is 'Returns auth.uid(). Raises 42501 when the caller is not signed in.';
 
 create function two_tower.recommend_to_caller(p_limit integer, p_exclude bigint[])
 returns table (
@@ -24,7 +24,7 @@ returns table (
   select * from two_tower.recommend_for(two_tower.require_user(), p_limit, p_exclude);
 $$;
 comment on function two_tower.recommend_to_caller(integer, bigint[]) is
-  'Definer: reads embeddings, on which clients have no grant, for the caller only.';
+  'Definer: reads embeddings, on which clients have no grant, for the caller only. The core of recommend().';
 
 create function public.recommend(p_limit integer default 20, p_exclude bigint[] default '{}')
 returns table (
@@ -34,7 +34,7 @@ returns table (
   select * from two_tower.recommend_to_caller(p_limit, p_exclude);
 $$;
 comment on function public.recommend(integer, bigint[]) is
-  'Posts for the signed-in user, best first, with score and source. p_limit: 1 to 500, default 20. p_exclude: post ids to leave out, such as those already on the page. Writes nothing: works by GET.';
+  'Returns posts for the signed-in user, best first, with score and source. p_limit: 1 to 500, default 20. p_exclude: post ids to leave out, such as those already on the page. Writes nothing, so it works by GET. Raises 42501 when nobody is signed in.';
 
 create function two_tower.similar_posts_for_caller(p_post_id bigint, p_limit integer)
 returns table (post_id bigint, author_id uuid, content text, created_at timestamptz,
@@ -61,7 +61,7 @@ begin
   limit case when v_vector is null then 0 else least(100, greatest(1, coalesce(p_limit, 20))) end;
 end
 $$;
-comment on function two_tower.similar_posts_for_caller(bigint, integer) is 'Definer: reads embeddings, on which clients have no grant.';
+comment on function two_tower.similar_posts_for_caller(bigint, integer) is 'Definer: reads embeddings, on which clients have no grant. The core of similar_posts().';
 
 create function public.similar_posts(p_post_id bigint, p_limit integer default 20)
 returns table (post_id bigint, author_id uuid, content text, created_at timestamptz,
@@ -69,7 +69,7 @@ returns table (post_id bigint, author_id uuid, content text, created_at timestam
 language sql stable set search_path = pg_catalog, pg_temp as $$
   select * from two_tower.similar_posts_for_caller(p_post_id, p_limit);
 $$;
-comment on function public.similar_posts(bigint, integer) is 'Posts whose live vectors are nearest to a post''s, best first.';
+comment on function public.similar_posts(bigint, integer) is 'Returns the posts whose live embeddings are nearest to that of a post, best first. p_limit: 1 to 100, default 20. Returns nothing for a post that is not encoded. Raises 42501 when nobody is signed in.';
 
 create function two_tower.popular_posts_for_caller(p_limit integer)
 returns table (post_id bigint, author_id uuid, content text, created_at timestamptz,
@@ -85,7 +85,7 @@ language sql stable security definer set search_path = pg_catalog, pg_temp as $$
   order by c.popularity desc, p.id desc
   limit least(100, greatest(1, coalesce(p_limit, 20)));
 $$;
-comment on function two_tower.popular_posts_for_caller(integer) is 'Definer: reads popularity, on which clients have no grant.';
+comment on function two_tower.popular_posts_for_caller(integer) is 'Definer: reads popularity, on which clients have no grant. The core of popular_posts().';
 
 create function public.popular_posts(p_limit integer default 20)
 returns table (post_id bigint, author_id uuid, content text, created_at timestamptz,
@@ -93,7 +93,7 @@ returns table (post_id bigint, author_id uuid, content text, created_at timestam
 language sql stable set search_path = pg_catalog, pg_temp as $$
   select * from two_tower.popular_posts_for_caller(p_limit);
 $$;
-comment on function public.popular_posts(integer) is 'Posts with the highest decayed popularity. The list is a few minutes old.';
+comment on function public.popular_posts(integer) is 'Returns the posts with the highest decayed popularity, from a list that is a few minutes old. p_limit: 1 to 100, default 20. Raises 42501 when nobody is signed in.';
 
 create function public.recent_from_followed(p_limit integer default 20)
 returns table (post_id bigint, author_id uuid, content text, created_at timestamptz)
@@ -108,7 +108,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   order by p.created_at desc, p.id desc
   limit least(100, greatest(1, coalesce(p_limit, 20)));
 $$;
-comment on function public.recent_from_followed(integer) is 'The newest posts of authors that the signed-in user follows.';
+comment on function public.recent_from_followed(integer) is 'Returns the newest posts of authors whom the signed-in user follows. p_limit: 1 to 100, default 20. Raises 42501 when nobody is signed in.';
 
 create function two_tower.explain_to_caller(p_post_id bigint)
 returns table (
@@ -149,7 +149,7 @@ returns table (
     left join page on page.post_id = p_post_id;
 $$;
 comment on function two_tower.explain_to_caller(bigint) is
-  'Definer: reads embeddings for the caller only. Does not tell who blocked the caller.';
+  'Definer: reads embeddings for the caller only. The core of explain_recommendation(). Does not tell who blocked the caller.';
 
 create function public.explain_recommendation(p_post_id bigint)
 returns table (
@@ -160,7 +160,7 @@ returns table (
   select * from two_tower.explain_to_caller(p_post_id);
 $$;
 comment on function public.explain_recommendation(bigint) is
-  'Why a post is where it is for the signed-in user: its place on a page of 500 (null: further down) and the parts of its score; or why it is not recommended.';
+  'Explains why a post is where it is for the signed-in user, or why it is not recommended. place: on a page of 500 (null: further down). The parts of the score are those of score_posts(). Raises 42501 when nobody is signed in.';
 
 create function two_tower.begin_batch() returns timestamptz
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
@@ -180,8 +180,8 @@ declare
   v_events public.engagement_events[];
 begin
   if jsonb_typeof(p_events) is distinct from 'array' then
-    raise exception 'p_events must be an array of events' using errcode = '22023',
-      hint = '[{"post_id": 1, "event_type": "like", "client_event_id": "a uuid"}, ...]';
+    raise exception 'p_events is not an array of events' using errcode = '22023',
+      hint = 'Pass [{"post_id": 1, "event_type": "like", "client_event_id": "a uuid"}, ...]';
   elsif jsonb_array_length(p_events) > 500 then
     raise exception 'a call takes at most 500 events, not %', jsonb_array_length(p_events)
       using errcode = 'TT002', hint = 'Send them in several calls.';
@@ -219,4 +219,4 @@ begin
 end
 $$;
 comment on function public.record_engagements(jsonb) is
-  'Stores a batch of the signed-in user''s events, all or nothing: [{"post_id", "event_type", "dwell_ms"?, "client_event_id"?}], at most 500. An event whose client_event_id is stored already is not stored again, and the answer to a retry is the same: a row per event, in order.';
+  'Stores a batch of the signed-in user''s events, all or nothing: [{"post_id", "event_type", "dwell_ms"?, "client_event_id"?}], at most 500. Returns a row per event, in order. Does not store an event again whose client_event_id is stored already: a retry gets the same answer. Raises 22023 for what is no array, TT002 for more than 500 events, and what an insert raises.';

@@ -1,5 +1,5 @@
--- The heartbeat. One call does what is due in bounded steps; pg_cron makes it where it exists, else
--- the workers do.
+-- The heartbeat. One call does what is due in bounded steps. pg_cron makes it where it exists, and
+-- workers make it too.
 
 create function two_tower.is_schedule_due(p_schedule two_tower.schedules) returns boolean
 language sql stable set search_path = pg_catalog, pg_temp as $$
@@ -19,7 +19,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
     end;
 $$;
 comment on function two_tower.is_schedule_due(two_tower.schedules) is
-  'Whether a schedule should run now: not while its last job waits or runs, and the candidate tower not while an accepted version is being put in place. Counts engagements where they are, so that no counter row slows down their writers.';
+  'Returns whether a schedule should run now. A schedule does not run while its last job is pending or running. A schedule by events does not run while a slot is being filled. Counts engagements where they are, so that no counter row slows down their writers.';
 
 create function two_tower.start_due_schedules() returns text[]
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -45,10 +45,10 @@ begin
 end
 $$;
 comment on function two_tower.start_due_schedules() is
-  'Starts what is due: enqueues a job for the workers, or runs a bounded function here. Returns the kinds.';
+  'Starts what is due: adds a job for the workers, or calls a bounded function here. Returns the kinds.';
 
 -- Learning locks users before posts, and posts in order of id. Two such steps in one transaction
--- would break that order, so a tick takes one step: the next, in turn, that has something to do.
+-- would break that order. So a tick takes one step: the next, in turn, that has something to do.
 -- The turn moves on even if the step fails: what is broken in one must not stop the others.
 create function two_tower.take_step() returns jsonb
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -88,7 +88,7 @@ begin
   return '{}';
 end
 $$;
-comment on function two_tower.take_step() is 'One bounded step of what was deferred, in turn; when a slot is full and needs no serving index, the flip. Returns the step and its count, {} if nothing was left to do. A step that fails changes nothing, opens an alert and is tried again in its turn.';
+comment on function two_tower.take_step() is 'Takes one bounded step of what was deferred, in turn. Takes the flip when nothing else is left, a slot is full and no serving index is needed. Returns the step and its count, or {} if nothing was left to do. A step that fails changes nothing, opens an alert, and is tried again in its turn.';
 
 create function two_tower.tick() returns jsonb
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -122,7 +122,7 @@ begin
 end
 $$;
 comment on function two_tower.tick() is
-  'Does what is due, in bounded steps, and returns what it did. Safe to call at any time, from anywhere, as often as one likes: one runs at a time, and missed calls are made up for once.';
+  'Does what is due, in bounded steps, and returns what it did. Call it at any time, from anywhere: one runs at a time, and one makes up for missed calls.';
 
 do $$
 begin
@@ -131,6 +131,6 @@ begin
     perform cron.schedule('two_tower_tick', '5 seconds', 'select two_tower.tick()');
   end if;
 exception when others then
-  raise notice 'pg_cron is not used (%): the workers call two_tower.tick()', sqlerrm;
+  raise notice 'pg_cron is not used (%): only the workers call two_tower.tick()', sqlerrm;
 end
 $$;

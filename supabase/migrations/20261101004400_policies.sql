@@ -1,6 +1,6 @@
--- Who may do what, in one place. Everything is revoked first: projects differ in what they grant by
--- default on new objects, and a grant on a table would let a client write columns, such as
--- created_at, that are the server's.
+-- Who may do what, in one place. Everything is revoked first. Projects differ in what they grant by
+-- default on new objects. A grant on a table would let a client write columns that are the
+-- server's, such as created_at.
 
 revoke all on public.profiles, public.posts, public.follows, public.author_blocks,
   public.engagement_events
@@ -16,7 +16,7 @@ revoke execute on function
     public.record_engagements(jsonb)
   from public, anon, authenticated, service_role;
 
--- The service role is the backend and the workers: it bypasses row level security everywhere in
+-- The service role is the backend and the workers. It bypasses row level security everywhere in
 -- Supabase.
 grant all on public.profiles, public.posts, public.follows, public.author_blocks,
   public.engagement_events to service_role;
