@@ -66,6 +66,8 @@ comment on column two_tower.error_codes.name is 'The name of the condition: Post
 comment on column two_tower.error_codes.meaning is 'What went wrong, and what became of the statement.';
 insert into two_tower.error_codes (sqlstate, name, meaning) values
   ('22023', 'invalid_parameter_value', 'An argument is missing, malformed or out of range.'),
+  ('55P03', 'lock_not_available',
+    'A statement that learns, or a build, holds the lock for too long. Nothing was changed.'),
   ('23503', 'foreign_key_violation',
     'An event names a post or a user that does not exist. Nothing was stored.'),
   ('23514', 'check_violation',

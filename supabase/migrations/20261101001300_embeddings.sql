@@ -92,7 +92,6 @@ comment on column two_tower.user_embeddings.updated_at is 'The time of the last 
 create table two_tower.author_embeddings (
   author_id uuid primary key references auth.users (id) on delete cascade,
   embedding extensions.vector(64) not null,
-  engagement_count integer not null default 0,
   moved_hour timestamptz,
   moved real not null default 0,
   updated_at timestamptz not null default two_tower.now()

@@ -147,7 +147,7 @@ begin
     returning post_id
   )
   select array_agg(distinct post_id) into v_new from inserted;
-  perform two_tower.learn_deferred(500, v_new);
+  perform two_tower.learn_deferred(500, coalesce(v_new, '{}'));
 
   with again as materialized (
     select v.slot, v.post_id,

@@ -47,7 +47,7 @@ begin
     perform two_tower.activate_version(p_version);
     return;
   end if;
-  perform pg_advisory_xact_lock(two_tower.switch_lock());
+  perform two_tower.lock_switch(10);
   update two_tower.model_weights
     set state = 'rejected', verdict = 'rejected: overtaken by a newer version'
   where version = (select filling_version from two_tower.state);
@@ -55,7 +55,7 @@ begin
 end
 $$;
 comment on function two_tower.begin_switch(bigint) is
-  'Begins the switch to a version. From now on learning writes both slots, and fill_slot() fills the other one. A user tower has no slot and serves at once. Rejects the version for which a slot was being filled.';
+  'Begins the switch to a version. From now on learning writes both slots, and fill_slot() fills the other one. A user tower has no slot and serves at once. Rejects the version for which a slot was being filled. Raises 55P03 when a statement goes on learning for too long.';
 
 create function two_tower.fill_slot(p_limit integer default 2000) returns integer
 language plpgsql set search_path = pg_catalog, pg_temp as $$

@@ -15,13 +15,13 @@ begin
     raise exception 'a freeze needs a reason' using errcode = '22023',
       hint = 'Call freeze(''what happened'').';
   end if;
-  perform pg_advisory_xact_lock(two_tower.switch_lock());
+  perform two_tower.lock_switch(10);
   update two_tower.state set frozen_at = two_tower.now(), frozen_reason = p_reason
     where frozen_at is null;
 end
 $$;
 comment on function two_tower.freeze(text) is
-  'Stops learning. Events are still recorded, and wait in deferred_events. Returns when no statement is learning any more. Raises 22023 without a reason.';
+  'Stops learning. Events are still recorded, and wait in deferred_events. Returns when no statement is learning any more. Raises 22023 without a reason, and 55P03 when a statement goes on learning for too long.';
 
 create function two_tower.resume(p_learning_rate_factor real default 1,
   p_skip_frozen_events boolean default false)
@@ -183,7 +183,7 @@ begin
         else format('there is no checkpoint %s', p_checkpoint) end using errcode = '22023',
       hint = 'select * from two_tower.checkpoints';
   end if;
-  perform pg_advisory_xact_lock(two_tower.switch_lock());
+  perform two_tower.lock_switch(10);
   update two_tower.model_weights
     set state = 'rejected', verdict = 'rejected: overtaken by a rollback'
   where state = 'candidate' and version = (select filling_version from two_tower.state);
@@ -196,7 +196,7 @@ begin
 end
 $$;
 comment on function two_tower.rollback(bigint) is
-  'Begins the way back to a checkpoint (null: the newest good one), and returns its id. Learning freezes, and deferred steps are void. Ticks restore posts and users, then the slots flip. resume() goes on from there. Events stay recorded; what they taught since is gone. Raises 22023 when there is no such checkpoint.';
+  'Begins the way back to a checkpoint (null: the newest good one), and returns its id. Learning freezes, and deferred steps are void. Ticks restore posts and users, then the slots flip. resume() goes on from there. Events stay recorded; what they taught since is gone. Raises 22023 when there is no such checkpoint, and 55P03 when a statement goes on learning for too long.';
 
 create function two_tower.restore_users(p_limit integer default 2000) returns integer
 language plpgsql set search_path = pg_catalog, pg_temp as $$

@@ -21,6 +21,7 @@ from python_jobs.worker.jobs.serve import finish_switch
 from tests.support.database import add_user, as_user
 from tests.support.engagements import Stream, add_posts, base_vectors, insert_events, store
 from tests.support.invariants import assert_consistent
+from tests.support.patience import wait_until
 from tests.support.reference import Event
 
 
@@ -414,6 +415,29 @@ def drift(world: World) -> None:
         "update two_tower.live_embeddings set embedding = array_fill(-1::real, array[128])"
         "::extensions.vector operator(extensions.*) embedding where not is_pretrained"
     )
+
+
+def test_while_a_freeze_waits_for_a_long_statement_all_others_go_on_learning(
+    fresh_database: Callable[[], str],
+) -> None:
+    url = fresh_database()
+    with connect(url, autocommit=True) as connection:
+        world = World(connection)
+    like = "insert into public.engagement_events (user_id, post_id, event_type) values (%s, %s, %s)"
+    with ThreadPoolExecutor() as pool, connect(url) as slow, connect(url, autocommit=True) as other:
+        slow.execute(like, [world.users[4], world.posts[70], "like"])
+        with connect(url, autocommit=True) as operator:
+            freezing = pool.submit(value, operator, "select two_tower.freeze('a test')")
+            waits = (
+                "select exists (select from pg_locks where locktype = 'advisory' and not granted)"
+            )
+            wait_until(lambda: value(other, waits))
+            other.execute(like, [world.users[5], world.posts[71], "like"])
+            assert not freezing.done()
+            slow.commit()
+            freezing.result()
+        assert value(other, "select frozen_at is not null from two_tower.state")
+        assert value(other, "select count(*) from two_tower.training_examples") == 2
 
 
 def test_drift_opens_an_alert_and_freezes_once(world: World) -> None:
