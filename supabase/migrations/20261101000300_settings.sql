@@ -173,7 +173,7 @@ comment on column two_tower.settings.weight_versions_kept is 'Advanced. The tens
 comment on column two_tower.settings.profile_weight is 'Advanced. Weight of a prior that comes from the profile.';
 comment on column two_tower.settings.user_tower_weights is 'Advanced. Weights of a prior that comes from the user tower. The gate chooses one for each class of users. Zero is always one of them.';
 comment on column two_tower.settings.cold_until is 'Engagements over which a user''s page goes from popular and fresh to personal.';
-comment on column two_tower.settings.popularity_half_life is 'Advanced. Half-life of a post''s popularity.';
+comment on column two_tower.settings.popularity_half_life is 'Advanced. Half-life of a post''s popularity. Set it before the first event: stored popularity is counted in it.';
 comment on column two_tower.settings.popularity_weight is 'Weight of popularity (0 to 1) in the score for a warm user, beside the cosine.';
 comment on column two_tower.settings.followed_weight is 'What a post of a followed author gains in score.';
 comment on column two_tower.settings.recency_weight is 'Weight of freshness (0 to 1) in the score for a cold user.';

@@ -12,7 +12,7 @@ create table two_tower.alerts (
   closed_at timestamptz
 );
 comment on table two_tower.alerts is 'What an operator should look at. At most one alert is open per kind and subject. Close it by setting closed_at: the next occurrence opens another.';
-comment on column two_tower.alerts.kind is 'What happened: metric_out_of_range, post_moved_in_concert, author_blocked_in_concert, version_forced, step_failed.';
+comment on column two_tower.alerts.kind is 'What happened: metric_out_of_range, post_moved_in_concert, author_blocked_in_concert, version_forced, call_failed.';
 comment on column two_tower.alerts.subject is 'What the alert is about, within its kind: a post, a metric, a version.';
 comment on column two_tower.alerts.details is 'Values of the occurrences, merged.';
 comment on column two_tower.alerts.occurrences is 'How often the alert was raised since it was opened.';
@@ -31,3 +31,28 @@ returns void language sql set search_path = pg_catalog, pg_temp as $$
     last_seen_at = excluded.last_seen_at;
 $$;
 comment on function two_tower.open_alert(text, text, text, jsonb) is 'Opens an alert or, where one of this kind and subject is open, counts one more occurrence of it.';
+
+create function two_tower.close_alert(p_kind text, p_subject text) returns void
+language sql set search_path = pg_catalog, pg_temp as $$
+  update two_tower.alerts set closed_at = two_tower.now()
+  where kind = p_kind and subject = p_subject and closed_at is null;
+$$;
+comment on function two_tower.close_alert(text, text) is 'Closes the alert of a kind and subject, if one is open.';
+
+-- What many call, or calls many, must not end with one of them. A cancelled statement is no failure
+-- of the function: it goes up to whoever cancelled it.
+create function two_tower.try_call(p_function text, p_limit integer default null,
+  out answer text, out has_failed boolean)
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  execute format('select two_tower.%I(%s)::text', p_function, p_limit) into answer;
+  perform two_tower.close_alert('call_failed', p_function);
+  has_failed := false;
+exception when others then
+  perform two_tower.open_alert('call_failed', p_function, sqlerrm,
+    jsonb_build_object('sqlstate', sqlstate));
+  has_failed := true;
+end
+$$;
+comment on function two_tower.try_call(text, integer) is
+  'Calls a function of this schema, with p_limit as its argument if one is given, and returns its answer. One that fails changes nothing and opens an alert, which its next success closes.';

@@ -31,6 +31,8 @@ insert into two_tower.schedules (kind, every, every_events, runs_in, description
     'Drops partitions that are older than settings keep them.'),
   ('prune_jobs', '1 day', null, 'database',
     'Deletes jobs that ended more than 30 days ago.'),
+  ('prune_cron_history', '1 day', null, 'database',
+    'Deletes what pg_cron keeps of ticks older than a day.'),
   ('refresh_popular_candidates', '5 minutes', null, 'database',
     'Lists the most popular posts, as candidates for pages.'),
   ('check_serving_index', '1 hour', null, 'worker',

@@ -274,7 +274,7 @@ comment on function two_tower.learn_events(public.engagement_events[], boolean) 
 
 create function two_tower.learn_from_events() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
-  set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
+  set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off as $$
 declare
   v_events public.engagement_events[];
 begin

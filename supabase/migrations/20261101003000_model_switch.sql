@@ -51,7 +51,7 @@ begin
   update two_tower.model_weights
     set state = 'rejected', verdict = 'rejected: overtaken by a newer version'
   where version = (select filling_version from two_tower.state);
-  update two_tower.state set filling_version = p_version, filled_up_to = 0;
+  update two_tower.state set filling_version = p_version, filled_up_to = 0 where id;
 end
 $$;
 comment on function two_tower.begin_switch(bigint) is
@@ -105,7 +105,7 @@ begin
     returning f.post_id
   )
   select max(post_id), count(*) into v_last, v_filled from written;
-  update two_tower.state set filled_up_to = coalesce(v_last, filled_up_to);
+  update two_tower.state set filled_up_to = coalesce(v_last, filled_up_to) where id;
   return v_filled;
 end
 $$;
@@ -155,7 +155,8 @@ begin
   end if;
   update two_tower.state set active_slot = 1 - active_slot, filling_version = null,
     filling_checkpoint = null, restored_up_to = null,
-    serving_side = case when p_has_index then serving_side end;
+    serving_side = case when p_has_index then serving_side end
+  where id;
   return true;
 exception when lock_not_available then
   return false;

@@ -42,7 +42,7 @@ begin
   end if;
   begin
     select (jsonb_populate_record(s, p_overrides)).* into v_row from two_tower.settings s;
-    delete from two_tower.settings;
+    delete from two_tower.settings where id;
     insert into two_tower.settings values (v_row.*);
     raise exception using errcode = 'TT000';
   exception

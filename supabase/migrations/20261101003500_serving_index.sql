@@ -130,7 +130,7 @@ begin
     pg_catalog.pg_relation_size((v_table || '_hnsw')::regclass),
     extract(epoch from clock_timestamp() - v_started)
   from two_tower.state s returning id into v_build;
-  update two_tower.state set serving_side = v_side;
+  update two_tower.state set serving_side = v_side where id;
   if v_is_switch and not two_tower.flip_slots(true) then
     raise exception 'the switch was changed while its index was built' using errcode = '55000',
       hint = 'Build again. A worker tries its job again by itself.';

@@ -140,8 +140,7 @@ begin
         format('%s is %s. %s', v_metric.name, v_metric.value, v_metric.description),
         jsonb_build_object('value', v_metric.value));
     else
-      update two_tower.alerts set closed_at = two_tower.now()
-      where kind = 'metric_out_of_range' and subject = v_metric.name and closed_at is null;
+      perform two_tower.close_alert('metric_out_of_range', v_metric.name);
     end if;
   end loop;
 end

@@ -46,7 +46,8 @@ begin
     (event).created_at
   from skipped;
   update two_tower.state
-    set frozen_at = null, frozen_reason = null, learning_rate_factor = p_learning_rate_factor;
+    set frozen_at = null, frozen_reason = null, learning_rate_factor = p_learning_rate_factor
+  where id;
 end
 $$;
 comment on function two_tower.resume(real, boolean) is
@@ -191,7 +192,8 @@ begin
     frozen_at = coalesce(frozen_at, two_tower.now()),
     frozen_reason = coalesce(frozen_reason, format('rollback to checkpoint %s', v_checkpoint.id)),
     epoch = epoch + 1, filling_version = v_checkpoint.candidate_tower, filled_up_to = 0,
-    filling_checkpoint = v_checkpoint.id, restored_up_to = '00000000-0000-0000-0000-000000000000';
+    filling_checkpoint = v_checkpoint.id, restored_up_to = '00000000-0000-0000-0000-000000000000'
+  where id;
   return v_checkpoint.id;
 end
 $$;
@@ -223,7 +225,8 @@ begin
       on c.checkpoint_id = v_state.filling_checkpoint and c.user_id = i.user_id
   where u.user_id = i.user_id;
   update two_tower.state
-  set restored_up_to = coalesce(v_ids[cardinality(v_ids)], two_tower.last_uuid());
+  set restored_up_to = coalesce(v_ids[cardinality(v_ids)], two_tower.last_uuid())
+  where id;
   return cardinality(v_ids);
 end
 $$;

@@ -37,7 +37,7 @@ begin
     if v_schedule.runs_in = 'worker' then
       perform two_tower.enqueue_job(v_schedule.kind);
     else
-      execute format('select two_tower.%I()', v_schedule.kind);
+      perform two_tower.try_call(v_schedule.kind);
     end if;
     v_started := v_started || v_schedule.kind;
   end loop;
@@ -45,7 +45,7 @@ begin
 end
 $$;
 comment on function two_tower.start_due_schedules() is
-  'Starts what is due: adds a job for the workers, or calls a bounded function here. Returns the kinds.';
+  'Starts what is due: adds a job for the workers, or calls a bounded function here. One that fails opens an alert and stops no other. Returns the kinds.';
 
 -- Learning locks users before posts, and posts in order of id. Two such steps in one transaction
 -- would break that order. So a tick takes one step: the next, in turn, that has something to do.
@@ -54,9 +54,10 @@ create function two_tower.take_step() returns jsonb
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_steps text[] := '{fold_steps, learn_deferred, fill_slot, restore_users, erase_users}';
+  v_limits integer[] := '{1000, 500, 2000, 2000, 1000}';
   v_turn bigint;
   v_step text;
-  v_count integer;
+  v_done record;
 begin
   if two_tower.freeze_on_drift() then
     return '{"froze": 1}';
@@ -65,20 +66,11 @@ begin
     returning position into v_turn;
   for v_offset in 0..4 loop
     v_step := v_steps[1 + (v_turn + v_offset) % 5];
-    begin
-      v_count := case v_step
-        when 'fold_steps' then two_tower.fold_steps(1000)
-        when 'learn_deferred' then two_tower.learn_deferred(500)
-        when 'restore_users' then two_tower.restore_users(2000)
-        when 'erase_users' then two_tower.erase_users(1000)
-        else two_tower.fill_slot(2000) end;
-    exception when others then
-      perform two_tower.open_alert('step_failed', v_step, sqlerrm,
-        jsonb_build_object('sqlstate', sqlstate));
+    v_done := two_tower.try_call(v_step, v_limits[1 + (v_turn + v_offset) % 5]);
+    if v_done.has_failed then
       return jsonb_build_object('failed', v_step);
-    end;
-    if v_count > 0 then
-      return jsonb_build_object(v_step, v_count);
+    elsif v_done.answer::integer > 0 then
+      return jsonb_build_object(v_step, v_done.answer::integer);
     end if;
   end loop;
   if (select filling_version is not null from two_tower.state)
@@ -94,7 +86,7 @@ create function two_tower.tick() returns jsonb
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_started text[];
-  v_improved text;
+  v_done record;
 begin
   if not pg_try_advisory_xact_lock(two_tower.tick_lock()) then
     return '{"skipped": "another tick is running"}';
@@ -109,26 +101,46 @@ begin
   ) w
   where not exists (select from two_tower.jobs j
                     where j.kind = w.kind and j.state in ('pending', 'running'));
-  v_improved := two_tower.improve_first_tower();
-  if v_improved is not null then
-    return jsonb_build_object(v_improved, 1);
+  v_done := two_tower.try_call('improve_first_tower');
+  if v_done.answer is not null then
+    return jsonb_build_object(v_done.answer, 1);
   end if;
   v_started := two_tower.start_due_schedules();
   if v_started <> '{}' then
     return jsonb_build_object('started', v_started);
   end if;
-  return two_tower.take_step()
-    || jsonb_build_object('serving_refreshed', two_tower.refresh_serving_index(500));
+  return two_tower.take_step() || jsonb_build_object('serving_refreshed',
+    coalesce((two_tower.try_call('refresh_serving_index', 500)).answer::integer, 0));
 end
 $$;
 comment on function two_tower.tick() is
   'Does what is due, in bounded steps, and returns what it did. Call it at any time, from anywhere: one runs at a time, and one makes up for missed calls.';
 
+create function two_tower.prune_cron_history() returns integer
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_deleted integer := 0;
+begin
+  if to_regclass('cron.job_run_details') is not null then
+    execute '
+      delete from cron.job_run_details d using cron.job j
+      where j.jobid = d.jobid and j.jobname = ''two_tower_tick''
+        and d.end_time < pg_catalog.now() - interval ''1 day''';
+    get diagnostics v_deleted = row_count;
+  end if;
+  return v_deleted;
+end
+$$;
+comment on function two_tower.prune_cron_history() is
+  'Definer: workers have no grant on cron. Deletes what pg_cron keeps of ticks that ended more than a day ago: 17,280 rows a day. Returns how many.';
+
 do $$
 begin
   if exists (select from pg_catalog.pg_available_extensions where name = 'pg_cron') then
     create extension if not exists pg_cron;
-    perform cron.schedule('two_tower_tick', '5 seconds', 'select two_tower.tick()');
+    -- The platform ends statements after two minutes, those of its scheduler too.
+    perform cron.schedule('two_tower_tick', '5 seconds',
+      'set statement_timeout = 0; select two_tower.tick()');
   end if;
 exception when others then
   raise notice 'pg_cron is not used (%): only the workers call two_tower.tick()', sqlerrm;

@@ -334,7 +334,7 @@ def test_a_step_that_fails_stops_no_other_and_opens_an_alert(world: World) -> No
     assert {"fold_steps": 1} in done
     alert = db.execute(
         "select subject, message, details, occurrences from two_tower.alerts"
-        " where kind = 'step_failed'"
+        " where kind = 'call_failed'"
     ).fetchall()
     assert alert == [
         (
@@ -364,7 +364,7 @@ def test_a_slot_that_can_not_be_filled_ends_the_switch_with_an_alert(world: Worl
     db.execute("delete from two_tower.model_tensors where version = %s", [version])
     with pytest.raises(CommandError, match="can not be filled"):
         finish_switch(db)
-    assert value(db, "select subject from two_tower.alerts where kind = 'step_failed'") == (
+    assert value(db, "select subject from two_tower.alerts where kind = 'call_failed'") == (
         "fill_slot"
     )
 
