@@ -1,11 +1,12 @@
 """The plan of the house: a migration uses what stands in it or before it, and nothing later.
 
-Statements are parsed, not searched. Names in strings do not count: rows of tables, such as
-schedules, and messages may name what a later file makes.
+And every setting has a test. Statements are parsed, not searched. Names in strings do not count:
+rows of tables, such as schedules, and messages may name what a later file makes.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,6 +16,7 @@ import pytest
 from pglast import ast
 from pglast.parser import scan
 
+from python_jobs.db import Connection
 from python_jobs.migrate import find_migrations
 from tests.support.database import PROJECT
 
@@ -143,3 +145,17 @@ def test_the_plan_of_the_house_names_every_file() -> None:
     schemas, *others = find_migrations(PROJECT)
     plan = schemas.path.read_text().split("create schema")[0]
     assert [each.name for each in others if each.name not in plan] == []
+
+
+def test_every_setting_is_named_by_a_test(db: Connection) -> None:
+    columns = db.execute(
+        "select attname from pg_catalog.pg_attribute where attnum > 0 and not attisdropped"
+        " and attrelid = 'two_tower.settings'::regclass and attname <> 'id' order by attnum"
+    ).fetchall()
+    assert len(columns) > 50
+    words = {
+        word
+        for file in (PROJECT / "tests").rglob("*.py")
+        for word in re.findall(r"\w+", file.read_text())
+    }
+    assert [column for (column,) in columns if column not in words] == []

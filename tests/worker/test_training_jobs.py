@@ -74,21 +74,24 @@ def test_a_training_stores_a_version_with_metrics_interval_and_verdict(
     assert world.value("select two_tower.missing_tensors(%s)", row["version"]) is None
 
 
-@pytest.mark.parametrize("kind", TRAININGS)
-@pytest.mark.parametrize("loss", ["squared_error", "triplet"])
+@pytest.mark.parametrize(
+    ("kind", "setting", "loss"),
+    [
+        ("train_candidate_tower", "candidate_tower_loss", "squared_error"),
+        ("train_user_tower", "user_tower_loss", "triplet"),
+    ],
+)
 def test_the_losses_of_the_specification_are_chosen_by_a_setting(
-    world: World, kind: str, loss: str
+    world: World, kind: str, setting: str, loss: str
 ) -> None:
-    tower = kind.removeprefix("train_")
-    name = {"candidate_tower": "squared_error", "user_tower": "triplet"}[tower]
-    update = f"update two_tower.settings set {tower}_loss = %s".encode()
-    if loss != name:
-        with pytest.raises(psycopg.errors.CheckViolation):
-            world.connection.execute(update, [loss])
-        return
-    world.connection.execute(update, [loss])
-    HANDLERS[kind](world.connection)
-    assert newest(world)["config"]["loss"] == loss
+    update = f"update two_tower.settings set {setting} = %s".encode()
+    for known in ("sampled_softmax", loss):
+        world.connection.execute(update, [known])
+        HANDLERS[kind](world.connection)
+        assert newest(world)["config"]["loss"] == known
+    (unknown,) = {"squared_error", "triplet"} - {loss}
+    with pytest.raises(psycopg.errors.CheckViolation):
+        world.connection.execute(update, [unknown])
 
 
 @pytest.mark.parametrize("kind", TRAININGS)
