@@ -9,7 +9,7 @@ declare
 begin
   if v_user_id is null then
     raise exception 'the caller is not signed in' using errcode = '42501',
-      hint = 'Call with the access token of a user. Backends call two_tower.recommend_for() with the service role.';
+      hint = 'Call with the access token of a user. Backends call recommend_for() with the service role.';
   end if;
   return v_user_id;
 end
@@ -35,6 +35,17 @@ returns table (
 $$;
 comment on function public.recommend(integer, bigint[]) is
   'Returns posts for the signed-in user, best first, with score and source. p_limit: 1 to 500, default 20. p_exclude: post ids to leave out, such as those already on the page. Writes nothing, so it works by GET. Raises 42501 when nobody is signed in.';
+
+create function public.recommend_for(p_user_id uuid, p_limit integer default 20,
+  p_exclude bigint[] default '{}')
+returns table (
+  post_id bigint, author_id uuid, content text, created_at timestamptz, score double precision,
+    source text, arm text
+) language sql stable set search_path = pg_catalog, pg_temp as $$
+  select * from two_tower.recommend_for(p_user_id, p_limit, p_exclude);
+$$;
+comment on function public.recommend_for(uuid, integer, bigint[]) is
+  'For back ends with the service role: returns what recommend() returns to a user, as for a page that a server renders, or a digest by e-mail. Raises 22023 without a user.';
 
 create function two_tower.similar_posts_for_caller(p_post_id bigint, p_limit integer)
 returns table (post_id bigint, author_id uuid, content text, created_at timestamptz,
@@ -110,15 +121,13 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
 $$;
 comment on function public.recent_from_followed(integer) is 'Returns the newest posts of authors whom the signed-in user follows. p_limit: 1 to 100, default 20. Raises 42501 when nobody is signed in.';
 
-create function two_tower.explain_to_caller(p_post_id bigint)
+create function two_tower.explain_for(p_user_id uuid, p_post_id bigint)
 returns table (
-  post_id bigint, is_eligible boolean, reason text, place bigint,
-  personal double precision, popular double precision, fresh double precision,
-    followed double precision
-) language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+  post_id bigint, is_eligible boolean, reason text, place bigint, personal double precision,
+  popular double precision, fresh double precision, followed double precision
+) language sql stable set search_path = pg_catalog, pg_temp as $$
   with reader as materialized (
-    select u.user_id, two_tower.load_reader(u.user_id) as reader
-    from (select two_tower.require_user() as user_id) u
+    select p_user_id as user_id, two_tower.load_reader(p_user_id) as reader
   ), page as (
     select l.post_id, l.place
     from reader r
@@ -148,19 +157,38 @@ returns table (
     left join lateral two_tower.score_posts(r.reader, array[p_post_id]) k on e.is_eligible
     left join page on page.post_id = p_post_id;
 $$;
+comment on function two_tower.explain_for(uuid, bigint) is
+  'Explains why a post is where it is for a user, or why it is not recommended. The reason speaks to the user, and does not tell who blocked the user.';
+
+create function two_tower.explain_to_caller(p_post_id bigint)
+returns table (
+  post_id bigint, is_eligible boolean, reason text, place bigint, personal double precision,
+  popular double precision, fresh double precision, followed double precision
+) language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+  select * from two_tower.explain_for(two_tower.require_user(), p_post_id);
+$$;
 comment on function two_tower.explain_to_caller(bigint) is
-  'Definer: reads embeddings for the caller only. The core of explain_recommendation(). Does not tell who blocked the caller.';
+  'Definer: reads embeddings for the caller only. The core of explain_recommendation().';
 
 create function public.explain_recommendation(p_post_id bigint)
 returns table (
-  post_id bigint, is_eligible boolean, reason text, place bigint,
-  personal double precision, popular double precision, fresh double precision,
-    followed double precision
+  post_id bigint, is_eligible boolean, reason text, place bigint, personal double precision,
+  popular double precision, fresh double precision, followed double precision
 ) language sql stable set search_path = pg_catalog, pg_temp as $$
   select * from two_tower.explain_to_caller(p_post_id);
 $$;
 comment on function public.explain_recommendation(bigint) is
   'Explains why a post is where it is for the signed-in user, or why it is not recommended. place: on a page of 500 (null: further down). The parts of the score are those of score_posts(). Raises 42501 when nobody is signed in.';
+
+create function public.explain_for(p_user_id uuid, p_post_id bigint)
+returns table (
+  post_id bigint, is_eligible boolean, reason text, place bigint, personal double precision,
+  popular double precision, fresh double precision, followed double precision
+) language sql stable set search_path = pg_catalog, pg_temp as $$
+  select * from two_tower.explain_for(p_user_id, p_post_id);
+$$;
+comment on function public.explain_for(uuid, bigint) is
+  'For back ends with the service role: returns what explain_recommendation() returns to a user.';
 
 create function two_tower.begin_batch() returns timestamptz
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$

@@ -11,9 +11,9 @@ revoke all on all sequences in schema two_tower from public, anon, authenticated
 revoke execute on all functions in schema two_tower from public, anon, authenticated, service_role;
 revoke execute on function
   public.recommend(integer, bigint[]), public.similar_posts(bigint, integer),
-    public.popular_posts(integer),
-  public.recent_from_followed(integer), public.explain_recommendation(bigint),
-    public.record_engagements(jsonb)
+  public.popular_posts(integer), public.recent_from_followed(integer),
+  public.explain_recommendation(bigint), public.record_engagements(jsonb),
+  public.recommend_for(uuid, integer, bigint[]), public.explain_for(uuid, bigint)
   from public, anon, authenticated, service_role;
 
 -- The service role is the backend and the workers. It bypasses row level security everywhere in
@@ -25,10 +25,11 @@ grant all on all sequences in schema two_tower to service_role;
 grant execute on all functions in schema two_tower to service_role;
 grant execute on function
   public.recommend(integer, bigint[]), public.similar_posts(bigint, integer),
-    public.popular_posts(integer),
-  public.recent_from_followed(integer), public.explain_recommendation(bigint),
-    public.record_engagements(jsonb)
+  public.popular_posts(integer), public.recent_from_followed(integer),
+  public.explain_recommendation(bigint), public.record_engagements(jsonb)
   to authenticated, service_role;
+grant execute on function
+  public.recommend_for(uuid, integer, bigint[]), public.explain_for(uuid, bigint) to service_role;
 
 -- What signed-in users may write, column by column. created_at is never among them.
 grant select, insert (user_id, handle, bio, interests), update (handle, bio, interests)
@@ -45,9 +46,9 @@ grant usage on sequence two_tower.engagement_event_ids to authenticated;
 grant execute on function
   two_tower.now(), two_tower.is_operator(), two_tower.session_role(), two_tower.require_user(),
   two_tower.recommend_to_caller(integer, bigint[]),
-    two_tower.similar_posts_for_caller(bigint, integer),
+  two_tower.similar_posts_for_caller(bigint, integer),
   two_tower.popular_posts_for_caller(integer), two_tower.explain_to_caller(bigint),
-    two_tower.begin_batch()
+  two_tower.begin_batch()
   to authenticated;
 
 alter table public.profiles enable row level security;

@@ -251,3 +251,22 @@ def test_a_deleted_post_is_recommended_no_more(api: Api) -> None:
     assert post in shown()
     author.table("posts").update({"deleted_at": "now"}).eq("id", post).execute()
     assert post not in shown()
+
+
+def test_a_back_end_gets_the_page_of_a_user_and_the_reasons_and_a_user_gets_neither(
+    api: Api, posts: list[int]
+) -> None:
+    client, user = api.sign_up()
+    back_end = api.client(api.service_key)
+    own = client.rpc("recommend", {"p_limit": 5}).execute().data
+    asked = {"p_user_id": user, "p_limit": 5, "p_exclude": []}
+    page = back_end.rpc("recommend_for", asked).execute().data
+    assert [row["post_id"] for row in page] == [row["post_id"] for row in own]
+    reason = {"p_user_id": user, "p_post_id": posts[3]}
+    explained = back_end.rpc("explain_for", reason).execute().data[0]
+    assert (explained["is_eligible"], explained["reason"]) == (True, "eligible")
+    assert refusal(client.rpc("recommend_for", asked)).code == "42501"
+    assert refusal(client.rpc("explain_for", reason)).code == "42501"
+    nobody = refusal(back_end.rpc("recommend_for", {"p_user_id": None}))
+    assert nobody.code == "22023"
+    assert nobody.hint

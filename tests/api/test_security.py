@@ -163,6 +163,8 @@ def test_every_table_and_function_has_a_comment(db: Connection) -> None:
         "select * from two_tower.user_embeddings",
         "update two_tower.signals set strength = 3",
         "select two_tower.recommend_for(gen_random_uuid())",
+        "select public.recommend_for(gen_random_uuid())",
+        "select public.explain_for(gen_random_uuid(), 1)",
         "select two_tower.tick()",
         "select two_tower.freeze('because')",
         "select * from two_tower.claim_job('me')",

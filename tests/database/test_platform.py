@@ -55,7 +55,7 @@ def test_an_update_without_rows_would_be_found(body: str, found: list[str]) -> N
 
 
 def test_what_forbids_scans_also_forbids_jit(db: Connection) -> None:
-    """Before Postgres 18 a scan that is needed all the same costs 10^10: JIT takes that for long."""
+    """Before Postgres 18 a scan that is needed all the same costs 10^10, and JIT sets in."""
     rows = db.execute(
         "select proname, 'jit=off' = any (proconfig) as has_none from pg_proc"
         " where 'enable_seqscan=off' = any (proconfig)"
