@@ -116,6 +116,6 @@ def _result(function: Function, row: dict[str, Any]) -> str:
 
 def _shown(column: Argument, value: Any) -> str:
     """A value as JSON: numbers with two digits, times of one day."""
-    if column.type == "timestamptz":
-        value = SHOWN_TIME
-    return json.dumps(round(value, 2) if isinstance(value, float) else value)
+    if column.type == "double precision" and value is not None:
+        return f"{round(value, 2):g}"
+    return json.dumps(SHOWN_TIME if column.type == "timestamptz" else value)
