@@ -9,7 +9,7 @@ PYTHON = $(shell for p in python3.13 python3.12 python3.11 python3.14 python3; d
 LATER_MIGRATIONS = $(shell release=$$(git describe --tags --abbrev=0 2>/dev/null) && \
   git diff --name-only --no-renames --diff-filter=A $$release -- supabase/migrations)
 
-.PHONY: demo test test-long bench bench-large eval faiss lint clean
+.PHONY: demo test test-long bench bench-large eval docs faiss lint clean
 
 demo: $(STAMP)
 	@$(VENV)/bin/two-tower demo
@@ -31,6 +31,9 @@ bench: $(STAMP) faiss
 bench-large: $(STAMP) faiss
 	@$(VENV)/bin/two-tower bench growth
 	@$(VENV)/bin/two-tower bench serving --posts 1000000
+
+docs: $(STAMP)
+	@$(VENV)/bin/python -m docs.generator
 
 faiss: $(STAMP)
 	@$(VENV)/bin/python -c 'import faiss' 2>/dev/null || $(VENV)/bin/python -m pip install --quiet \

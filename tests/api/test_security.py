@@ -139,23 +139,6 @@ def test_every_definer_function_says_why(db: Connection) -> None:
     )
 
 
-def test_every_table_and_function_has_a_comment(db: Connection) -> None:
-    assert (
-        names(
-            db,
-            "select relname from pg_class where relnamespace in"
-            " ('public'::regnamespace, 'two_tower'::regnamespace) and relkind in ('r', 'p', 'v')"
-            " and not relispartition and obj_description(oid, 'pg_class') is null"
-            " union all"
-            " select proname from pg_proc p where pronamespace in"
-            " ('public'::regnamespace, 'two_tower'::regnamespace)"
-            " and not exists (select from pg_depend d where d.objid = p.oid and d.deptype = 'e')"
-            " and obj_description(oid, 'pg_proc') is null",
-        )
-        == []
-    )
-
-
 @pytest.mark.parametrize(
     "statement",
     [

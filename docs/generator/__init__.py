@@ -1,0 +1,1 @@
+"""Writes docs/reference.md from the catalogue of a migrated database and from the command line."""

@@ -1,0 +1,93 @@
+"""An example of each function that clients call, and the database in which all are called.
+
+The page shows what really came back; times, which are of the day, are replaced.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from docs.generator.catalogue import Function
+from python_jobs.db import Connection, rows
+from tests.support.database import PROJECT, as_user
+
+# Of supabase/seed.sql: who likes posts of ada, and ben, who is followed in the examples.
+CALLER = "00000000-0000-4000-8000-000000000003"
+FOLLOWED = "00000000-0000-4000-8000-000000000002"
+WIDTH = 384
+
+
+@dataclass(frozen=True)
+class Example:
+    """A call of a function of schema public: by the caller or, for back ends, the service role."""
+
+    function: str
+    arguments: dict[str, Any]
+    is_for_back_ends: bool = False
+
+
+EXAMPLES = (
+    Example("recommend", {"p_limit": 10, "p_exclude": [4, 5]}),
+    Example("similar_posts", {"p_post_id": 1, "p_limit": 5}),
+    Example("popular_posts", {"p_limit": 5}),
+    Example("recent_from_followed", {"p_limit": 5}),
+    Example("explain_recommendation", {"p_post_id": 3}),
+    Example(
+        "record_engagements",
+        {
+            "p_events": [
+                {
+                    "post_id": 3,
+                    "event_type": "like",
+                    "client_event_id": "6f1c2a34-5b7d-4e8f-9a01-23456789abcd",
+                },
+                {"post_id": 6, "event_type": "dwell", "dwell_ms": 8000},
+            ]
+        },
+    ),
+    Example("recommend_for", {"p_user_id": CALLER, "p_limit": 10, "p_exclude": [4]}, True),
+    Example("explain_for", {"p_user_id": CALLER, "p_post_id": 1}, True),
+)
+
+
+def seed(connection: Connection) -> None:
+    """Fills a database as `supabase start` does, with vectors that tell authors apart.
+
+    They stand for what an encoder would make. Nothing is explored: that depends on the hour.
+    """
+    connection.execute((PROJECT / "supabase" / "seed.sql").read_text().encode())
+    connection.execute("update two_tower.settings set exploration_share = 0")
+    connection.execute(
+        "insert into public.follows (follower_id, followed_id) values (%s, %s)", [CALLER, FOLLOWED]
+    )
+    posts = rows(connection, "select id, author_id from public.posts order by id")
+    topics = np.eye(WIDTH, dtype=np.float32)
+    authors = sorted({post.author_id for post in posts})
+    vectors = [
+        topics[authors.index(post.author_id)] + topics[len(authors) + place] / 2
+        for place, post in enumerate(posts)
+    ]
+    ids = [post.id for post in posts]
+    connection.execute(
+        "select two_tower.store_base_embeddings(%s::bigint[], %s)", [ids, list(vectors)]
+    )
+    connection.execute("select two_tower.refresh_popular_candidates()")
+
+
+def answer(connection: Connection, function: Function, example: Example) -> list[dict[str, Any]]:
+    """The rows that the caller gets, as the REST server passes arguments and rows on."""
+    given = {each.name: each.type for each in function.arguments if each.name in example.arguments}
+    columns = ", ".join(f"{name} {kind}" for name, kind in given.items())
+    passed = ", ".join(f"{name} => given.{name}" for name in given)
+    query = (
+        f"select to_jsonb(answer) from jsonb_to_record(%s::jsonb) as given ({columns})"
+        f" cross join lateral public.{function.name}({passed}) as answer"
+    )
+    who = (None, "service_role") if example.is_for_back_ends else (CALLER, "authenticated")
+    with connection.transaction(force_rollback=True), as_user(connection, *who):
+        found = rows(connection, query, json.dumps(example.arguments))
+    return [row[0] for row in found]

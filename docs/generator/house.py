@@ -1,0 +1,29 @@
+"""Which migration makes what, and in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from typing import TypeVar
+
+from docs.generator.catalogue import Function, Relation
+from tests.support.migrations import statements
+
+Thing = TypeVar("Thing", Relation, Function, Relation | Function)
+
+
+@cache
+def _files() -> dict[str, str]:
+    """Qualified name to file, in the order of statements."""
+    return {each.makes: each.file for each in statements() if each.makes}
+
+
+def in_order(things: Iterable[Thing]) -> list[Thing]:
+    """Things in the order in which the migrations make them."""
+    places = {makes: place for place, makes in enumerate(_files())}
+    return sorted(things, key=lambda each: places[f"{each.schema}.{each.name}"])
+
+
+def file_of(thing: Relation | Function) -> str:
+    """The name of the file that makes it, without its number."""
+    return _files()[f"{thing.schema}.{thing.name}"].split("_", 1)[1]
