@@ -30,3 +30,15 @@ def test_every_help_fits_80_columns_and_no_line_of_it_is_cut() -> None:
         # click ends the line of usage of a group with "[ARGS]..."
         lines = [line for line in shown.output.splitlines() if not line.startswith("Usage:")]
         assert [line for line in lines if len(line) > 80 or line.endswith("...")] == [], path
+
+
+def test_every_option_has_a_help() -> None:
+    for path in paths(main):
+        command: click.Command = main
+        for name in path:
+            assert isinstance(command, click.Group)
+            below = command.get_command(click.Context(command), name)
+            assert below is not None
+            command = below
+        options = [each for each in command.params if isinstance(each, click.Option)]
+        assert [each.name for each in options if not each.help] == [], path

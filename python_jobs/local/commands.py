@@ -55,7 +55,11 @@ def down(delete: bool) -> None:
 
 
 @click.command()
-@click.option("--project", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "--project",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="The folder with supabase/migrations; else this one or one above.",
+)
 def migrate(project: Path | None) -> None:
     """Apply supabase/migrations to the database.
 

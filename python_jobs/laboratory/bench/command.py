@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import click
 from rich.console import Console
@@ -17,6 +17,22 @@ from python_jobs.laboratory.bench.feed import AUTHORS, READERS, fill_feed
 from python_jobs.laboratory.bench.plan import explain_page
 from python_jobs.laboratory.bench.world import filled_world, world
 
+Command = TypeVar("Command", bound=Callable[..., Any])
+SIZES = {
+    "users": "Users, each with a history.",
+    "posts": "Posts to make.",
+    "events": "Events to insert.",
+    "engagements": "Likes after which pages are measured again.",
+}
+
+
+def size(name: str, default: int, least: int) -> Callable[[Command], Command]:
+    """The option that says how many of something there are."""
+    kind = click.IntRange(least)
+    return click.option(
+        f"--{name}", default=default, show_default=True, type=kind, help=SIZES[name]
+    )
+
 
 @click.group()
 def bench() -> None:
@@ -25,8 +41,8 @@ def bench() -> None:
 
 @bench.command("inserts")
 @click.option("--quick", is_flag=True, help="Two short rounds: a minute, for a first look.")
-@click.option("--users", default=20_000, show_default=True, type=click.IntRange(100))
-@click.option("--posts", default=20000, show_default=True, type=click.IntRange(1000))
+@size("users", 20_000, 100)
+@size("posts", 20_000, 1000)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--check", is_flag=True, help="Exit with 1 when a budget is exceeded.")
 def bench_inserts(quick: bool, users: int, posts: int, as_json: bool, check: bool) -> None:
@@ -43,9 +59,9 @@ def bench_inserts(quick: bool, users: int, posts: int, as_json: bool, check: boo
 
 
 @bench.command("growth")
-@click.option("--events", default=1_000_000, show_default=True, type=click.IntRange(1000))
-@click.option("--users", default=20_000, show_default=True, type=click.IntRange(100))
-@click.option("--posts", default=20000, show_default=True, type=click.IntRange(1000))
+@size("events", 1_000_000, 1000)
+@size("users", 20_000, 100)
+@size("posts", 20_000, 1000)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def bench_growth(events: int, users: int, posts: int, as_json: bool) -> None:
     """What grows when a million events arrive at full speed.
@@ -61,8 +77,8 @@ def bench_growth(events: int, users: int, posts: int, as_json: bool) -> None:
 
 
 @bench.command("serving")
-@click.option("--posts", default=100_000, show_default=True, type=click.IntRange(10_000))
-@click.option("--engagements", default=200_000, show_default=True, type=click.IntRange(0))
+@size("posts", 100_000, 10_000)
+@size("engagements", 200_000, 0)
 @click.option("--quick", is_flag=True, help="One short round, for a first look.")
 @click.option("--explain", is_flag=True, help="Print the plans of a page, and nothing else.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -105,7 +121,7 @@ def bench_serving(
     type=click.IntRange(1000),
     help="May be repeated.",
 )
-@click.option("--users", default=1000, show_default=True, type=click.IntRange(100))
+@size("users", 1000, 100)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--check", is_flag=True, help="Exit with 1 when a budget is exceeded.")
 def bench_towers(sizes: tuple[int, ...], users: int, as_json: bool, check: bool) -> None:
