@@ -190,6 +190,13 @@ comment on column two_tower.settings.serving_rebuild_share is 'Advanced. The ser
 comment on column two_tower.settings.serving_build_megabytes is 'Advanced. The most memory that a build of the serving index takes. A build needs about 1 MB per 1,000 posts, and is slow with less.';
 insert into two_tower.settings default values;
 
+create function two_tower.read_settings() returns two_tower.settings
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+  select * from two_tower.settings;
+$$;
+comment on function two_tower.read_settings() is
+  'Returns the settings. Definer: workers have no grant on tables.';
+
 create table two_tower.setting_changes (
   id bigint generated always as identity primary key,
   changed_at timestamptz not null default two_tower.now(),
@@ -213,7 +220,7 @@ begin
 end
 $$;
 comment on function two_tower.record_setting_change() is
-  'Definer: whoever may change a setting need not be able to write, or rewrite, its history. Records a change of settings or signals.';
+  'Records a change of settings or signals. Definer: whoever may change a setting need not be able to write, or rewrite, its history.';
 
 create trigger record_setting_change after update on two_tower.settings
   for each row when (old.* is distinct from new.*)

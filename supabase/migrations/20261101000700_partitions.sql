@@ -89,7 +89,7 @@ exception when lock_not_available then
 end
 $$;
 comment on function two_tower.create_partitions_ahead() is
-  'Definer: workers own no table. Makes the partitions that will be needed soon. Returns how many. Returns 0 when a long reader is in the way; the next tick tries again. Uses the real time, not the replaceable clock: partitions are storage.';
+  'Makes the partitions that will be needed soon. Returns how many. Returns 0 when a long reader is in the way; the next tick tries again. Uses the real time, not the replaceable clock: partitions are storage. Definer: workers own no table.';
 
 create function two_tower.create_partitions_back_to(p_from timestamptz) returns integer
 language plpgsql set search_path = pg_catalog, pg_temp set timezone = 'UTC' as $$
@@ -162,4 +162,4 @@ exception when lock_not_available then
   return 0;
 end
 $$;
-comment on function two_tower.drop_old_partitions() is 'Definer: workers own no table. Drops at most ten partitions that are older than settings keep them. Returns how many. Returns 0 when a long reader is in the way; the next tick tries again.';
+comment on function two_tower.drop_old_partitions() is 'Drops at most ten partitions that are older than settings keep them. Returns how many. Returns 0 when a long reader is in the way; the next tick tries again. Definer: workers own no table.';

@@ -131,10 +131,10 @@ comment on function two_tower.run_candidate_tower(extensions.vector, bigint) is
   'Runs a version of the candidate tower: vector(384) to vector(128) of norm 1. Returns null for null. An output of zeros stays zero.';
 
 create function two_tower.active_version(p_tower text) returns bigint
-language sql stable set search_path = pg_catalog, pg_temp as $$
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
   select version from two_tower.model_weights where tower = p_tower and state = 'active';
 $$;
-comment on function two_tower.active_version(text) is 'Returns the version of a tower that serves, or null.';
+comment on function two_tower.active_version(text) is 'Returns the version of a tower that serves, or null. Definer: workers have no grant on tables.';
 
 create function two_tower.run_candidate_tower(p_base extensions.vector)
 returns extensions.vector language sql stable strict set search_path = pg_catalog, pg_temp as $$
@@ -142,12 +142,35 @@ returns extensions.vector language sql stable strict set search_path = pg_catalo
 $$;
 comment on function two_tower.run_candidate_tower(extensions.vector) is 'Runs the active candidate tower.';
 
+create function two_tower.read_version(p_version bigint) returns two_tower.model_weights
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+  select * from two_tower.model_weights where version = p_version;
+$$;
+comment on function two_tower.read_version(bigint) is
+  'Returns the row of a version; nulls where there is none. Definer: workers have no grant on tables.';
+
+create function two_tower.read_tensors(p_version bigint) returns setof two_tower.model_tensors
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+  select * from two_tower.model_tensors t
+  where t.version = p_version order by t.name, t.row_index;
+$$;
+comment on function two_tower.read_tensors(bigint) is
+  'Returns the tensors of a version, row by row. Definer: workers have no grant on tables.';
+
+create function two_tower.read_model_authors(p_version bigint)
+returns setof two_tower.model_authors
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+  select * from two_tower.model_authors m where m.version = p_version order by m.author_id;
+$$;
+comment on function two_tower.read_model_authors(bigint) is
+  'Returns what a version of the user tower learned of authors. Definer: workers have no grant on tables.';
+
 create function two_tower.store_weights(
   p_tower text, p_names text[], p_row_indexes integer[], p_rows extensions.vector[],
   p_config jsonb, p_metrics jsonb, p_parent_version bigint default null,
   p_trained_from bigint default null, p_held_out_from bigint default null,
   p_author_ids uuid[] default '{}', p_author_embeddings extensions.vector[] default '{}'
-) returns bigint language plpgsql set search_path = pg_catalog, pg_temp as $$
+) returns bigint language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   v_version bigint;
   v_missing text;
@@ -172,11 +195,11 @@ begin
 end
 $$;
 comment on function two_tower.store_weights(text, text[], integer[], extensions.vector[], jsonb, jsonb, bigint, bigint, bigint, uuid[], extensions.vector[]) is
-  'Stores a new version as a candidate. Returns its number. The version serves nobody until the gate accepts it. Leaves out authors who have no post here. Raises TT004, with the names of the tensors, for weights that can not be run.';
+  'Stores a new version as a candidate. Returns its number. The version serves nobody until the gate accepts it. Leaves out authors who have no post here. Raises TT004, with the names of the tensors, for weights that can not be run. Definer: workers have no grant on tables.';
 
 create function two_tower.reject_training(p_tower text, p_reason text, p_config jsonb,
   p_metrics jsonb, p_parent_version bigint, p_trained_from bigint, p_held_out_from bigint)
-returns bigint language sql set search_path = pg_catalog, pg_temp as $$
+returns bigint language sql security definer set search_path = pg_catalog, pg_temp as $$
   insert into two_tower.model_weights (tower, state, verdict, config, metrics, parent_version,
     trained_from, held_out_from, decided_at)
   values (p_tower, 'rejected', 'rejected: ' || p_reason, p_config, p_metrics, p_parent_version,
@@ -184,4 +207,4 @@ returns bigint language sql set search_path = pg_catalog, pg_temp as $$
   returning version;
 $$;
 comment on function two_tower.reject_training(text, text, jsonb, jsonb, bigint, bigint, bigint) is
-  'Records a training that gave nothing to judge, such as weights that are not finite, which no table takes. Returns the number of the version, which is rejected.';
+  'Records a training that gave nothing to judge, such as weights that are not finite, which no table takes. Returns the number of the version, which is rejected. Definer: workers have no grant on tables.';

@@ -288,7 +288,7 @@ begin
 end
 $$;
 comment on function two_tower.learn_from_events() is
-  'Definer: who inserts an event has no grant on embeddings, and learns only through this. Learns the events of a statement. Fires at the origin only: replicated rows bring their embeddings with them.';
+  'Learns the events of a statement. Fires at the origin only: replicated rows bring their embeddings with them. Definer: who inserts an event has no grant on embeddings, and learns only through this.';
 create trigger learn_from_events after insert on public.engagement_events
   referencing new table as new_events
     for each statement execute function two_tower.learn_from_events();

@@ -11,7 +11,7 @@ begin
   return null;
 end
 $$;
-comment on function two_tower.request_post_encoding() is 'Definer: authors have no grant on embeddings. Asks for an encoding of new posts.';
+comment on function two_tower.request_post_encoding() is 'Asks for an encoding of new posts. Definer: authors have no grant on embeddings.';
 create trigger request_post_encoding after insert on public.posts
   referencing new table as new_posts
     for each statement execute function two_tower.request_post_encoding();
@@ -46,7 +46,7 @@ begin
 end
 $$;
 comment on function two_tower.follow_post_changes() is
-  'Definer: authors have no grant on embeddings. Asks for an encoding of changed texts, and copies to live_embeddings what ranking reads of a post. Locks posts in the order in which learning locks them.';
+  'Asks for an encoding of changed texts, and copies to live_embeddings what ranking reads of a post. Locks posts in the order in which learning locks them. Definer: authors have no grant on embeddings.';
 create trigger follow_post_changes after update on public.posts
   referencing old table as old_posts new table as new_posts
   for each statement execute function two_tower.follow_post_changes();
@@ -61,7 +61,7 @@ begin
   return null;
 end
 $$;
-comment on function two_tower.request_profile_encoding() is 'Definer: users have no grant on embeddings. Asks for an encoding of a new or changed profile.';
+comment on function two_tower.request_profile_encoding() is 'Asks for an encoding of a new or changed profile. Definer: users have no grant on embeddings.';
 create trigger request_profile_encoding after insert on public.profiles
   for each row when (new.bio is not null or new.interests is not null)
   execute function two_tower.request_profile_encoding();
@@ -71,18 +71,18 @@ create trigger request_profile_reencoding after update of bio, interests on publ
 
 create function two_tower.posts_to_encode(p_limit integer default 256)
 returns table (post_id bigint, request integer, content text)
-language sql stable set search_path = pg_catalog, pg_temp as $$
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
   select b.post_id, b.request, p.content
   from two_tower.base_embeddings b join public.posts p on p.id = b.post_id
   where b.base_embedding is null and p.deleted_at is null
   order by b.requested_at, b.post_id
   limit p_limit;
 $$;
-comment on function two_tower.posts_to_encode(integer) is 'Returns at most p_limit posts whose text waits for the encoder, oldest request first.';
+comment on function two_tower.posts_to_encode(integer) is 'Returns at most p_limit posts whose text waits for the encoder, oldest request first. Definer: workers have no grant on tables.';
 
 create function two_tower.profiles_to_encode(p_limit integer default 256)
 returns table (user_id uuid, request integer, content text)
-language sql stable set search_path = pg_catalog, pg_temp as $$
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
   select e.user_id, e.request,
     concat_ws('. ', nullif(p.bio, ''), array_to_string(p.interests, ', '))
   from two_tower.profile_embeddings e join public.profiles p on p.user_id = e.user_id
@@ -90,14 +90,14 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   order by e.requested_at, e.user_id
   limit p_limit;
 $$;
-comment on function two_tower.profiles_to_encode(integer) is 'Returns at most p_limit profiles whose text waits for the encoder, oldest request first.';
+comment on function two_tower.profiles_to_encode(integer) is 'Returns at most p_limit profiles whose text waits for the encoder, oldest request first. Definer: workers have no grant on tables.';
 
 -- Where the encoder hands in what it computed. New posts get their live embedding, then deferred
 -- events are learned, and only then are rows touched that others may hold. So no lock is waited for
 -- while one is held out of order.
 create function two_tower.store_base_embeddings(
   p_post_ids bigint[], p_embeddings extensions.vector[], p_requests integer[] default null
-) returns integer language plpgsql set search_path = pg_catalog, pg_temp as $$
+) returns integer language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   v_new bigint[];
   v_stored bigint[];
@@ -163,4 +163,4 @@ begin
 end
 $$;
 comment on function two_tower.store_base_embeddings(bigint[], extensions.vector[], integer[]) is
-  'Stores base embeddings, projects them with the candidate tower, and learns at most 500 of the events that waited for them. Passes over an encoding of a text that has changed since (another request number). Returns how many it stored. Raises 22023 for arrays of different lengths.';
+  'Stores base embeddings, projects them with the candidate tower, and learns at most 500 of the events that waited for them. Passes over an encoding of a text that has changed since (another request number). Returns how many it stored. Raises 22023 for arrays of different lengths. Definer: workers have no grant on tables.';

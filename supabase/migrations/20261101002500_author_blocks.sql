@@ -84,7 +84,7 @@ begin
   return null;
 end
 $$;
-comment on function two_tower.learn_from_blocks() is 'Definer: who blocks an author has no grant on embeddings. Moves the authors of new blocks. Learns nothing while learning is frozen.';
+comment on function two_tower.learn_from_blocks() is 'Moves the authors of new blocks. Learns nothing while learning is frozen. Definer: who blocks an author has no grant on embeddings.';
 create trigger learn_from_blocks after insert on public.author_blocks
   referencing new table as new_blocks
   for each statement execute function two_tower.learn_from_blocks();
@@ -108,7 +108,7 @@ begin
   return null;
 end
 $$;
-comment on function two_tower.unlearn_blocks() is 'Definer: who lifts a block has no grant on embeddings. Takes back the step of each lifted block.';
+comment on function two_tower.unlearn_blocks() is 'Takes back the step of each lifted block. Definer: who lifts a block has no grant on embeddings.';
 create trigger unlearn_blocks after delete on public.author_blocks
   referencing old table as old_blocks
   for each statement execute function two_tower.unlearn_blocks();

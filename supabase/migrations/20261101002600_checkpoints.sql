@@ -69,4 +69,4 @@ begin
   return v_dropped;
 end
 $$;
-comment on function two_tower.drop_old_checkpoints() is 'Definer: workers own no table. Keeps the newest settings.checkpoints_kept checkpoints, the newest good one, and the one that is being rolled back to. Drops the others. Returns how many.';
+comment on function two_tower.drop_old_checkpoints() is 'Keeps the newest settings.checkpoints_kept checkpoints, the newest good one, and the one that is being rolled back to. Drops the others. Returns how many. Definer: workers own no table.';

@@ -17,7 +17,7 @@ begin
   return null;
 end
 $$;
-comment on function two_tower.request_erasure() is 'Definer: Auth deletes users, and has no grant here. Asks for the erasure of deleted users.';
+comment on function two_tower.request_erasure() is 'Asks for the erasure of deleted users. Definer: Auth deletes users, and has no grant here.';
 create trigger request_erasure after delete on auth.users
   referencing old table as old_users
   for each statement execute function two_tower.request_erasure();

@@ -62,7 +62,8 @@ comment on function two_tower.enqueue_job(text, text, jsonb) is
 
 create function two_tower.claim_job(
   p_worker text, p_kinds text[] default null, p_lease interval default '1 minute'
-) returns setof two_tower.jobs language plpgsql set search_path = pg_catalog, pg_temp as $$
+) returns setof two_tower.jobs
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
   if p_worker is null or p_lease is null or p_lease <= '0' then
     raise exception 'a claim needs the name of a worker and a lease above zero'
@@ -95,7 +96,7 @@ begin
 end
 $$;
 comment on function two_tower.claim_job(text, text[], interval) is
-  'Claims the job that has been due longest, or whose lease ended. Returns no row when there is none. Skips jobs that others are claiming, and pending jobs of a kind and subject of which one is running. Makes at most ten jobs dead whose lease ended on their last attempt. Raises 22023 without a worker or a lease.';
+  'Claims the job that has been due longest, or whose lease ended. Returns no row when there is none. Skips jobs that others are claiming, and pending jobs of a kind and subject of which one is running. Makes at most ten jobs dead whose lease ended on their last attempt. Raises 22023 without a worker or a lease. Definer: workers have no grant on tables.';
 
 create function two_tower.lock_own_job(p_job_id bigint, p_worker text) returns two_tower.jobs
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -116,7 +117,7 @@ comment on function two_tower.lock_own_job(bigint, text) is 'Locks the job, and 
 
 create function two_tower.heartbeat_job(p_job_id bigint, p_worker text,
   p_lease interval default '1 minute')
-returns timestamptz language plpgsql set search_path = pg_catalog, pg_temp as $$
+returns timestamptz language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   v_job two_tower.jobs := two_tower.lock_own_job(p_job_id, p_worker);
 begin
@@ -125,10 +126,10 @@ begin
   return v_job.lease_until;
 end
 $$;
-comment on function two_tower.heartbeat_job(bigint, text, interval) is 'Extends the lease, and returns its new end. Raises TT003 when the worker has lost the job.';
+comment on function two_tower.heartbeat_job(bigint, text, interval) is 'Extends the lease, and returns its new end. Raises TT003 when the worker has lost the job. Definer: workers have no grant on tables.';
 
 create function two_tower.complete_job(p_job_id bigint, p_worker text, p_result jsonb default '{}')
-returns void language plpgsql set search_path = pg_catalog, pg_temp as $$
+returns void language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   v_job two_tower.jobs := two_tower.lock_own_job(p_job_id, p_worker);
 begin
@@ -137,10 +138,10 @@ begin
   where id = v_job.id;
 end
 $$;
-comment on function two_tower.complete_job(bigint, text, jsonb) is 'Makes the job done. Raises TT003 when the worker has lost it.';
+comment on function two_tower.complete_job(bigint, text, jsonb) is 'Makes the job done. Raises TT003 when the worker has lost it. Definer: workers have no grant on tables.';
 
 create function two_tower.fail_job(p_job_id bigint, p_worker text, p_error text) returns text
-language plpgsql set search_path = pg_catalog, pg_temp as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   v_job two_tower.jobs := two_tower.lock_own_job(p_job_id, p_worker);
   v_state text := 'pending';
@@ -165,7 +166,7 @@ exception when unique_violation then
 end
 $$;
 comment on function two_tower.fail_job(bigint, text, text) is
-  'Records that the job failed, and returns its state. The job is tried again after 4, 8, 16 ... seconds, at most an hour. It is dead after max_attempts, or when another one of its kind and subject is pending. Raises TT003 when the worker has lost it.';
+  'Records that the job failed, and returns its state. The job is tried again after 4, 8, 16 ... seconds, at most an hour. It is dead after max_attempts, or when another one of its kind and subject is pending. Raises TT003 when the worker has lost it. Definer: workers have no grant on tables.';
 
 create function two_tower.prune_jobs(p_limit integer default 1000) returns integer
 language plpgsql set search_path = pg_catalog, pg_temp as $$

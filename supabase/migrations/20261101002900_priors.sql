@@ -59,7 +59,7 @@ comment on function two_tower.store_priors(two_tower.user_prior[]) is
 
 create function two_tower.store_user_encodings(
   p_version bigint, p_user_ids uuid[], p_embeddings extensions.vector[]
-) returns integer language plpgsql set search_path = pg_catalog, pg_temp as $$
+) returns integer language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   v_weights jsonb := (select config -> 'prior_weights' from two_tower.model_weights
     where version = p_version and version = two_tower.active_version('user_tower'));
@@ -77,10 +77,10 @@ begin
 end
 $$;
 comment on function two_tower.store_user_encodings(bigint, uuid[], extensions.vector[]) is
-  'Stores vectors of the active user tower as priors, with the weight that the gate chose for each user''s class. Where that is 0, the profile gives the prior. Returns how many users there were. Raises 22023 for a version that does not serve.';
+  'Stores vectors of the active user tower as priors, with the weight that the gate chose for each user''s class. Where that is 0, the profile gives the prior. Returns how many users there were. Raises 22023 for a version that does not serve. Definer: workers have no grant on tables.';
 
 create function two_tower.project_profiles(p_after uuid, p_limit integer default 500)
-returns uuid language plpgsql set search_path = pg_catalog, pg_temp as $$
+returns uuid language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   v_priors two_tower.user_prior[] := array(
     select b
@@ -95,11 +95,11 @@ begin
 end
 $$;
 comment on function two_tower.project_profiles(uuid, integer) is
-  'Projects profiles with the active candidate tower again. Takes at most p_limit users after p_after, by id, whose prior comes from the profile. Returns the last user, or null when there was none.';
+  'Projects profiles with the active candidate tower again. Takes at most p_limit users after p_after, by id, whose prior comes from the profile. Returns the last user, or null when there was none. Definer: workers have no grant on tables.';
 
 create function two_tower.store_profile_embeddings(
   p_user_ids uuid[], p_embeddings extensions.vector[], p_requests integer[]
-) returns integer language plpgsql set search_path = pg_catalog, pg_temp as $$
+) returns integer language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   v_priors two_tower.user_prior[];
   v_stored integer;
@@ -125,4 +125,4 @@ begin
 end
 $$;
 comment on function two_tower.store_profile_embeddings(uuid[], extensions.vector[], integer[]) is
-  'Stores encoded profiles. Projects them with the candidate tower, and gives their users that prior, unless they have one of the user tower. Passes over an encoding of a text that has changed since (another request number). Returns how many it stored.';
+  'Stores encoded profiles. Projects them with the candidate tower, and gives their users that prior, unless they have one of the user tower. Passes over an encoding of a text that has changed since (another request number). Returns how many it stored. Definer: workers have no grant on tables.';

@@ -28,7 +28,7 @@ comment on function two_tower.newest_examples(bigint, boolean, integer) is
   'Returns the newest p_limit learned events before the event p_before (null: all), newest first. p_label: only events with this label; null: with any. Both vectors are as they stood before the event. Walks the events by id, and looks each example up by its key, so that training_examples needs no other index.';
 
 create function two_tower.held_out_from() returns bigint
-language sql stable set search_path = pg_catalog, pg_temp as $$
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
   select min(x.event_id) from (
     select n.event_id, row_number() over (order by n.event_id desc) as place, count(*) over () as n
     from two_tower.settings s
@@ -36,7 +36,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   ) x where x.place <= greatest(1, x.n / 2);
 $$;
 comment on function two_tower.held_out_from() is
-  'Returns t0: from this event id on are the newest settings.gate_events positives. Where there are fewer than twice as many, half of them are. They are for the gate; earlier events are for training. Returns null when there are none.';
+  'Returns t0: from this event id on are the newest settings.gate_events positives. Where there are fewer than twice as many, half of them are. They are for the gate; earlier events are for training. Returns null when there are none. Definer: workers have no grant on tables.';
 
 create function two_tower.posts_as_of(p_before bigint)
 returns table (post_id bigint, embedding extensions.vector, engagements integer)
@@ -53,7 +53,7 @@ comment on function two_tower.posts_as_of(bigint) is
 create function two_tower.candidate_tower_pairs(p_before bigint)
 returns table (event_id bigint, label boolean, user_emb extensions.vector, post_id bigint,
   negative_ids bigint[])
-language sql stable set search_path = pg_catalog, pg_temp as $$
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
   with positive as (
     select n.* from two_tower.settings s
       cross join two_tower.newest_examples(p_before, true, s.candidate_tower_pairs) n
@@ -77,56 +77,56 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   where extensions.vector_norm(e.user_emb::extensions.vector) > 0;
 $$;
 comment on function two_tower.candidate_tower_pairs(bigint) is
-  'Returns what the candidate tower is trained on. label true: the newest settings.candidate_tower_pairs positives before t0, with their negatives. label false: the explicit negatives of the same time. Leaves out withdrawn signals, and negatives that the user had engaged with by then.';
+  'Returns what the candidate tower is trained on. label true: the newest settings.candidate_tower_pairs positives before t0, with their negatives. label false: the explicit negatives of the same time. Leaves out withdrawn signals, and negatives that the user had engaged with by then. Definer: workers have no grant on tables.';
 
 create function two_tower.read_base_embeddings(p_post_ids bigint[])
 returns table (post_id bigint, base_embedding extensions.vector)
-language sql stable set search_path = pg_catalog, pg_temp as $$
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
   select b.post_id, b.base_embedding from two_tower.base_embeddings b
   where b.post_id = any (p_post_ids) and b.base_embedding is not null order by b.post_id;
 $$;
-comment on function two_tower.read_base_embeddings(bigint[]) is 'Returns the base embeddings of those of the posts that have one.';
+comment on function two_tower.read_base_embeddings(bigint[]) is 'Returns the base embeddings of those of the posts that have one. Definer: workers have no grant on tables.';
 
 create function two_tower.live_anchors(p_before bigint, p_limit integer default 5000)
 returns table (post_id bigint, embedding extensions.vector, engagements integer)
-language sql stable set search_path = pg_catalog, pg_temp as $$
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
   select p.post_id, p.embedding, p.engagements from two_tower.posts_as_of(p_before) p
   order by p.engagements desc, p.post_id limit p_limit;
 $$;
 comment on function two_tower.live_anchors(bigint, integer) is
-  'Returns the anchors: the p_limit most engaged posts with their vectors before t0. A new tower is fitted to them, so that it projects into the space in which the live embeddings are.';
+  'Returns the anchors: the p_limit most engaged posts with their vectors before t0. A new tower is fitted to them, so that it projects into the space in which the live embeddings are. Definer: workers have no grant on tables.';
 
 create function two_tower.users_to_train(p_before bigint) returns setof uuid
-language sql stable set search_path = pg_catalog, pg_temp as $$
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
   select n.user_id from two_tower.settings s
     cross join two_tower.newest_examples(p_before, true, s.examples_read) n
   group by n.user_id, s.user_tower_users order by max(n.event_id) desc
   limit (select user_tower_users from two_tower.settings);
 $$;
-comment on function two_tower.users_to_train(bigint) is 'Returns at most settings.user_tower_users users: those with the newest positives before t0.';
+comment on function two_tower.users_to_train(bigint) is 'Returns at most settings.user_tower_users users: those with the newest positives before t0. Definer: workers have no grant on tables.';
 
 create function two_tower.users_to_judge(p_from bigint) returns setof uuid
-language sql stable set search_path = pg_catalog, pg_temp as $$
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
   select distinct n.user_id from two_tower.settings s
     cross join two_tower.newest_examples(null, true, 2 * s.gate_events) n
   where n.event_id >= p_from order by n.user_id;
 $$;
-comment on function two_tower.users_to_judge(bigint) is 'Returns the users with positives from t0 on. The gate asks for their vectors as of t0.';
+comment on function two_tower.users_to_judge(bigint) is 'Returns the users with positives from t0 on. The gate asks for their vectors as of t0. Definer: workers have no grant on tables.';
 
 create function two_tower.users_to_encode(p_after uuid, p_limit integer default 500)
-returns setof uuid language sql stable set search_path = pg_catalog, pg_temp as $$
+returns setof uuid language sql stable security definer set search_path = pg_catalog, pg_temp as $$
   select u.user_id from two_tower.user_embeddings u cross join two_tower.settings s
   where u.user_id > p_after and u.engagement_count > 0
     and u.updated_at > two_tower.now() - s.active_user_window
   order by u.user_id limit p_limit;
 $$;
 comment on function two_tower.users_to_encode(uuid, integer) is
-  'Returns at most p_limit users after p_after, in order of id, who engaged within settings.active_user_window. Read in batches, so that no job holds all users.';
+  'Returns at most p_limit users after p_after, in order of id, who engaged within settings.active_user_window. Read in batches, so that no job holds all users. Definer: workers have no grant on tables.';
 
 create function two_tower.user_histories(p_before bigint, p_user_ids uuid[])
 returns table (user_id uuid, author_ids uuid[], event_types text[], is_positive boolean[],
   hours double precision[], embeddings extensions.vector[], post_ids bigint[], oldest_event bigint)
-language sql stable set search_path = pg_catalog, pg_temp as $$
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
   with post as materialized (
     select p.post_id, p.embedding from two_tower.posts_as_of(p_before) p where p_before is not null
   )
@@ -158,13 +158,13 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   group by a.user_id;
 $$;
 comment on function two_tower.user_histories(bigint, uuid[]) is
-  'Returns learned engagements of users before t0, oldest first, with the posts'' vectors as they stood then. The user tower is trained on them, and judged by them. For t0 null, returns those of now with live embeddings, which the user tower encodes.';
+  'Returns learned engagements of users before t0, oldest first, with the posts'' vectors as they stood then. The user tower is trained on them, and judged by them. For t0 null, returns those of now with live embeddings, which the user tower encodes. Definer: workers have no grant on tables.';
 
 -- Ids of the range, drawn by a hash of t0: uniform, without sorting all posts, and the same again
 -- for the same data.
 create function two_tower.random_posts_as_of(p_before bigint, p_count integer default 2000)
 returns table (post_id bigint, hours double precision, embedding extensions.vector)
-language sql stable set search_path = pg_catalog, pg_temp as $$
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
   with bounds as (
     select min(v.post_id) as low, max(v.post_id) - min(v.post_id) + 1 as span
     from two_tower.live_embeddings v where v.slot = (select active_slot from two_tower.state)
@@ -183,20 +183,20 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   order by d.turn limit p_count;
 $$;
 comment on function two_tower.random_posts_as_of(bigint, integer) is
-  'Returns negatives for the user tower: a uniform sample of at most p_count posts. embedding: the vector before t0. hours: the post''s time. Leaves out posts that were untouched then and are touched now.';
+  'Returns negatives for the user tower: a uniform sample of at most p_count posts. embedding: the vector before t0. hours: the post''s time. Leaves out posts that were untouched then and are touched now. Definer: workers have no grant on tables.';
 
 create function two_tower.event_types_to_train()
 returns table (event_type text, is_positive boolean)
-language sql stable set search_path = pg_catalog, pg_temp as $$
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
   select s.event_type, coalesce(s.label, false) from two_tower.signals s order by s.bit;
 $$;
 comment on function two_tower.event_types_to_train() is
-  'Returns all event types in the order of the rows of action.weight, and whether each is a positive to predict.';
+  'Returns all event types in the order of the rows of action.weight, and whether each is a positive to predict. Definer: workers have no grant on tables.';
 
 create function two_tower.read_author_embeddings(p_author_ids uuid[])
 returns table (author_id uuid, embedding extensions.vector)
-language sql stable set search_path = pg_catalog, pg_temp as $$
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
   select a.author_id, a.embedding from two_tower.author_embeddings a
   where a.author_id = any (p_author_ids) order by a.author_id;
 $$;
-comment on function two_tower.read_author_embeddings(uuid[]) is 'Returns the embeddings of those of the authors that have one.';
+comment on function two_tower.read_author_embeddings(uuid[]) is 'Returns the embeddings of those of the authors that have one. Definer: workers have no grant on tables.';

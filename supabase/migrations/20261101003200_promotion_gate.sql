@@ -114,7 +114,7 @@ comment on function two_tower.held_out_posts(bigint) is
   'Returns the positives from t0 on and their negatives, with user and post as they stood at the event. is_untouched: the post was untouched at t0. Leaves out negatives that the user has engaged with since.';
 
 create function two_tower.judge_candidate_tower(p_version bigint) returns boolean
-language plpgsql set search_path = pg_catalog, pg_temp as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   v_from bigint := (select held_out_from from two_tower.model_weights where version = p_version);
   v_active bigint := two_tower.active_version('candidate_tower');
@@ -147,7 +147,7 @@ begin
 end
 $$;
 comment on function two_tower.judge_candidate_tower(bigint) is
-  'Judges a candidate tower, on the held-out positives that it would change: the post or one of its negatives was untouched at t0. Returns whether it was accepted. Raises 22023 for a version that is no candidate, or was judged already.';
+  'Judges a candidate tower, on the held-out positives that it would change: the post or one of its negatives was untouched at t0. Returns whether it was accepted. Raises 22023 for a version that is no candidate, or was judged already. Definer: workers have no grant on tables.';
 
 -- Each event with the part of the user vector that no version changes. That is the sum over the
 -- engagements before it, as encode_user() forms it.
@@ -243,7 +243,7 @@ comment on function two_tower.rank_held_out_posts(bigint, uuid[], extensions.vec
 -- largest gain over weight 0, less one standard error: a weight has to show that it helps.
 create function two_tower.judge_user_tower(p_version bigint, p_user_ids uuid[],
   p_candidate extensions.vector[], p_active extensions.vector[]) returns boolean
-language plpgsql set search_path = pg_catalog, pg_temp as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   v_from bigint := (select held_out_from from two_tower.model_weights where version = p_version);
   v_weights jsonb;
@@ -281,7 +281,7 @@ begin
 end
 $$;
 comment on function two_tower.judge_user_tower(bigint, uuid[], extensions.vector[], extensions.vector[]) is
-  'Chooses the weight of the prior for each class of users, and judges the version by it. p_candidate and p_active: what the version and the active one make of the histories before t0 (null if none is active). Returns whether the version was accepted. Raises 22023 for a version that is no candidate, or was judged already.';
+  'Chooses the weight of the prior for each class of users, and judges the version by it. p_candidate and p_active: what the version and the active one make of the histories before t0 (null if none is active). Returns whether the version was accepted. Raises 22023 for a version that is no candidate, or was judged already. Definer: workers have no grant on tables.';
 
 create function two_tower.force_version(p_version bigint, p_reason text) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$

@@ -143,7 +143,7 @@ begin
 end
 $$;
 comment on function two_tower.build_serving_index(text) is
-  'Definer: workers own no table. Builds the side that nobody reads from the live embeddings, and points to it. Switches to a new version too, where its slot is full. Readers never wait, writers only for the last moment. All or nothing: a crash leaves what served. Returns the id of the build. Raises 55P03 while another build or a checkpoint runs, and 55000 when the switch changed meanwhile.';
+  'Builds the side that nobody reads from the live embeddings, and points to it. Switches to a new version too, where its slot is full. Readers never wait, writers only for the last moment. All or nothing: a crash leaves what served. Returns the id of the build. Raises 55P03 while another build or a checkpoint runs, and 55000 when the switch changed meanwhile. Definer: workers own no table.';
 
 create function two_tower.copy_to_serving_index(p_post_ids bigint[]) returns integer
 language plpgsql set search_path = pg_catalog, pg_temp as $$

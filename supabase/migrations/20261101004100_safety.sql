@@ -151,7 +151,7 @@ begin
   return v_id;
 end
 $$;
-comment on function two_tower.checkpoint(text) is 'Definer: workers own no table. Takes a snapshot, audits it, and drops old ones. Returns its id. p_reason: operator, or null for daily or, after a change of the candidate tower, promotion. Writes about 20 MB a second, and keeps no reader or learner waiting.';
+comment on function two_tower.checkpoint(text) is 'Takes a snapshot, audits it, and drops old ones. Returns its id. p_reason: operator, or null for daily or, after a change of the candidate tower, promotion. Writes about 20 MB a second, and keeps no reader or learner waiting. Definer: workers own no table.';
 
 create function two_tower.freeze_on_drift() returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$

@@ -24,7 +24,7 @@ returns table (
   select * from two_tower.recommend_for(two_tower.require_user(), p_limit, p_exclude);
 $$;
 comment on function two_tower.recommend_to_caller(integer, bigint[]) is
-  'Definer: reads embeddings, on which clients have no grant, for the caller only. The core of recommend().';
+  'The core of recommend(). Definer: reads embeddings, on which clients have no grant, for the caller only.';
 
 create function public.recommend(p_limit integer default 20, p_exclude bigint[] default '{}')
 returns table (
@@ -72,7 +72,7 @@ begin
   limit case when v_vector is null then 0 else least(100, greatest(1, coalesce(p_limit, 20))) end;
 end
 $$;
-comment on function two_tower.similar_posts_for_caller(bigint, integer) is 'Definer: reads embeddings, on which clients have no grant. The core of similar_posts().';
+comment on function two_tower.similar_posts_for_caller(bigint, integer) is 'The core of similar_posts(). Definer: reads embeddings, on which clients have no grant.';
 
 create function public.similar_posts(p_post_id bigint, p_limit integer default 20)
 returns table (post_id bigint, author_id uuid, content text, created_at timestamptz,
@@ -96,7 +96,7 @@ language sql stable security definer set search_path = pg_catalog, pg_temp as $$
   order by c.popularity desc, p.id desc
   limit least(100, greatest(1, coalesce(p_limit, 20)));
 $$;
-comment on function two_tower.popular_posts_for_caller(integer) is 'Definer: reads popularity, on which clients have no grant. The core of popular_posts().';
+comment on function two_tower.popular_posts_for_caller(integer) is 'The core of popular_posts(). Definer: reads popularity, on which clients have no grant.';
 
 create function public.popular_posts(p_limit integer default 20)
 returns table (post_id bigint, author_id uuid, content text, created_at timestamptz,
@@ -168,7 +168,7 @@ returns table (
   select * from two_tower.explain_for(two_tower.require_user(), p_post_id);
 $$;
 comment on function two_tower.explain_to_caller(bigint) is
-  'Definer: reads embeddings for the caller only. The core of explain_recommendation().';
+  'The core of explain_recommendation(). Definer: reads embeddings for the caller only.';
 
 create function public.explain_recommendation(p_post_id bigint)
 returns table (
@@ -198,7 +198,7 @@ begin
 end
 $$;
 comment on function two_tower.begin_batch() is
-  'Definer: locks the caller''s own row, so that a batch and its retry do not run at once. Returns since when a client_event_id is remembered.';
+  'Returns since when a client_event_id is remembered. Definer: locks the caller''s own row, so that a batch and its retry do not run at once.';
 
 create function public.record_engagements(p_events jsonb)
 returns table (client_event_id uuid, event_id bigint, created_at timestamptz)

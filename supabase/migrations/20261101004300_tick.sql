@@ -83,7 +83,7 @@ $$;
 comment on function two_tower.take_step() is 'Takes one bounded step of what was deferred, in turn. Takes the flip when nothing else is left, a slot is full and no serving index is needed. Returns the step and its count, or {} if nothing was left to do. A step that fails changes nothing, opens an alert, and is tried again in its turn.';
 
 create function two_tower.tick() returns jsonb
-language plpgsql set search_path = pg_catalog, pg_temp as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   v_started text[];
   v_done record;
@@ -114,7 +114,7 @@ begin
 end
 $$;
 comment on function two_tower.tick() is
-  'Does what is due, in bounded steps, and returns what it did. Call it at any time, from anywhere: one runs at a time, and one makes up for missed calls.';
+  'Does what is due, in bounded steps, and returns what it did. Call it at any time, from anywhere: one runs at a time, and one makes up for missed calls. Definer: workers have no grant on tables.';
 
 create function two_tower.prune_cron_history() returns integer
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
@@ -132,7 +132,7 @@ begin
 end
 $$;
 comment on function two_tower.prune_cron_history() is
-  'Definer: workers have no grant on cron. Deletes what pg_cron keeps of ticks that ended more than a day ago: 17,280 rows a day. Returns how many.';
+  'Deletes what pg_cron keeps of ticks that ended more than a day ago: 17,280 rows a day. Returns how many. Definer: workers have no grant on cron.';
 
 do $$
 begin

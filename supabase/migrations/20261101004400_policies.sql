@@ -51,6 +51,43 @@ grant execute on function
   two_tower.begin_batch()
   to authenticated;
 
+-- A worker can do its work and nothing else: it calls these functions, and has no grant on a table.
+-- Its login is a member: create role worker login password '...' in role two_tower_worker.
+do $$
+begin
+  if not exists (select from pg_catalog.pg_roles where rolname = 'two_tower_worker') then
+    create role two_tower_worker nologin;
+  end if;
+exception when duplicate_object or unique_violation then
+  null; -- another database of this server made it at the same moment
+end
+$$;
+grant usage on schema two_tower, extensions to two_tower_worker;
+grant execute on function
+  two_tower.tick(), two_tower.claim_job(text, text[], interval),
+  two_tower.heartbeat_job(bigint, text, interval), two_tower.complete_job(bigint, text, jsonb),
+  two_tower.fail_job(bigint, text, text),
+  two_tower.posts_to_encode(integer), two_tower.profiles_to_encode(integer),
+  two_tower.store_base_embeddings(bigint[], extensions.vector[], integer[]),
+  two_tower.store_profile_embeddings(uuid[], extensions.vector[], integer[]),
+  two_tower.read_settings(), two_tower.active_version(text), two_tower.read_version(bigint),
+  two_tower.read_tensors(bigint), two_tower.read_model_authors(bigint),
+  two_tower.held_out_from(), two_tower.candidate_tower_pairs(bigint),
+  two_tower.read_base_embeddings(bigint[]), two_tower.live_anchors(bigint, integer),
+  two_tower.users_to_train(bigint), two_tower.users_to_judge(bigint),
+  two_tower.users_to_encode(uuid, integer), two_tower.user_histories(bigint, uuid[]),
+  two_tower.random_posts_as_of(bigint, integer), two_tower.event_types_to_train(),
+  two_tower.read_author_embeddings(uuid[]),
+  two_tower.store_weights(text, text[], integer[], extensions.vector[], jsonb, jsonb, bigint,
+    bigint, bigint, uuid[], extensions.vector[]),
+  two_tower.reject_training(text, text, jsonb, jsonb, bigint, bigint, bigint),
+  two_tower.judge_candidate_tower(bigint),
+  two_tower.judge_user_tower(bigint, uuid[], extensions.vector[], extensions.vector[]),
+  two_tower.store_user_encodings(bigint, uuid[], extensions.vector[]),
+  two_tower.project_profiles(uuid, integer), two_tower.build_serving_index(text),
+  two_tower.check_serving_index(integer)
+  to two_tower_worker;
+
 alter table public.profiles enable row level security;
 alter table public.posts enable row level security;
 alter table public.follows enable row level security;

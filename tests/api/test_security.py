@@ -133,7 +133,7 @@ def test_every_definer_function_says_why(db: Connection) -> None:
         names(
             db,
             "select proname from pg_proc where pronamespace = 'two_tower'::regnamespace"
-            " and prosecdef and obj_description(oid, 'pg_proc') not like 'Definer%%'",
+            " and prosecdef and obj_description(oid, 'pg_proc') not like '%%Definer: %%'",
         )
         == []
     )

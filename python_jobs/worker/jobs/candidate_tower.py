@@ -28,7 +28,7 @@ def train_candidate_tower(connection: Connection) -> dict[str, Any]:
     if not len(data.user):
         return {"skipped": "no positives before those that are held out"}
     parent = value(connection, "select two_tower.active_version('candidate_tower')")
-    loss = value(connection, "select candidate_tower_loss from two_tower.settings")
+    loss = value(connection, "select candidate_tower_loss from two_tower.read_settings()")
     result = train_candidate(data, load(connection, parent)[0], CandidateConfig(loss=loss))
     first = min(pair.event_id for pair in pairs)
     version = store(connection, "candidate_tower", result, Origin(parent, first, held_out))

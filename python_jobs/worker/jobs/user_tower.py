@@ -40,8 +40,8 @@ def train_user_tower(connection: Connection) -> dict[str, Any]:
 
 
 def encode_active_users(connection: Connection) -> dict[str, Any]:
-    """Gives users their base vectors anew: those of settings.active_user_window by the user tower
-    that serves, and profiles by the candidate tower that serves."""
+    """Gives users their priors anew: those of settings.active_user_window by the user tower that
+    serves, and profiles by the candidate tower that serves."""
     last: UUID | None = NOBODY
     while last := value(connection, "select two_tower.project_profiles(%s)", last):
         pass
@@ -88,7 +88,7 @@ def _train(connection: Connection) -> dict[str, Any]:
         matrix([post.embedding for post in posts], 128),
         np.array([post.hours for post in posts], dtype=float),
     )
-    loss = value(connection, "select user_tower_loss from two_tower.settings")
+    loss = value(connection, "select user_tower_loss from two_tower.read_settings()")
     result = train_user(
         [_history(row, authors, event_types) for row in found],
         pool,
@@ -118,9 +118,7 @@ def judge_user_tower(
 ) -> bool:
     """Has a version judged: encodes the users with held-out events by it and by the active one, as
     of t0; SQL does the rest. learned: what the version learned of authors."""
-    held_out = value(
-        connection, "select held_out_from from two_tower.model_weights where version = %s", number
-    )
+    held_out = value(connection, "select held_out_from from two_tower.read_version(%s)", number)
     serving = value(connection, "select two_tower.active_version('user_tower')")
     active = Version(*load(connection, serving)) if serving else None
     ids = _ids(connection, "select two_tower.users_to_judge(%s) as id", held_out)

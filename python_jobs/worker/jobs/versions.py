@@ -29,20 +29,16 @@ def matrix(vectors: list[Any], width: int) -> np.ndarray:
 def load(connection: Connection, version: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Tensors and config of a version. Raises ValueError when rows of a tensor are missing."""
     stored = rows(
-        connection,
-        "select name, row_index, row from two_tower.model_tensors where version = %s",
-        version,
+        connection, "select name, row_index, row from two_tower.read_tensors(%s)", version
     )
-    config = value(
-        connection, "select config from two_tower.model_weights where version = %s", version
-    )
+    config = value(connection, "select config from two_tower.read_version(%s)", version)
     return from_rows((name, index, array(row)) for name, index, row in stored), config
 
 
 def load_authors(connection: Connection, version: int) -> dict[Any, np.ndarray]:
     """What a version of the user tower learned of authors [64] each."""
-    query = "select author_id, embedding from two_tower.model_authors where version = %s"
-    found = rows(connection, query + " order by author_id", version)
+    query = "select author_id, embedding from two_tower.read_model_authors(%s)"
+    found = rows(connection, query, version)
     return {author: array(embedding) for author, embedding in found}
 
 
