@@ -35,6 +35,17 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
 $$;
 comment on function two_tower.make_storage_clause(regclass) is 'Returns the storage options of a table''s partitions as a clause of create table, or an empty text.';
 
+-- The app may add columns and drop them. Two partitions may have them in different order, and no
+-- statement writes a generated one.
+create function two_tower.stored_columns(p_table regclass) returns text
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select string_agg(quote_ident(a.attname), ', ' order by a.attnum)
+  from pg_catalog.pg_attribute a
+  where a.attrelid = p_table and a.attnum > 0 and not a.attisdropped and a.attgenerated = '';
+$$;
+comment on function two_tower.stored_columns(regclass) is 'Returns the columns of a table as a list in SQL, without generated ones.';
+
+-- An identity column is the parent's: a partition takes it on when it is attached.
 -- Attaching takes a weaker lock on the parent than creating a partition in place, so writers go on.
 create function two_tower.create_partition(p_table regclass, p_starts_at timestamptz,
   p_ends_at timestamptz)
@@ -42,15 +53,16 @@ returns void language plpgsql set search_path = pg_catalog, pg_temp set timezone
 declare
   v_relation text := (select relname from pg_catalog.pg_class where oid = p_table);
   v_name text := format('%s_%s', v_relation, to_char(p_starts_at, 'YYYYMMDD'));
+  v_columns text := two_tower.stored_columns(p_table);
 begin
-  execute format('create table two_tower.%I (like %s including all) %s', v_name, p_table,
-    two_tower.make_storage_clause(p_table));
+  execute format('create table two_tower.%I (like %s including all excluding identity) %s',
+    v_name, p_table, two_tower.make_storage_clause(p_table));
   execute format('
     with moved as (
-      delete from two_tower.%I where created_at >= %L and created_at < %L returning *
+      delete from two_tower.%1$I where created_at >= %2$L and created_at < %3$L returning %5$s
     )
-    insert into two_tower.%I select * from moved',
-    v_relation || '_history', p_starts_at, p_ends_at, v_name);
+    insert into two_tower.%4$I (%5$s) select %5$s from moved',
+    v_relation || '_history', p_starts_at, p_ends_at, v_name, v_columns);
   execute format('alter table %s attach partition two_tower.%I for values from (%L) to (%L)',
     p_table, v_name, p_starts_at, p_ends_at);
   insert into two_tower.partitions (partition_name, table_name, starts_at, ends_at)

@@ -29,6 +29,14 @@ create index engagement_events_client_event_id_idx
   on public.engagement_events (client_event_id, user_id)
   where client_event_id is not null;
 
+-- An app may add columns to engagement_events. So what passes events on has a type of its own, of
+-- the columns that the engine knows.
+create type two_tower.event as (
+  id bigint, user_id uuid, post_id bigint, event_type text, dwell_ms integer,
+  client_event_id uuid, created_at timestamptz
+);
+comment on type two_tower.event is 'A row of engagement_events, without columns of the app.';
+
 create table two_tower.user_posts (
   user_id uuid not null,
   post_id bigint not null,
@@ -71,15 +79,18 @@ create index unlearned_events_user_id_idx on two_tower.unlearned_events (user_id
 
 create table two_tower.deferred_events (
   event_id bigint primary key,
-  event public.engagement_events not null,
   user_id uuid not null references auth.users (id) on delete cascade,
   post_id bigint not null references public.posts (id) on delete cascade,
+  event_type text not null,
+  dwell_ms integer,
+  client_event_id uuid,
+  created_at timestamptz not null,
   reason text not null constraint reason_to_wait_is_known
     check (reason in ('post_not_encoded', 'frozen'))
 );
 comment on table two_tower.deferred_events is
   'Events whose lessons wait until the post has an embedding, or until an operator ends a freeze. The transaction that learns an event deletes its row.';
-comment on column two_tower.deferred_events.event is 'The event as it was inserted.';
+comment on column two_tower.deferred_events.event_id is 'The id of the event. The other columns but reason are the event''s own too: its partition may be gone when it is learned.';
 comment on column two_tower.deferred_events.reason is 'post_not_encoded or frozen.';
 create index deferred_events_user_id_idx on two_tower.deferred_events (user_id);
 create index deferred_events_post_id_idx on two_tower.deferred_events (post_id, event_id);

@@ -55,12 +55,12 @@ $$;
 comment on function two_tower.is_plausible_time(timestamptz, two_tower.settings) is
   'Returns whether an event can have happened then: within settings.future_event_tolerance and settings.oldest_event_age.';
 
-create function two_tower.interpret_events(p_events public.engagement_events[],
+create function two_tower.interpret_events(p_events two_tower.event[],
   p_settings two_tower.settings, p_is_deferred boolean,
   out lessons two_tower.lesson[], out are_views boolean, out have_client_ids boolean)
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
-  v_event public.engagement_events;
+  v_event two_tower.event;
   v_signal two_tower.signals;
   v_withdrawn two_tower.signals;
   v_first integer[] := '{1}';
@@ -107,7 +107,7 @@ begin
   end loop;
 end
 $$;
-comment on function two_tower.interpret_events(public.engagement_events[], two_tower.settings, boolean) is
+comment on function two_tower.interpret_events(two_tower.event[], two_tower.settings, boolean) is
   'Returns events as lessons, whether all are views, and whether any has a client_event_id. Raises TT001 for a time out of range. Raises 23514 for an unknown event type, a negative dwell_ms, and a dwell without one.';
 
 create function two_tower.refuse_repeated_client_events(p_lessons two_tower.lesson[])

@@ -144,12 +144,10 @@ begin
     where author_blocks.kind = 'mute_author' and excluded.kind = 'block_author';
   end if;
   if v_leaves_rows then
-    insert into two_tower.deferred_events (event_id, event, user_id, post_id, reason)
-    select l.event_id,
-           row(l.event_id, l.user_id, l.post_id, l.event_type, l.dwell_ms, l.client_event_id,
-             l.created_at)::public.engagement_events,
-           l.user_id, l.post_id,
-           case when p_is_frozen then 'frozen' else 'post_not_encoded' end
+    insert into two_tower.deferred_events
+      (event_id, user_id, post_id, event_type, dwell_ms, client_event_id, created_at, reason)
+    select l.event_id, l.user_id, l.post_id, l.event_type, l.dwell_ms, l.client_event_id,
+           l.created_at, case when p_is_frozen then 'frozen' else 'post_not_encoded' end
     from unnest(p_lessons) l where l.verdict = 'defer';
     insert into two_tower.unlearned_events
       (event_id, user_id, post_id, event_type, reason, created_at)

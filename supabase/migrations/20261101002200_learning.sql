@@ -219,7 +219,7 @@ $$;
 comment on function two_tower.apply_lessons(two_tower.lesson[], two_tower.user_embeddings[], uuid[], two_tower.live_embeddings[], bigint[], bigint[], two_tower.settings, two_tower.state) is
   'Applies the lessons in order, to users and posts in memory, and writes each row once at the end. Reads the vectors of drawn posts, and of posts that another session holds, without a lock: they may move meanwhile.';
 
-create function two_tower.learn_events(p_events public.engagement_events[],
+create function two_tower.learn_events(p_events two_tower.event[],
   p_is_deferred boolean default false)
 returns void language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
@@ -269,17 +269,17 @@ begin
   end if;
 end
 $$;
-comment on function two_tower.learn_events(public.engagement_events[], boolean) is
+comment on function two_tower.learn_events(two_tower.event[], boolean) is
   'Learns events in the order of their ids: all of them or, when it raises, none. p_is_deferred: the events were deferred, and their time has come.';
 
 create function two_tower.learn_from_events() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
   set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off as $$
 declare
-  v_events public.engagement_events[];
+  v_events two_tower.event[];
 begin
   select array_agg(row(e.id, e.user_id, e.post_id, e.event_type, e.dwell_ms, e.client_event_id,
-    e.created_at)::public.engagement_events order by e.id)
+    e.created_at)::two_tower.event order by e.id)
   into v_events from new_events e;
   if v_events is not null then
     perform two_tower.learn_events(v_events);
@@ -297,7 +297,7 @@ create function two_tower.learn_deferred(p_limit integer default 500,
   p_post_ids bigint[] default null) returns integer
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-  v_events public.engagement_events[];
+  v_events two_tower.event[];
 begin
   perform pg_advisory_xact_lock_shared(two_tower.switch_lock());
   if (select frozen_at is not null from two_tower.state) then
@@ -312,9 +312,12 @@ begin
     order by d.event_id limit p_limit for update
   ), taken as (
     delete from two_tower.deferred_events d using due where d.event_id = due.event_id
-      returning d.event
+      returning d.event_id, d.user_id, d.post_id, d.event_type, d.dwell_ms, d.client_event_id,
+        d.created_at
   )
-  select array_agg(event order by (event).id) into v_events from taken;
+  select array_agg(row(t.event_id, t.user_id, t.post_id, t.event_type, t.dwell_ms,
+    t.client_event_id, t.created_at)::two_tower.event order by t.event_id)
+  into v_events from taken t;
   if v_events is not null then
     perform two_tower.learn_events(v_events, p_is_deferred => true);
   end if;

@@ -79,7 +79,8 @@ language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
   if not (select frozen_at is not null from two_tower.state) then
     perform two_tower.step_author(b.user_id, b.author_id, b.kind)
-    from (select * from new_blocks order by author_id, user_id) b;
+    from (
+      select n.user_id, n.author_id, n.kind from new_blocks n order by n.author_id, n.user_id) b;
   end if;
   return null;
 end
@@ -92,10 +93,12 @@ create trigger learn_from_blocks after insert on public.author_blocks
 create function two_tower.unlearn_blocks() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
-  v_lifted public.author_blocks;
+  v_lifted record;
   v_step extensions.vector;
 begin
-  for v_lifted in select * from old_blocks b order by b.author_id, b.user_id loop
+  for v_lifted in
+    select b.user_id, b.author_id from old_blocks b order by b.author_id, b.user_id
+  loop
     delete from two_tower.author_steps s
     where s.user_id = v_lifted.user_id and s.author_id = v_lifted.author_id
     returning s.step into v_step;

@@ -144,7 +144,7 @@ language sql stable security definer set search_path = pg_catalog, pg_temp as $$
         case when p_before is null then v.embedding
           else coalesce(p.embedding, x.post_emb::extensions.vector) end as embedding
       from (
-        select y.* from public.engagement_events y
+        select y.id, y.user_id, y.post_id, y.created_at from public.engagement_events y
         where y.user_id = a.user_id and y.id < coalesce(p_before, 9223372036854775807)
           and y.event_type in (select g.event_type from two_tower.signals g where g.strength <> 0)
         order by y.created_at desc, y.id desc limit s.history_length + 20

@@ -172,7 +172,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
     from (select distinct user_id from event) u
       cross join two_tower.settings s
       cross join lateral (
-        select y.* from public.engagement_events y
+        select y.id, y.user_id, y.post_id, y.created_at from public.engagement_events y
         where y.user_id = u.user_id
           and y.event_type in (select t.event_type from two_tower.signals t where t.strength <> 0)
         order by y.created_at desc, y.id desc limit s.history_length + 2 * s.gate_events

@@ -38,13 +38,11 @@ begin
   end if;
   with skipped as (
     delete from two_tower.deferred_events d where p_skip_frozen_events and d.reason = 'frozen'
-    returning d.event
+    returning d.event_id, d.user_id, d.post_id, d.event_type, d.created_at
   )
   insert into two_tower.unlearned_events (event_id, user_id, post_id, event_type, reason,
     created_at)
-  select (event).id, (event).user_id, (event).post_id, (event).event_type, 'skipped',
-    (event).created_at
-  from skipped;
+  select s.event_id, s.user_id, s.post_id, s.event_type, 'skipped', s.created_at from skipped s;
   update two_tower.state
     set frozen_at = null, frozen_reason = null, learning_rate_factor = p_learning_rate_factor
   where id;

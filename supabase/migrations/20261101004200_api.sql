@@ -205,7 +205,7 @@ returns table (client_event_id uuid, event_id bigint, created_at timestamptz)
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_since timestamptz;
-  v_events public.engagement_events[];
+  v_events two_tower.event[];
 begin
   if jsonb_typeof(p_events) is distinct from 'array' then
     raise exception 'p_events is not an array of events' using errcode = '22023',
@@ -217,7 +217,7 @@ begin
   v_since := two_tower.begin_batch();
   select array_agg(row(null, null, r.post_id, r.event_type, r.dwell_ms,
                        coalesce(r.client_event_id, gen_random_uuid()),
-                         null)::public.engagement_events order by e.place)
+                         null)::two_tower.event order by e.place)
   into v_events
   from jsonb_array_elements(p_events) with ordinality as e (event, place)
     cross join lateral jsonb_to_record(e.event)

@@ -116,9 +116,7 @@ def assert_signals_match_what_was_sent(connection: Connection, sent: list[Event]
     assert {(row[0], row[1]) for row in rows} == touched
     waiting = {
         (str(row[0]), row[1])
-        for row in connection.execute(
-            "select (event).user_id, post_id from two_tower.deferred_events"
-        )
+        for row in connection.execute("select user_id, post_id from two_tower.deferred_events")
     }
     for user_id, post_id, is_engaged, is_hidden in rows:
         key = (user_id, post_id)

@@ -70,7 +70,7 @@ class Twin:
     def insert(self, events: Sequence[Event]) -> list[int]:
         """One statement with these events; the reference sees the draws that it made."""
         event_ids = insert_events(self.connection, events)
-        self._replay(list(zip(event_ids, events, strict=True)))
+        self.replay(list(zip(event_ids, events, strict=True)))
         return event_ids
 
     def encode(self, post_id: int) -> None:
@@ -83,13 +83,13 @@ class Twin:
         assert row is not None
         store(self.connection, [post_id], [vector])
         self.reference.posts[post_id].vector = np.array(row[0], float)
-        self._replay(self.reference.take_waiting(lambda event: event.post_id == post_id))
+        self.replay(self.reference.take_waiting(lambda event: event.post_id == post_id))
 
     def learn_deferred(self) -> int:
         """The step of tick() that learns what waited and is due; returns how many it took."""
         row = self.connection.execute("select two_tower.learn_deferred(100000)").fetchone()
         posts = self.reference.posts
-        self._replay(
+        self.replay(
             self.reference.take_waiting(
                 lambda e: posts[e.post_id].vector is not None or posts[e.post_id].is_deleted
             )
@@ -110,7 +110,8 @@ class Twin:
         assert row is not None
         assert row[0] == self.reference.fold(limit)
 
-    def _replay(self, events: list[tuple[int, Event]]) -> None:
+    def replay(self, events: list[tuple[int, Event]]) -> None:
+        """Tells the reference of stored events, with the draws that were made for them."""
         rows = self.connection.execute(
             "select id, event_id, pushed_ids from two_tower.deferred_steps"
             " where id > %s order by id",
