@@ -68,8 +68,8 @@ $$;
 comment on function two_tower.refresh_serving_index(integer) is
   'Keeps the index fresh, in one bounded step: posts of the newest events, then the next p_limit posts of an endless round. Takes deleted posts of the round out of the exploration pool. Returns how many copies it wrote.';
 
-create function two_tower.check_serving_index(p_sample integer default 30) returns void
-language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+create function two_tower.check_serving_index(p_sample integer default 30)
+returns double precision language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   v_build two_tower.serving_builds;
   v_slot smallint := (select active_slot from two_tower.state);
@@ -80,7 +80,7 @@ declare
   v_short double precision;
 begin
   if (select serving_side is null from two_tower.state) then
-    return;
+    return null;
   end if;
   with sample as materialized (
     select u.user_id, two_tower.encode_user(u.user_id) as vector
@@ -113,7 +113,8 @@ begin
                or v_build.replaced > s.serving_rebuild_share * v_build.posts) then
     perform two_tower.enqueue_job('build_serving_index');
   end if;
+  return v_recall;
 end
 $$;
 comment on function two_tower.check_serving_index(integer) is
-  'Samples p_sample users, and compares what the index proposes with the true nearest 50. Asks for a build when the index is worn: see settings.serving_recall_tolerance and settings.serving_rebuild_share. Definer: workers have no grant on tables.';
+  'Samples p_sample users, and compares what the index proposes with the true nearest 50. Asks for a build when the index is worn: see settings.serving_recall_tolerance and settings.serving_rebuild_share. Returns the recall, or null where there is no index. Definer: workers have no grant on tables.';

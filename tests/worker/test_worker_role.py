@@ -1,0 +1,79 @@
+"""The role for workers: it can do all of a worker's work, and nothing else."""
+
+from __future__ import annotations
+
+import psycopg
+import pytest
+
+from python_jobs.db import Connection, value
+from python_jobs.worker.jobs import HANDLERS
+from tests.support.database import as_user
+from tests.support.tower_world import World, make_world
+
+ROLE = "two_tower_worker"
+
+
+@pytest.fixture
+def world(db: Connection) -> World:
+    """A world in which every job has something to do, in a session that may act as a worker."""
+    db.execute(f"grant {ROLE} to postgres".encode())
+    world = make_world(db)
+    db.execute("insert into public.posts (author_id, content) values (%s, 'new')", [world.author])
+    db.execute("insert into public.profiles (user_id, bio) values (%s, 'sails')", [world.users[0]])
+    db.execute("update two_tower.settings set exact_scan_limit = 10")
+    return world
+
+
+@pytest.mark.parametrize("kind", HANDLERS)
+def test_it_does_every_job(world: World, kind: str) -> None:
+    with as_user(world.connection, None, ROLE):
+        assert HANDLERS[kind](world.connection)
+    assert value(world.connection, "select count(*) from two_tower.alerts") == 0
+
+
+def test_it_ticks_and_takes_and_ends_a_job(world: World) -> None:
+    db = world.connection
+    with as_user(db, None, ROLE):
+        value(db, "select two_tower.tick()")
+        job = value(db, "select id from two_tower.claim_job('me', '{encode_posts}')")
+        value(db, "select two_tower.heartbeat_job(%s, 'me')", job)
+        assert HANDLERS["encode_posts"](db) == {"posts": 1}
+        value(db, "select two_tower.complete_job(%s, 'me')", job)
+    assert value(db, "select state from two_tower.jobs where id = %s", job) == "done"
+
+
+def test_it_has_no_grant_on_a_table_and_none_on_a_public_function(db: Connection) -> None:
+    tables = db.execute(
+        "select oid::regclass from pg_class where relnamespace in"
+        " ('public'::regnamespace, 'two_tower'::regnamespace) and relkind in ('r', 'p', 'v', 'S')"
+        " and has_any_column_privilege(%s, oid, 'select,insert,update,references')"
+        " and relname !~ '^pg_'",
+        [ROLE],
+    ).fetchall()
+    assert tables == []
+    functions = db.execute(
+        "select proname from pg_proc where pronamespace = 'public'::regnamespace"
+        " and has_function_privilege(%s, oid, 'execute') and proname in ('recommend',"
+        " 'recommend_for', 'explain_for', 'record_engagements')",
+        [ROLE],
+    ).fetchall()
+    assert functions == []
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "select * from public.engagement_events",
+        "select * from two_tower.user_embeddings",
+        "update two_tower.settings set freeze_on_drift = false",
+        "select two_tower.freeze('because')",
+        "select two_tower.force_version(1, 'because')",
+        "select * from two_tower.recommend_for(gen_random_uuid())",
+        "insert into public.posts (content) values ('x')",
+        "select * from auth.users",
+    ],
+)
+def test_it_is_refused_all_else(db: Connection, statement: str) -> None:
+    db.execute(f"grant {ROLE} to postgres".encode())
+    with pytest.raises(psycopg.errors.InsufficientPrivilege), as_user(db, None, ROLE):
+        db.execute(statement.encode())
