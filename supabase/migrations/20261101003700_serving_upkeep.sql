@@ -69,7 +69,8 @@ comment on function two_tower.refresh_serving_index(integer) is
   'Keeps the index fresh, in one bounded step: posts of the newest events, then the next p_limit posts of an endless round. Takes deleted posts of the round out of the exploration pool. Returns how many copies it wrote.';
 
 create function two_tower.check_serving_index(p_sample integer default 30)
-returns double precision language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+returns double precision
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   v_build two_tower.serving_builds;
   v_slot smallint := (select active_slot from two_tower.state);
