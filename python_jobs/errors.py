@@ -12,5 +12,9 @@ class CommandError(click.ClickException):
         super().__init__(" ".join(message.split()))
 
 
+class UnreachableError(CommandError):
+    """No database answers now: it may be starting, stopping, or cut off by the network."""
+
+
 class LocalStackError(CommandError):
     """The local Postgres, REST or Auth server cannot be started, reached or stopped."""

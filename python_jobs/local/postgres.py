@@ -143,7 +143,7 @@ class Cluster:
         try:
             with connect(self.url("postgres", SUPERUSER), connect_timeout=5) as connection:
                 served = Path(value(connection, "show data_directory"))
-        except (CommandError, psycopg.OperationalError):
+        except (CommandError, psycopg.Error):
             return False
         return served.resolve() == self.data_dir.resolve()
 

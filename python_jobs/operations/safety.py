@@ -6,7 +6,7 @@ import time
 
 import click
 
-from python_jobs.db import value
+from python_jobs.db import call, value
 from python_jobs.operations.database import open_database
 from python_jobs.operations.tables import print_json, print_sections, read_sections
 from python_jobs.worker.jobs.serve import finish_switch
@@ -30,7 +30,7 @@ def checkpoint() -> None:
     """Take a snapshot to roll back to, and audit it."""
     good = "select is_good from two_tower.checkpoints where id = %s"
     with open_database() as connection:
-        number = value(connection, "select two_tower.checkpoint('operator')")
+        number = call(connection, "select two_tower.checkpoint('operator')")
         is_good = value(connection, good, number)
     found = "its audit found nothing" if is_good else "its audit found something: two-tower report"
     click.echo(f"Checkpoint {number}; {found}.")
@@ -51,7 +51,7 @@ def freeze(reason: str) -> None:
 def resume(factor: float, skip: bool) -> None:
     """Go on learning after a freeze."""
     with open_database() as connection:
-        value(connection, "select two_tower.resume(%s::real, %s)", factor, skip)
+        call(connection, "select two_tower.resume(%s::real, %s)", factor, skip)
     what = "are skipped" if skip else "are learned by the next ticks, in order"
     click.echo(f"Learning goes on; the events of the freeze {what}.")
 
@@ -68,7 +68,7 @@ def rollback(number: int | None, yes: bool) -> None:
         click.confirm("What was learned since the checkpoint is gone then. Go on?", abort=True)
     began = time.monotonic()
     with open_database() as connection:
-        number = value(connection, "select two_tower.rollback(%s)", number)
+        number = call(connection, "select two_tower.rollback(%s)", number)
         finish_switch(connection)
     seconds = time.monotonic() - began
     click.echo(f"Checkpoint {number} serves again, after {seconds:.1f} s. Go on: two-tower resume")

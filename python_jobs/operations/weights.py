@@ -10,7 +10,7 @@ from uuid import UUID
 import click
 import numpy as np
 
-from python_jobs.db import Connection, rows, value
+from python_jobs.db import Connection, call, rows, value
 from python_jobs.errors import CommandError
 from python_jobs.operations.database import open_database
 from python_jobs.operations.tables import print_json, print_sections
@@ -109,7 +109,7 @@ def judge(version: int) -> None:
             candidate = Version(*load(connection, version))
             judge_user_tower(connection, version, candidate, load_authors(connection, version))
         else:
-            value(connection, "select two_tower.judge_candidate_tower(%s)", version)
+            call(connection, "select two_tower.judge_candidate_tower(%s)", version)
         click.echo(f"Version {version}: {_about(connection, version)['verdict']}")
 
 

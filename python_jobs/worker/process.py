@@ -23,14 +23,17 @@ from typing import Any
 import click
 import psycopg
 
-from python_jobs.db import Connection, connect_as_service, database_url, rows, value
+from python_jobs.db import Connection, call, database_url, explain, rows, value
+from python_jobs.errors import CommandError
+from python_jobs.worker.database import Database
 from python_jobs.worker.jobs import HANDLERS
 
 LEASE_S = 60.0
 POLL_S = 0.5
-RECONNECT_S = 2.0
 SHORT = ["encode_posts", "encode_profiles"]
 LONG = [kind for kind in HANDLERS if kind not in SHORT]
+LEASE_LOST = "TT003"
+DROPPED = "job %s is not leased by this worker any more: what came of it is dropped"
 
 log = logging.getLogger("two_tower.worker")
 
@@ -38,7 +41,8 @@ log = logging.getLogger("two_tower.worker")
 class Worker:
     """One worker process over one database.
 
-    url: of the database. lease_s: seconds after which a job is free again when this process dies.
+    url: of the database; a transaction pooler's will do. lease_s: seconds after which a job is free
+    again when this process dies. Works as the role that it logs in as.
     """
 
     def __init__(self, url: str, lease_s: float = LEASE_S) -> None:
@@ -46,68 +50,86 @@ class Worker:
         self.lease_s = lease_s
         self.name = f"{socket.gethostname()}-{os.getpid()}"
         self.is_stopping = threading.Event()
+        self._told: dict[str, str] = {}  # of calls that keep failing: why
 
     def run(self, drain: bool) -> int:
         """Works until stopped or, with `drain`, until nothing is due. Returns the jobs done.
 
-        A lost connection is opened again; with `drain` it is an error (psycopg.OperationalError).
+        Waits for a database that is away; with `drain` that is an error. Raises CommandError: no
+        engine in this database, the first login refused, calls that this role may not make.
         """
+        self.database = Database(self.url, waits=not drain)
+        self.drains = drain
         lanes = [SHORT + LONG] if drain else [SHORT, LONG]
         with ThreadPoolExecutor(len(lanes)) as pool:
-            return sum(pool.map(lambda kinds: self._lane(kinds, drain), lanes))
+            return sum(pool.map(self._lane, lanes))
 
-    def _lane(self, kinds: list[str], drain: bool) -> int:
+    def _lane(self, kinds: list[str]) -> int:
         done = 0
         try:
-            while not self.is_stopping.is_set():
-                try:
-                    with connect_as_service(self.url) as connection:
-                        done += self._work(connection, kinds, drain)
-                        if drain:
-                            break
-                except psycopg.OperationalError as error:
-                    if drain:
-                        raise
-                    log.warning("connection lost, trying again: %s", str(error).strip())
-                    self.is_stopping.wait(RECONNECT_S)
+            while connection := self.database.connect(self.is_stopping):
+                with connection:
+                    done += self._work(connection, kinds)
+                    if self.drains:
+                        break
         except BaseException:
             self.is_stopping.set()  # one lane alone would look like a worker and be half of one
             raise
         return done
 
-    def _work(self, connection: Connection, kinds: list[str], drain: bool) -> int:
+    def _work(self, connection: Connection, kinds: list[str]) -> int:
+        """Does what is due until stopped, drained, or without a connection. Returns jobs done."""
         done = 0
-        while not self.is_stopping.is_set():
-            did_something = self._tick(connection)
+        while not self.is_stopping.is_set() and not connection.closed:
+            did_something = self._tick(connection, is_strict=self.drains)
             if job := self._claim(connection, kinds):
                 self._run_job(connection, job)
                 done += 1
             elif not did_something:
-                if drain:
+                if self.drains:
                     break
-                wait_for_work(connection, POLL_S)
+                self.is_stopping.wait(POLL_S)
         return done
 
-    def _tick(self, connection: Connection) -> bool:
-        did = value(connection, "select two_tower.tick()")
+    def _tick(self, connection: Connection, is_strict: bool) -> bool:
+        """Whether a tick did something. One that failed is made up for by the next."""
+        did: dict[str, Any] = {}
+        with self._logging(connection, "tick", is_strict):
+            did = call(connection, "select two_tower.tick()")
         return any(each not in (0, [], "another tick is running") for each in did.values())
-
-    def _tick_or_log(self, connection: Connection) -> None:
-        """A tick that failed is made up for by the next one, and must not end the heartbeat."""
-        try:
-            self._tick(connection)
-        except psycopg.OperationalError:
-            if connection.broken:
-                raise
-            log.exception("tick failed")
-        except psycopg.Error:
-            log.exception("tick failed")
 
     def _claim(self, connection: Connection, kinds: list[str]) -> Any:
         """A job that is this worker's now; None when none is due."""
         query = "select * from two_tower.claim_job(%s, %s, %s * interval '1 second')"
-        claimed = rows(connection, query, self.name, kinds, self.lease_s)
+        claimed: list[Any] = []
+        with self._logging(connection, "claim_job", self.drains):
+            try:
+                claimed = rows(connection, query, self.name, kinds, self.lease_s)
+            except psycopg.ProgrammingError as error:  # no such function, no right to call it
+                raise CommandError(explain(error)) from error
         return claimed[0] if claimed else None
+
+    @contextmanager
+    def _logging(self, connection: Connection, name: str, is_strict: bool) -> Iterator[None]:
+        """Within the block, a failed call is logged, once for each reason, and a lost connection.
+
+        Raises CommandError instead when `is_strict`, and psycopg.Error for a lease that is lost.
+        """
+        try:
+            yield
+            self._told.pop(name, None)
+        except psycopg.Error as error:
+            if error.sqlstate == LEASE_LOST:
+                raise
+            if is_strict:
+                raise CommandError(explain(error)) from error
+            if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+                connection.close()  # a failover made this server a standby
+            if connection.closed:
+                self.database.tell_loss(connection, error)
+            elif self._told.get(name) != str(error):
+                log.error("%s failed: %s", name, str(error).strip())
+                self._told[name] = str(error)
 
     def _run_job(self, connection: Connection, job: Any) -> None:
         started = time.monotonic()
@@ -115,49 +137,42 @@ class Worker:
             with self._beside(job.id):
                 result = HANDLERS[job.kind](connection)
             result["seconds"] = round(time.monotonic() - started, 3)
-            connection.execute(
-                "select two_tower.complete_job(%s, %s, %s)",
-                [job.id, self.name, json.dumps(result)],
-            )
+            complete = "select two_tower.complete_job(%s, %s, %s)"
+            value(connection, complete, job.id, self.name, json.dumps(result))
             log.info("job %s %s done: %s", job.id, job.kind, json.dumps(result))
-        except psycopg.OperationalError:
-            raise
         except Exception as error:
-            log.exception("job %s %s failed", job.id, job.kind)
-            self._fail(connection, job, "".join(traceback.format_exception(error))[-4000:])
+            if connection.closed:
+                self._fail_after_loss(connection, job, error)
+            elif getattr(error, "sqlstate", None) == LEASE_LOST:
+                log.warning(DROPPED, job.id)
+            else:
+                log.exception("job %s %s failed", job.id, job.kind)
+                self._fail(connection, job, error)
 
-    def _fail(self, connection: Connection, job: Any, error: str) -> None:
+    def _fail_after_loss(self, connection: Connection, job: Any, error: Exception) -> None:
+        """By a new connection: the lease goes on, and until it ends nobody else takes the job."""
+        if self.drains:
+            raise CommandError(f"Job {job.id} {job.kind} was cut off: {error}") from error
+        self.database.tell_loss(connection, error)
+        if another := self.database.connect(self.is_stopping):
+            with another:
+                self._fail(another, job, error)
+
+    def _fail(self, connection: Connection, job: Any, error: Exception) -> None:
+        """Has the job tried again later. Where that cannot be said, its lease ends by itself."""
+        told = "".join(traceback.format_exception(error))[-4000:]
+        fail = "select two_tower.fail_job(%s, %s, %s)"
         try:
-            connection.execute("select two_tower.fail_job(%s, %s, %s)", [job.id, self.name, error])
-        except psycopg.errors.DatabaseError as lost:
-            if lost.sqlstate != "TT003":
-                raise
-            log.warning("job %s was taken over by another worker", job.id)
+            with self._logging(connection, "fail_job", self.drains):
+                value(connection, fail, job.id, self.name, told)
+        except psycopg.Error:
+            log.warning(DROPPED, job.id)
 
     @contextmanager
     def _beside(self, job_id: int) -> Iterator[None]:
-        """While a job runs: extends its lease, and ticks, so that nothing waits for a training.
-
-        Uses a connection of its own. A lost lease shows when the job ends.
-        """
+        """While a job runs: extends its lease, and ticks, so that nothing waits for a training."""
         is_over = threading.Event()
-
-        def beat() -> None:
-            beats_at = time.monotonic() + self.lease_s / 3
-            try:
-                with connect_as_service(self.url) as connection:
-                    while not is_over.wait(POLL_S):
-                        self._tick_or_log(connection)
-                        if time.monotonic() >= beats_at:
-                            beats_at += self.lease_s / 3
-                            connection.execute(
-                                "select two_tower.heartbeat_job(%s, %s, %s * interval '1 second')",
-                                [job_id, self.name, self.lease_s],
-                            )
-            except psycopg.Error as error:
-                log.warning("no heartbeat for job %s: %s", job_id, str(error).strip())
-
-        thread = threading.Thread(target=beat, daemon=True)
+        thread = threading.Thread(target=self._beat, args=[job_id, is_over], daemon=True)
         thread.start()
         try:
             yield
@@ -165,15 +180,23 @@ class Worker:
             is_over.set()
             thread.join()
 
-
-def wait_for_work(connection: Connection, seconds: float) -> None:
-    """Sleeps, or less long when a job is announced.
-
-    NOTIFY does not reach through a transaction pooler; polling alone does the work then.
-    """
-    connection.execute("listen two_tower_jobs")
-    for _ in connection.notifies(timeout=seconds, stop_after=1):
-        pass
+    def _beat(self, job_id: int, is_over: threading.Event) -> None:
+        """Uses connections of its own. A lost lease ends it, and is told when the job ends."""
+        heartbeat = "select two_tower.heartbeat_job(%s, %s, %s * interval '1 second')"
+        beats_at = time.monotonic() + self.lease_s / 3
+        try:
+            while connection := self.database.connect(is_over):
+                with connection:
+                    while not connection.closed and not is_over.wait(POLL_S):
+                        self._tick(connection, is_strict=False)
+                        if time.monotonic() >= beats_at and not connection.closed:
+                            with self._logging(connection, "heartbeat_job", is_strict=False):
+                                value(connection, heartbeat, job_id, self.name, self.lease_s)
+                                beats_at = time.monotonic() + self.lease_s / 3
+        except psycopg.Error:
+            return
+        except CommandError as error:
+            log.warning("no heartbeat for job %s: %s", job_id, error.message)
 
 
 def leave_cores_to_postgres() -> None:

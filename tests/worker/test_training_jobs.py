@@ -10,7 +10,7 @@ import numpy as np
 import psycopg
 import pytest
 
-from python_jobs.db import Connection, connect_as_service
+from python_jobs.db import Connection, connect
 from python_jobs.worker.jobs import HANDLERS, candidate_tower, user_tower
 from python_jobs.worker.jobs.user_tower import Version, encode, encode_active_users
 from python_jobs.worker.jobs.versions import load, load_authors
@@ -227,6 +227,10 @@ class Counting:
         self._count()
         return self.connection.cursor(**options)
 
+    def transaction(self) -> Any:
+        """A transaction around statements."""
+        return self.connection.transaction()
+
     def _count(self) -> None:
         if self.left == 0:
             raise CutOff
@@ -238,11 +242,10 @@ def test_a_job_cut_off_at_any_statement_leaves_what_serves_untouched_and_runs_ag
     fresh_database: Callable[[], str], kind: str
 ) -> None:
     with (
-        connect_as_service(fresh_database()) as connection,
+        connect(fresh_database(), autocommit=True) as connection,
         patch.object(CandidateConfig, "__init__", quick(CandidateConfig, epochs=1)),
         patch.object(UserConfig, "__init__", quick(UserConfig, steps=2)),
     ):
-        connection.execute("reset role")
         make_world(connection)
         # Nothing is good enough: whatever the training makes of it, it has to change nothing.
         connection.execute("update two_tower.settings set gate_minimum_events = 100000")

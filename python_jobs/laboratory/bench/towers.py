@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from python_jobs.db import Connection, connect, connect_as_service, value
+from python_jobs.db import Connection, connect, value
 from python_jobs.laboratory.bench.world import World
 from python_jobs.laboratory.server import USER_ID
 
@@ -269,7 +269,7 @@ def _timed(task: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
 def _run_job(url: str, kind: str) -> tuple[float, dict[str, Any]]:
     from python_jobs.worker.jobs import HANDLERS
 
-    with connect_as_service(url) as connection:
+    with connect(url, autocommit=True) as connection:
         began = time.monotonic()
         result = HANDLERS[kind](connection)
         return time.monotonic() - began, result

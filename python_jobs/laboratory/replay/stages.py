@@ -21,7 +21,7 @@ import numpy as np
 from rich.progress import Progress, TaskID
 from supabase import Client, create_client
 
-from python_jobs.db import Connection, array, connect, connect_as_service, rows, value
+from python_jobs.db import Connection, array, connect, require_engine, rows, value
 from python_jobs.errors import CommandError
 from python_jobs.laboratory.movielens import MovieLens, Rating
 from python_jobs.laboratory.replay.baselines import Baselines
@@ -66,21 +66,18 @@ class Replay:
         self.tail = data.ratings[len(self.bulk) :]
         self.shift = time.time() - data.ratings[-1].seconds - 60
         self.owner = connect(url, autocommit=True)
-        self.service = connect_as_service(url)
         self.users: dict[str, uuid.UUID] = {}
         self.clients: dict[str, Client] = {}
         self.posts: dict[str, int] = {}
         self.seconds: dict[str, float] = {}
 
     def close(self) -> None:
-        """Closes the connections."""
+        """Closes the connection."""
         self.owner.close()
-        self.service.close()
 
     def run(self) -> Report:
         """All stages. Raises CommandError when the database holds posts already."""
-        if not value(self.owner, "select to_regclass('two_tower.overview') is not null"):
-            raise CommandError("Two-Tower is not in this database: two-tower migrate.")
+        require_engine(self.owner)
         if value(self.owner, "select exists (select from public.posts)"):
             raise CommandError(
                 "The database holds posts already, of an app or of a replay that was broken off,"
@@ -148,7 +145,7 @@ class Replay:
 
     def _create_posts(self) -> None:
         first = self._time(self.data.ratings[0].seconds - 86400)
-        with self.service.cursor() as cursor:
+        with as_service(self.owner), self.owner.cursor() as cursor:
             cursor.executemany(
                 "insert into public.posts (author_id, content, created_at) values (%s, %s, %s)"
                 " returning id",
@@ -210,7 +207,7 @@ class Replay:
             if number == 0:
                 self._wait_for_projection()
             if (number + 1) % BATCH == 0:
-                self.service.execute("select two_tower.fold_steps(1000)")
+                self.owner.execute("select two_tower.fold_steps(1000)")
                 self.progress.update(task, completed=number + 1)
         self._insert(batch)
         return len(questions), hits
@@ -233,14 +230,16 @@ class Replay:
         return np.stack([array(row.base_embedding) for row in found]), place
 
     def _is_recommended(self, rating: Rating) -> bool:
-        with at_time(self.service, self._time(rating.seconds)):
-            query = "select post_id from two_tower.recommend_for(%s, %s)"
-            page = rows(self.service, query, self.users[rating.user], PAGE)
+        query = "select post_id from two_tower.recommend_for(%s, %s)"
+        with as_service(self.owner, self._time(rating.seconds)):
+            page = rows(self.owner, query, self.users[rating.user], PAGE)
         return self.posts[rating.film] in [post.post_id for post in page]
 
     def _insert(self, batch: list[Rating]) -> None:
-        if batch:
-            self.service.execute(
+        if not batch:
+            return
+        with as_service(self.owner):
+            self.owner.execute(
                 "insert into public.engagement_events (user_id, post_id, event_type, created_at)"
                 " select * from unnest(%s::uuid[], %s::bigint[], %s::text[], %s::timestamptz[])",
                 [
@@ -321,10 +320,10 @@ class Replay:
 
 
 @contextmanager
-def at_time(connection: Connection, moment: datetime) -> Iterator[None]:
-    """Within the block, this session's two_tower.now() is `moment`."""
-    connection.execute("select set_config('two_tower.now', %s, false)", [moment.isoformat()])
-    try:
+def as_service(connection: Connection, moment: datetime | None = None) -> Iterator[None]:
+    """A transaction as the service role; two_tower.now() is `moment` in it, if there is one."""
+    with connection.transaction():
+        connection.execute("set local role service_role")
+        if moment:
+            connection.execute("select set_config('two_tower.now', %s, true)", [moment.isoformat()])
         yield
-    finally:
-        connection.execute("select set_config('two_tower.now', '', false)")

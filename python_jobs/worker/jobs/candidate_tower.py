@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from python_jobs.db import Connection, rows, value
+from python_jobs.db import Connection, call, call_rows, value
 from python_jobs.worker.jobs.versions import Origin, load, matrix, store
 from python_jobs.worker.towers.candidate import (
     BASE,
@@ -21,9 +21,9 @@ MAXIMUM_ANCHOR_WEIGHT = 20  # so that a few very popular posts do not decide whe
 
 def train_candidate_tower(connection: Connection) -> dict[str, Any]:
     """Trains the candidate tower on the newest pairs, stores the version, asks for the verdict."""
-    held_out = value(connection, "select two_tower.held_out_from()")
-    pairs = rows(connection, "select * from two_tower.candidate_tower_pairs(%s)", held_out)
-    anchors = rows(connection, "select * from two_tower.live_anchors(%s)", held_out)
+    held_out = call(connection, "select two_tower.held_out_from()")
+    pairs = call_rows(connection, "select * from two_tower.candidate_tower_pairs(%s)", held_out)
+    anchors = call_rows(connection, "select * from two_tower.live_anchors(%s)", held_out)
     data = _data(connection, pairs, anchors)
     if not len(data.user):
         return {"skipped": "no positives before those that are held out"}
@@ -34,7 +34,7 @@ def train_candidate_tower(connection: Connection) -> dict[str, Any]:
     version = store(connection, "candidate_tower", result, Origin(parent, first, held_out))
     if version is None:
         return {"rejected": "weights that are not finite"}
-    accepted = value(connection, "select two_tower.judge_candidate_tower(%s)", version)
+    accepted = call(connection, "select two_tower.judge_candidate_tower(%s)", version)
     return {"version": version, "accepted": accepted, **result.metrics}
 
 
@@ -42,7 +42,7 @@ def _data(connection: Connection, pairs: list[Any], anchors: list[Any]) -> Candi
     """Each post's base embedding is read once; posts that have none yet take no part."""
     ids = {post.post_id for post in (*pairs, *anchors)}
     ids.update(negative for pair in pairs for negative in pair.negative_ids)
-    found = rows(connection, "select * from two_tower.read_base_embeddings(%s)", sorted(ids))
+    found = call_rows(connection, "select * from two_tower.read_base_embeddings(%s)", sorted(ids))
     place = {row.post_id: number for number, row in enumerate(found)}
     pairs = [pair for pair in pairs if pair.post_id in place]
     anchors = [anchor for anchor in anchors if anchor.post_id in place]

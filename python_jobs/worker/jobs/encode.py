@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from python_jobs.db import Connection, rows, value
+from python_jobs.db import Connection, call, call_rows
 from python_jobs.worker.encoder import Encoder
 
 BATCH = 256
@@ -41,9 +41,9 @@ def encode_profiles(connection: Connection) -> dict[str, Any]:
 
 def _encode(connection: Connection, read: str, store: str) -> int:
     encoded = 0
-    while texts := rows(connection, read, BATCH):
+    while texts := call_rows(connection, read, BATCH):
         vectors = encoder().encode([text.content for text in texts])
         requests = [text.request for text in texts]
-        value(connection, store, [text.id for text in texts], list(vectors), requests)
+        call(connection, store, [text.id for text in texts], list(vectors), requests)
         encoded += len(texts)
     return encoded

@@ -1,7 +1,4 @@
-"""The serving index: SQL does all of it; a worker lends the minutes that no tick should take.
-
-A large build outlasts the time limit that a hosted database puts on statements.
-"""
+"""The serving index: SQL does all of it; a worker lends the minutes that no tick should take."""
 
 from __future__ import annotations
 
@@ -10,28 +7,18 @@ from typing import Any
 
 import psycopg
 
-from python_jobs.db import Connection, value
+from python_jobs.db import Connection, call, value
 from python_jobs.errors import CommandError
 
 
 def build_serving_index(connection: Connection) -> dict[str, Any]:
-    """Builds the side that nobody reads and lets it answer. Returns its posts and bytes."""
-    with connection.transaction():
-        connection.execute("set local statement_timeout = 0")
-        connection.execute("select two_tower.build_serving_index('job')")
-    built = "select jsonb_build_object('posts', posts, 'index_bytes', index_bytes)"
-    return dict(
-        value(connection, built + " from two_tower.serving_builds order by id desc limit 1")
-    )
+    """Builds the side that nobody reads and lets it answer. Returns the id of the build."""
+    return {"build": call(connection, "select two_tower.build_serving_index('job')")}
 
 
 def check_serving_index(connection: Connection) -> dict[str, Any]:
     """Samples the recall of the index that answers; asks for a build when it is worn."""
-    with connection.transaction():
-        connection.execute("set local statement_timeout = 0")
-        connection.execute("select two_tower.check_serving_index()")
-    found = "select coalesce(jsonb_agg(jsonb_build_object('recall', recall)) -> 0, '{}')"
-    return dict(value(connection, found + " from two_tower.serving_index"))
+    return {"recall": call(connection, "select two_tower.check_serving_index()")}
 
 
 def finish_switch(connection: Connection) -> None:
@@ -47,7 +34,7 @@ def finish_switch(connection: Connection) -> None:
             except psycopg.errors.LockNotAvailable:
                 time.sleep(0.5)  # a worker is building it
         else:
-            did = value(connection, "select two_tower.take_step()")
+            did = call(connection, "select two_tower.take_step()")
             if did == {"failed": "fill_slot"}:
                 raise CommandError(
                     "The slot can not be filled: two_tower.alerts says why. Ticks try it again."

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import numpy as np
 
-from python_jobs.db import Connection, array, rows, value
+from python_jobs.db import Connection, array, call, call_rows, rows, value
 from python_jobs.worker.jobs.versions import Origin, load, matrix, store
 from python_jobs.worker.towers.histories import History, Pool
 from python_jobs.worker.towers.user import SIZE, UNKNOWN, UserConfig, encode_users, train_user
@@ -43,7 +43,7 @@ def encode_active_users(connection: Connection) -> dict[str, Any]:
     """Gives users their priors anew: those of settings.active_user_window by the user tower that
     serves, and profiles by the candidate tower that serves."""
     last: UUID | None = NOBODY
-    while last := value(connection, "select two_tower.project_profiles(%s)", last):
+    while last := call(connection, "select two_tower.project_profiles(%s)", last):
         pass
     number = value(connection, "select two_tower.active_version('user_tower')")
     if number is None:
@@ -52,7 +52,7 @@ def encode_active_users(connection: Connection) -> dict[str, Any]:
     encoded, last = 0, NOBODY
     while ids := _ids(connection, "select two_tower.users_to_encode(%s, %s) as id", last, BATCH):
         users, vectors = encode(connection, version, ids, None)
-        encoded += value(
+        encoded += call(
             connection,
             "select two_tower.store_user_encodings(%s, %s::uuid[], %s::extensions.vector[])",
             number, users, list(vectors),
@@ -62,7 +62,7 @@ def encode_active_users(connection: Connection) -> dict[str, Any]:
 
 
 def _train(connection: Connection) -> dict[str, Any]:
-    held_out = value(connection, "select two_tower.held_out_from()")
+    held_out = call(connection, "select two_tower.held_out_from()")
     found = _histories(
         connection,
         held_out,
@@ -82,7 +82,7 @@ def _train(connection: Connection) -> dict[str, Any]:
         "author.weight": np.stack(list(authors.values())),
         "action.weight": _actions(known, event_types, noise),
     }
-    posts = rows(connection, "select * from two_tower.random_posts_as_of(%s)", held_out)
+    posts = call_rows(connection, "select * from two_tower.random_posts_as_of(%s)", held_out)
     pool = Pool(
         np.array([post.post_id for post in posts], dtype=np.int64),
         matrix([post.embedding for post in posts], 128),
@@ -132,7 +132,7 @@ def judge_user_tower(
         now_served += (
             list(encode(connection, active, batch, held_out)[1]) if active else [None] * len(some)
         )
-    accepted = value(
+    accepted = call(
         connection,
         "select two_tower.judge_user_tower(%s, %s::uuid[], %s::extensions.vector[],"
         " %s::extensions.vector[])",
@@ -170,11 +170,11 @@ def _batches(ids: list[UUID]) -> Iterator[list[UUID]]:
 
 
 def _ids(connection: Connection, query: str, *arguments: Any) -> list[UUID]:
-    return [row.id for row in rows(connection, query, *arguments)]
+    return [row.id for row in call_rows(connection, query, *arguments)]
 
 
 def _histories(connection: Connection, before: int | None, user_ids: list[UUID]) -> list[Any]:
-    return rows(
+    return call_rows(
         connection, "select * from two_tower.user_histories(%s, %s::uuid[])", before, user_ids
     )
 
@@ -192,7 +192,7 @@ def _authors(
     """
     wanted = sorted(_author_ids(found))
     query = "select * from two_tower.read_author_embeddings(%s::uuid[])"
-    known = {row.author_id: array(row.embedding) for row in rows(connection, query, wanted)}
+    known = {row.author_id: array(row.embedding) for row in call_rows(connection, query, wanted)}
     authors: dict[Any, np.ndarray] = {None: np.zeros(SIZE, dtype=np.float32)}
     for author in wanted:
         if author in known:

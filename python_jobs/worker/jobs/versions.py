@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from psycopg.types.json import Jsonb
 
-from python_jobs.db import Connection, array, rows, value
+from python_jobs.db import Connection, array, call, call_rows, value
 from python_jobs.worker.towers.weights import TrainingResult, from_rows, to_rows
 
 
@@ -28,7 +28,7 @@ def matrix(vectors: list[Any], width: int) -> np.ndarray:
 
 def load(connection: Connection, version: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Tensors and config of a version. Raises ValueError when rows of a tensor are missing."""
-    stored = rows(
+    stored = call_rows(
         connection, "select name, row_index, row from two_tower.read_tensors(%s)", version
     )
     config = value(connection, "select config from two_tower.read_version(%s)", version)
@@ -38,7 +38,7 @@ def load(connection: Connection, version: int) -> tuple[dict[str, np.ndarray], d
 def load_authors(connection: Connection, version: int) -> dict[Any, np.ndarray]:
     """What a version of the user tower learned of authors [64] each."""
     query = "select author_id, embedding from two_tower.read_model_authors(%s)"
-    found = rows(connection, query, version)
+    found = call_rows(connection, query, version)
     return {author: array(embedding) for author, embedding in found}
 
 
@@ -69,7 +69,7 @@ def store(
         )  # fmt: skip
         return None
     names, indexes, tensor_rows = zip(*to_rows(result.tensors), strict=True)
-    version = value(
+    version = call(
         connection,
         "select two_tower.store_weights(%s, %s::text[], %s::integer[], %s, %s, %s, %s, %s, %s,"
         " %s::uuid[], %s::extensions.vector[])",
