@@ -8,8 +8,8 @@ import click
 
 from python_jobs.db import call, value
 from python_jobs.operations.database import open_database
+from python_jobs.operations.switch import finish_switch
 from python_jobs.operations.tables import print_json, print_sections, read_sections
-from python_jobs.worker.jobs.serve import finish_switch
 
 REPORT = {
     "Learning": "select frozen_at, frozen_reason, learning_rate_factor, filling_checkpoint"

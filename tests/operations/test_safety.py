@@ -17,7 +17,7 @@ from psycopg import errors
 from python_jobs.cli import main
 from python_jobs.db import URL_VARIABLE, Connection, connect, value
 from python_jobs.errors import CommandError
-from python_jobs.worker.jobs.serve import finish_switch
+from python_jobs.operations.switch import finish_switch
 from tests.support.database import add_user, as_user
 from tests.support.engagements import Stream, add_posts, base_vectors, insert_events, store
 from tests.support.invariants import assert_consistent

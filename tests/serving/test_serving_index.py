@@ -19,7 +19,7 @@ from python_jobs.laboratory.bench.plan import explain_page
 from python_jobs.laboratory.bench.serving import find_truth, recall_of_pages
 from python_jobs.laboratory.bench.world import World, world
 from python_jobs.local.postgres import Cluster, free_port
-from python_jobs.worker.jobs.serve import finish_switch
+from python_jobs.operations.switch import finish_switch
 from python_jobs.worker.process import Worker
 from tests.support.database import add_user, as_user, reachable_folder
 from tests.support.engagements import add_posts

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import psycopg
 import pytest
 
 from python_jobs.db import Connection, value
 from python_jobs.worker.jobs import HANDLERS
-from tests.support.database import as_user
+from tests.support.database import PROJECT, as_user
 from tests.support.tower_world import World, make_world
 
 ROLE = "two_tower_worker"
@@ -77,3 +79,16 @@ def test_it_is_refused_all_else(db: Connection, statement: str) -> None:
     db.execute(f"grant {ROLE} to postgres".encode())
     with pytest.raises(psycopg.errors.InsufficientPrivilege), as_user(db, None, ROLE):
         db.execute(statement.encode())
+
+
+def test_it_may_execute_what_the_worker_calls_and_no_function_more(db: Connection) -> None:
+    sources = (PROJECT / "python_jobs" / "worker").rglob("*.py")
+    called = {
+        name for path in sources for name in re.findall(r"two_tower\.(\w+)\(", path.read_text())
+    }
+    granted = db.execute(
+        "select distinct p.proname from pg_proc p, aclexplode(p.proacl) a"
+        " where a.grantee = %s::regrole and a.privilege_type = 'EXECUTE'",
+        [ROLE],
+    ).fetchall()
+    assert called == {name for (name,) in granted}

@@ -126,7 +126,7 @@ class TwoTower(System):
         self._finish_switch()
 
     def _finish_switch(self) -> None:
-        from python_jobs.worker.jobs.serve import finish_switch
+        from python_jobs.operations.switch import finish_switch
 
         finish_switch(self.connection)
 
