@@ -21,7 +21,8 @@
 --
 --   ground      schemas, clock, settings, signals, alerts, schedules, partitions
 --   what the    content      profiles, posts, follows, blocks
---   app writes  engagement   events, and what each user did with each post
+--   app writes  users        of whom anything is stored, and how their erasure begins
+--               engagement   events, and what each user did with each post
 --   what is     models       weights of both towers, and the candidate tower in SQL
 --   known       state        which slot serves, and the locks of a switch
 --               vectors, embeddings, eligibility, training_examples, post_steps

@@ -211,6 +211,7 @@ def test_a_setting_out_of_range_is_refused(db: Connection, assignment: str) -> N
 
 def test_the_service_role_stores_what_a_user_tower_learned(db: Connection) -> None:
     author = add_user(db)
+    db.execute("select two_tower.add_users(array[%s]::uuid[])", [author])
     with as_user(db, None, "service_role"):
         db.execute(
             "with version as ("

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
+import pytest
 
-from python_jobs.db import Connection
+from python_jobs.db import Connection, connect, value
 from tests.support.database import add_user
 from tests.support.engagements import add_posts, insert_events
 from tests.support.reference import START, Event
@@ -19,7 +22,8 @@ USER_COLUMNS = """
     join pg_namespace n on n.oid = c.relnamespace
   where n.nspname in ('public', 'two_tower') and c.relkind in ('r', 'p') and not c.relispartition
     and a.atttypid = 'uuid'::regtype and not a.attisdropped
-    and a.attname in ('user_id', 'author_id', 'follower_id', 'followed_id')
+    and (a.attname in ('user_id', 'author_id', 'follower_id', 'followed_id')
+      or c.oid = 'two_tower.users'::regclass)
     and c.relname <> 'users_to_erase'
 """
 
@@ -113,3 +117,55 @@ def test_a_tick_erases_without_being_told(db: Connection) -> None:
     for _ in range(6):
         db.execute("select two_tower.tick()")
     assert mentions(db, user) == {}
+
+
+@pytest.mark.parametrize(
+    "leaves",
+    [
+        "insert into public.engagement_events (user_id, post_id, event_type)"
+        " select %s, min(id), 'view' from public.posts",
+        "insert into public.posts (author_id, content) values (%s, 'a post')",
+        "insert into public.profiles (user_id, bio) values (%s, 'me')",
+    ],
+)
+def test_whatever_a_user_leaves_first_is_known_to_the_erasure(db: Connection, leaves: str) -> None:
+    add_posts(db, 1, [add_user(db)], np.random.default_rng(33))
+    user = add_user(db)
+    db.execute(leaves.encode(), [user])
+    db.execute("delete from auth.users where id = %s", [user])
+    assert db.execute("select user_id::text from two_tower.users_to_erase").fetchall() == [(user,)]
+
+
+def test_one_table_of_the_engine_refers_to_accounts_and_no_trigger_lies_on_them(
+    db: Connection,
+) -> None:
+    """A dump of a project leaves out the schema auth, and with it triggers on its tables."""
+    keys = db.execute(
+        "select conrelid::regclass::text from pg_constraint where contype = 'f'"
+        " and confrelid = 'auth.users'::regclass and connamespace = 'two_tower'::regnamespace"
+    ).fetchall()
+    assert keys == [("two_tower.users",)]
+    triggers = db.execute(
+        "select t.tgname from pg_trigger t join pg_proc p on p.oid = t.tgfoid"
+        " where t.tgrelid = 'auth.users'::regclass and p.pronamespace = 'two_tower'::regnamespace"
+    ).fetchall()
+    assert triggers == []
+
+
+def test_new_users_in_batches_of_opposite_order_do_not_wait_for_each_other_for_ever(
+    fresh_database: Callable[[], str],
+) -> None:
+    url = fresh_database()
+    with connect(url, autocommit=True) as connection, ThreadPoolExecutor(8) as pool:
+        posts = add_posts(connection, 5, [add_user(connection)], np.random.default_rng(34))
+        users = [add_user(connection) for _ in range(80)]
+
+        def view(turn: int) -> None:
+            order = users if turn % 2 else users[::-1]
+            kind = ("view", "like")[turn // 2 % 2]
+            with connect(url, autocommit=True) as session:
+                insert_events(session, [Event(user, posts[turn % 5], kind) for user in order])
+
+        list(pool.map(view, range(16)))
+        query = "select count(*) from two_tower.users"
+        assert value(connection, query) == len(users) + 1

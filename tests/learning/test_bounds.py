@@ -32,7 +32,8 @@ def vectors(connection: Connection) -> dict[int, Vector]:
 
 
 def give_taste(connection: Connection, user_id: str, direction: Vector) -> None:
-    """A user who wants just one thing: a base vector in that direction."""
+    """A user who wants just one thing: a prior in that direction."""
+    connection.execute("select two_tower.add_users(array[%s]::uuid[])", [user_id])
     connection.execute(
         "insert into two_tower.user_embeddings"
         " (user_id, embedding, prior, prior_weight, prior_source)"

@@ -282,6 +282,7 @@ def test_new_users_whom_several_sessions_bring_at_once_make_no_deadlock(
             if maker is makers[0]:
                 break
         # Posts are locked after users: the second maker must not wait for the first one's post.
+        makers[1].execute("select two_tower.add_users(array[%s]::uuid[])", [third])
         makers[1].execute("insert into two_tower.user_embeddings (user_id) values (%s)", [third])
         slow, quick = connect(url), connect(url)
         everybody = [Event(user_id, post, "like") for user_id in (first, second, third)]

@@ -54,8 +54,9 @@ class Twin:
         self.reference.rule = rule
 
     def give_base(self, user_id: str, weight: float) -> None:
-        """Gives a user a base vector, as a profile or the user tower does."""
+        """Gives a user a prior, as a profile or the user tower does."""
         base = norm(self.rng.normal(size=DIMENSIONS)).astype(np.float32)
+        self.connection.execute("select two_tower.add_users(array[%s]::uuid[])", [user_id])
         self.connection.execute(
             "insert into two_tower.user_embeddings"
             " (user_id, prior, prior_weight, prior_source, embedding)"

@@ -158,6 +158,7 @@ def _add_reader(
     weights = 0.9 ** np.arange(HISTORY - 1, -1, -1)
     total = weights @ vectors[history]
     reader = user_id(number)
+    connection.execute("select two_tower.add_users(array[%s]::uuid[])", [reader])
     connection.execute(
         "insert into two_tower.user_embeddings (user_id, embedding, engaged_sum, recent_post_ids,"
         " recent_strengths, engagement_count)"

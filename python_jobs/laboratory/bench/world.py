@@ -29,6 +29,7 @@ _FILL = """
   from public.posts p;
 
   -- Users with a full history: their rows are as wide as rows get.
+  select two_tower.add_users(array(select id from auth.users));
   insert into two_tower.user_embeddings
     (user_id, embedding, engaged_sum, recent_post_ids, recent_strengths, engagement_count)
   select u.id, v.embedding, v.embedding,

@@ -1,16 +1,5 @@
 -- The rows into which a statement learns: users, then posts, each in order of id.
 
-create function two_tower.refuse_unknown_user(p_user_id uuid) returns void
-language plpgsql set search_path = pg_catalog, pg_temp as $$
-begin
-  if not exists (select from auth.users a where a.id = p_user_id) then
-    raise exception 'user % does not exist', p_user_id using errcode = 'foreign_key_violation',
-      hint = 'Users are rows of auth.users. Nothing of the statement was stored.';
-  end if;
-end
-$$;
-comment on function two_tower.refuse_unknown_user(uuid) is 'Raises 23503 for a user who has no row in auth.users.';
-
 create function two_tower.refuse_unknown_post(p_post_id bigint) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
@@ -34,7 +23,7 @@ begin
       select * into v_user from two_tower.user_embeddings u where u.user_id = v_id
       for no key update;
       exit when found;
-      perform two_tower.refuse_unknown_user(v_id);
+      perform two_tower.add_users(array[v_id]);
       insert into two_tower.user_embeddings (user_id) values (v_id) on conflict do nothing;
     end loop;
     v_users := v_users || v_user;

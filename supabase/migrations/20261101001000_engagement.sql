@@ -79,7 +79,7 @@ create index unlearned_events_user_id_idx on two_tower.unlearned_events (user_id
 
 create table two_tower.deferred_events (
   event_id bigint primary key,
-  user_id uuid not null references auth.users (id) on delete cascade,
+  user_id uuid not null references two_tower.users (id) on delete cascade,
   post_id bigint not null references public.posts (id) on delete cascade,
   event_type text not null,
   dwell_ms integer,

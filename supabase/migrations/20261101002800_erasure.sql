@@ -3,25 +3,6 @@
 -- deletion holds locks for minutes. Posts keep their vectors: what they learned is not about one
 -- person.
 
-create table two_tower.users_to_erase (
-  user_id uuid primary key,
-  requested_at timestamptz not null default two_tower.now()
-);
-comment on table two_tower.users_to_erase is 'Deleted users of whom rows are left. It is empty when all is gone.';
-
-create function two_tower.request_erasure() returns trigger
-language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
-begin
-  insert into two_tower.users_to_erase (user_id)
-  select o.id from old_users o order by o.id on conflict do nothing;
-  return null;
-end
-$$;
-comment on function two_tower.request_erasure() is 'Asks for the erasure of deleted users. Definer: Auth deletes users, and has no grant here.';
-create trigger request_erasure after delete on auth.users
-  referencing old table as old_users
-  for each statement execute function two_tower.request_erasure();
-
 create function two_tower.erase_users(p_limit integer default 1000) returns integer
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare

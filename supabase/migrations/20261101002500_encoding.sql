@@ -6,12 +6,19 @@
 -- encoding. The live embedding stays until then.
 create function two_tower.request_post_encoding() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_new_ids uuid[] := array(select p.author_id from new_posts p
+    where p.author_id is not null
+      and not exists (select from two_tower.users u where u.id = p.author_id));
 begin
+  if v_new_ids <> '{}' then
+    perform two_tower.add_users(v_new_ids);
+  end if;
   insert into two_tower.base_embeddings (post_id) select p.id from new_posts p;
   return null;
 end
 $$;
-comment on function two_tower.request_post_encoding() is 'Asks for an encoding of new posts. Definer: authors have no grant on embeddings.';
+comment on function two_tower.request_post_encoding() is 'Asks for an encoding of new posts, and adds their authors to the users. Definer: authors have no grant on embeddings.';
 create trigger request_post_encoding after insert on public.posts
   referencing new table as new_posts
     for each statement execute function two_tower.request_post_encoding();
@@ -54,6 +61,7 @@ create trigger follow_post_changes after update on public.posts
 create function two_tower.request_profile_encoding() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
+  perform two_tower.add_users(array[new.user_id]);
   insert into two_tower.profile_embeddings (user_id) values (new.user_id)
   on conflict (user_id) do update set
     base_embedding = null, request = profile_embeddings.request + 1,

@@ -45,7 +45,7 @@ comment on column two_tower.model_tensors.row_index is 'The row of the matrix, f
 
 create table two_tower.model_authors (
   version bigint not null references two_tower.model_weights (version) on delete cascade,
-  author_id uuid not null references auth.users (id) on delete cascade,
+  author_id uuid not null references two_tower.users (id) on delete cascade,
   embedding extensions.vector(64) not null,
   primary key (version, author_id)
 );
@@ -185,7 +185,7 @@ begin
   insert into two_tower.model_authors (version, author_id, embedding)
   select v_version, a.author_id, a.embedding
   from unnest(p_author_ids, p_author_embeddings) as a (author_id, embedding)
-  where exists (select from public.posts p where p.author_id = a.author_id);
+  where exists (select from two_tower.users u where u.id = a.author_id);
   v_missing := two_tower.missing_tensors(v_version);
   if v_missing is not null then
     raise exception 'these weights can not be run: %', v_missing
@@ -195,7 +195,7 @@ begin
 end
 $$;
 comment on function two_tower.store_weights(text, text[], integer[], extensions.vector[], jsonb, jsonb, bigint, bigint, bigint, uuid[], extensions.vector[]) is
-  'Stores a new version as a candidate. Returns its number. The version serves nobody until the gate accepts it. Leaves out authors who have no post here. Raises TT004, with the names of the tensors, for weights that can not be run. Definer: workers have no grant on tables.';
+  'Stores a new version as a candidate. Returns its number. The version serves nobody until the gate accepts it. Leaves out authors of whom nothing is stored here. Raises TT004, with the names of the tensors, for weights that can not be run. Definer: workers have no grant on tables.';
 
 create function two_tower.reject_training(p_tower text, p_reason text, p_config jsonb,
   p_metrics jsonb, p_parent_version bigint, p_trained_from bigint, p_held_out_from bigint)

@@ -98,11 +98,17 @@ create function two_tower.record_views(p_lessons two_tower.lesson[]) returns voi
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_lesson two_tower.lesson;
+  v_new_ids uuid[] := '{}';
 begin
   foreach v_lesson in array p_lessons loop
     perform two_tower.refuse_unknown_post(v_lesson.post_id);
-    perform two_tower.refuse_unknown_user(v_lesson.user_id);
+    if not exists (select from two_tower.users u where u.id = v_lesson.user_id) then
+      v_new_ids := v_new_ids || v_lesson.user_id;
+    end if;
   end loop;
+  if v_new_ids <> '{}' then
+    perform two_tower.add_users(v_new_ids);
+  end if;
   insert into two_tower.user_posts as u (user_id, post_id, signals, first_seen_at, last_event_at)
   select l.user_id, l.post_id, bit_or(l.bit), min(l.created_at), max(l.created_at)
   from unnest(p_lessons) l group by l.user_id, l.post_id order by l.user_id, l.post_id

@@ -63,7 +63,7 @@ create type two_tower.prior_source as enum ('profile', 'user_tower');
 comment on type two_tower.prior_source is 'Where a user''s prior comes from.';
 
 create table two_tower.user_embeddings (
-  user_id uuid primary key references auth.users (id) on delete cascade,
+  user_id uuid primary key references two_tower.users (id) on delete cascade,
   embedding two_tower.unit_or_zero_vector not null
     default two_tower.zero_vector(),
   engaged_sum extensions.vector(128) not null default two_tower.zero_vector(),
@@ -90,7 +90,7 @@ comment on column two_tower.user_embeddings.minute_count is 'Learned events in t
 comment on column two_tower.user_embeddings.updated_at is 'The time of the last learned event.';
 
 create table two_tower.author_embeddings (
-  author_id uuid primary key references auth.users (id) on delete cascade,
+  author_id uuid primary key references two_tower.users (id) on delete cascade,
   embedding extensions.vector(64) not null,
   moved_hour timestamptz,
   moved real not null default 0,
@@ -108,7 +108,7 @@ create table two_tower.action_embeddings (
 comment on table two_tower.action_embeddings is 'Embeddings of event types. The user tower learns them from a random start.';
 
 create table two_tower.profile_embeddings (
-  user_id uuid primary key references auth.users (id) on delete cascade,
+  user_id uuid primary key references two_tower.users (id) on delete cascade,
   base_embedding extensions.vector(384),
   request integer not null default 1,
   requested_at timestamptz not null default two_tower.now()

@@ -7,8 +7,8 @@
 -- move an author by at most settings.movement_per_hour in an hour, as events do a post.
 
 create table two_tower.author_steps (
-  user_id uuid not null references auth.users (id) on delete cascade,
-  author_id uuid not null references auth.users (id) on delete cascade,
+  user_id uuid not null references two_tower.users (id) on delete cascade,
+  author_id uuid not null references two_tower.users (id) on delete cascade,
   step extensions.vector(64) not null,
   primary key (user_id, author_id)
 );
