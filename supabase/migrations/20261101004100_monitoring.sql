@@ -103,6 +103,42 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
 $$;
 comment on function two_tower.measure_metrics() is 'Returns the metrics as they are now, but those that only audits measure. value is null where there is nothing to measure.';
 
+-- A restore can lose what lies outside of the schemas that were dumped, such as the job of pg_cron.
+-- Somebody can disable a trigger. Each is silent by itself.
+create function two_tower.find_missing_parts() returns text[]
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_missing text[];
+  v_is_scheduled boolean := true;
+begin
+  v_missing := array(
+    select format('trigger %s on %s', n.trigger_name, n.table_name)
+    from (values
+      ('request_erasure', 'two_tower.users'), ('learn_from_events', 'public.engagement_events'),
+      ('request_post_encoding', 'public.posts'), ('follow_post_changes', 'public.posts'),
+      ('request_profile_encoding', 'public.profiles'),
+      ('request_profile_reencoding', 'public.profiles'),
+      ('learn_from_blocks', 'public.author_blocks'), ('unlearn_blocks', 'public.author_blocks'),
+      ('record_setting_change', 'two_tower.settings'),
+      ('record_signal_change', 'two_tower.signals'),
+      ('add_to_serving_index', 'two_tower.live_embeddings'),
+      ('remove_from_serving_index', 'two_tower.live_embeddings'),
+      ('add_to_exploration_pool', 'two_tower.live_embeddings')) as n (trigger_name, table_name)
+    where not exists (
+      select from pg_catalog.pg_trigger t
+      where t.tgrelid = to_regclass(n.table_name) and t.tgname = n.trigger_name
+        and t.tgenabled <> 'D')
+    order by 1);
+  if to_regclass('cron.job') is not null then
+    execute 'select exists (select from cron.job where jobname = ''two_tower_tick'' and active)'
+    into v_is_scheduled;
+  end if;
+  return v_missing || case when not v_is_scheduled then array['job two_tower_tick of pg_cron'] end;
+end
+$$;
+comment on function two_tower.find_missing_parts() is
+  'Returns what the migrations made and what is gone or disabled since: triggers, and the job of pg_cron. Empty when all is there. Definer: workers have no grant on cron.';
+
 create view two_tower.health with (security_invoker = true) as
 select
   t.name, m.value, t.unit, t.target_low, t.target_high, t.alert_low, t.alert_high,
@@ -117,12 +153,19 @@ union all
 select
   'pgvector', null, 'version', null, null, null, null,
   case
-    when (string_to_array(x.extversion, '.')::integer[])[1:3] < array[0, 8, 4] then 'warning'
+    when (string_to_array(x.extversion, '.')::integer[])[1:3] < array[0, 8, 4] then 'alert'
     else 'ok'
   end,
   pg_catalog.now(), 'pgvector ' || x.extversion
     || ': before 0.8.4, concurrent insert and vacuum can damage an HNSW index.'
-from pg_catalog.pg_extension as x where x.extname = 'vector';
+from pg_catalog.pg_extension as x where x.extname = 'vector'
+union all
+select
+  'missing_parts', cardinality(m.parts), 'parts', null, 0, null, 0,
+  case when m.parts = '{}' then 'ok' else 'alert' end, pg_catalog.now(),
+  case when m.parts = '{}' then 'All that the migrations made is there.'
+    else 'Gone or disabled: ' || array_to_string(m.parts, ', ') || '.' end
+from (select two_tower.find_missing_parts() as parts) as m;
 comment on view two_tower.health is 'The latest value of each metric against its target range and alert range, and what to know about this installation.';
 comment on column two_tower.health.state is 'ok, warning, alert or unknown.';
 
