@@ -1,5 +1,17 @@
 -- What becomes of each event, and what it leaves behind whether it is learned or not.
 
+create type two_tower.batch as (
+  lessons two_tower.lesson[], user_posts two_tower.user_posts[],
+  users two_tower.user_embeddings[], user_ids uuid[],
+  posts two_tower.live_embeddings[], post_ids bigint[], held_ids bigint[],
+  settings two_tower.settings, state two_tower.state, is_deferred boolean, teaches boolean
+);
+comment on type two_tower.batch is 'The events of a statement with all that they are learned into, and what was decided. users and posts stand in the order of user_ids and post_ids, which are sorted.';
+comment on column two_tower.batch.user_posts is 'What the users did with the posts, at the place of the first lesson of user and post; null elsewhere.';
+comment on column two_tower.batch.held_ids is 'Those of post_ids whose rows are locked. The others are locked by another session.';
+comment on column two_tower.batch.is_deferred is 'The events were deferred, and their time has come.';
+comment on column two_tower.batch.teaches is 'Whether any event is learned or withdrawn.';
+
 create function two_tower.decide_without_post(p_lesson two_tower.lesson) returns text
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
@@ -25,15 +37,14 @@ comment on function two_tower.has_events_waiting(bigint) is 'Returns whether ear
 -- Verdicts are given in order, against what the user did before. What the user did is recorded
 -- whatever the verdict is. Only what is learned sets a bit of user_posts.signals, so that it is
 -- learned once.
-create function two_tower.decide_verdicts(
-  p_lessons two_tower.lesson[], p_user_posts two_tower.user_posts[],
-  p_users two_tower.user_embeddings[], p_user_ids uuid[],
-  p_posts two_tower.live_embeddings[], p_post_ids bigint[],
-  p_settings two_tower.settings, p_is_frozen boolean, p_is_deferred boolean,
-  out lessons two_tower.lesson[], out user_posts two_tower.user_posts[],
-  out users two_tower.user_embeddings[], out teaches boolean
-) language plpgsql set search_path = pg_catalog, pg_temp as $$
+create function two_tower.decide_verdicts(p_batch two_tower.batch) returns two_tower.batch
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
+  v_lessons two_tower.lesson[] := p_batch.lessons;
+  v_user_posts two_tower.user_posts[] := p_batch.user_posts;
+  v_users two_tower.user_embeddings[] := p_batch.users;
+  v_limit integer := (p_batch.settings).learned_events_per_minute;
+  v_is_frozen boolean := (p_batch.state).frozen_at is not null;
   v_lesson two_tower.lesson;
   v_user_post two_tower.user_posts;
   v_user two_tower.user_embeddings;
@@ -41,28 +52,25 @@ declare
   v_user_index integer;
   v_minute timestamptz;
 begin
-  lessons := p_lessons;
-  user_posts := p_user_posts;
-  users := p_users;
-  teaches := false;
-  for v_place in 1..cardinality(lessons) loop
-    v_lesson := lessons[v_place];
-    v_user_post := user_posts[v_lesson.user_post_place];
-    v_user_index := width_bucket(v_lesson.user_id, p_user_ids);
-    v_user := users[v_user_index];
-    v_post := p_posts[width_bucket(v_lesson.post_id, p_post_ids)];
+  p_batch.teaches := false;
+  for v_place in 1..cardinality(v_lessons) loop
+    v_lesson := v_lessons[v_place];
+    v_user_post := v_user_posts[v_lesson.user_post_place];
+    v_user_index := width_bucket(v_lesson.user_id, p_batch.user_ids);
+    v_user := v_users[v_user_index];
+    v_post := p_batch.posts[width_bucket(v_lesson.post_id, p_batch.post_ids)];
     v_minute := date_bin('1 minute', v_lesson.created_at, 'epoch');
     v_lesson.verdict := case
       when v_post.post_id is null then two_tower.decide_without_post(v_lesson)
       when v_lesson.strength = 0 and v_lesson.withdrawn is null then 'seen'
       when v_post.is_deleted and v_lesson.withdrawn is null then 'post_deleted'
-      when p_is_frozen or not p_is_deferred and two_tower.has_events_waiting(v_lesson.post_id)
+      when v_is_frozen or not p_batch.is_deferred and two_tower.has_events_waiting(v_lesson.post_id)
         then 'defer'
       when v_user_post.signals & v_lesson.withdrawn_bit = 0 then 'nothing_to_withdraw'
       when v_lesson.withdrawn is not null then 'withdraw'
       when v_user_post.signals & v_lesson.bit <> 0 then 'repeated'
       when v_user.minute = v_minute
-        and v_user.minute_count >= p_settings.learned_events_per_minute then 'rate_limited'
+        and v_user.minute_count >= v_limit then 'rate_limited'
       else 'learn' end;
 
     v_user_post.signals := case
@@ -70,11 +78,11 @@ begin
       when v_lesson.verdict = 'withdraw' then v_user_post.signals & ~v_lesson.withdrawn_bit
       else v_user_post.signals end;
     if v_lesson.verdict in ('learn', 'withdraw') then
-      teaches := true;
+      p_batch.teaches := true;
       v_user.minute_count := (v_lesson.verdict = 'learn')::integer
         + case when v_user.minute = v_minute then v_user.minute_count else 0 end;
       v_user.minute := v_minute;
-      users[v_user_index] := v_user;
+      v_users[v_user_index] := v_user;
     end if;
     if v_lesson.strength > 0 then
       v_user_post.is_engaged := true;
@@ -86,13 +94,17 @@ begin
       or v_lesson.event_type in ('hide', 'not_interested');
     v_user_post.first_seen_at := least(v_user_post.first_seen_at, v_lesson.created_at);
     v_user_post.last_event_at := greatest(v_user_post.last_event_at, v_lesson.created_at);
-    user_posts[v_lesson.user_post_place] := v_user_post;
-    lessons[v_place] := v_lesson;
+    v_user_posts[v_lesson.user_post_place] := v_user_post;
+    v_lessons[v_place] := v_lesson;
   end loop;
+  p_batch.lessons := v_lessons;
+  p_batch.user_posts := v_user_posts;
+  p_batch.users := v_users;
+  return p_batch;
 end
 $$;
-comment on function two_tower.decide_verdicts(two_tower.lesson[], two_tower.user_posts[], two_tower.user_embeddings[], uuid[], two_tower.live_embeddings[], bigint[], two_tower.settings, boolean, boolean) is
-  'Fills in the verdicts, and what the users did with the posts. teaches: whether any event is learned or withdrawn. Defers an event while its post is not encoded, while earlier events about the post wait, and during a freeze. Raises 23503 for an unknown post.';
+comment on function two_tower.decide_verdicts(two_tower.batch) is
+  'Fills in the verdicts, and what the users did with the posts. Defers an event while its post is not encoded, while earlier events about the post wait, and during a freeze. Raises 23503 for an unknown post.';
 
 create function two_tower.record_views(p_lessons two_tower.lesson[]) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -121,29 +133,29 @@ $$;
 comment on function two_tower.record_views(two_tower.lesson[]) is
   'Records what views leave behind. Needs no lock of the user, because it only adds the bit of a view, which no decision takes away. Raises 23503 for an unknown post or user.';
 
-create function two_tower.record_verdicts(p_lessons two_tower.lesson[],
-  p_user_posts two_tower.user_posts[], p_is_frozen boolean, p_is_deferred boolean)
-returns void language plpgsql set search_path = pg_catalog, pg_temp as $$
+create function two_tower.record_verdicts(p_batch two_tower.batch) returns void
+ language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_lesson two_tower.lesson;
   v_blocks boolean := false;
   v_leaves_rows boolean := false;
 begin
-  foreach v_lesson in array p_lessons loop
+  foreach v_lesson in array p_batch.lessons loop
     v_blocks := v_blocks or v_lesson.blocks_author;
     v_leaves_rows := v_leaves_rows or v_lesson.verdict not in ('learn', 'withdraw', 'seen');
   end loop;
   insert into two_tower.user_posts as u
-  select * from unnest(p_user_posts) p where p.user_id is not null order by p.user_id, p.post_id
+  select * from unnest(p_batch.user_posts) p where p.user_id is not null
+  order by p.user_id, p.post_id
   on conflict (user_id, post_id) do update set
     signals = excluded.signals | (u.signals & two_tower.view_bit()),
     is_engaged = excluded.is_engaged, is_hidden = u.is_hidden or excluded.is_hidden,
     first_seen_at = least(u.first_seen_at, excluded.first_seen_at),
     last_event_at = greatest(u.last_event_at, excluded.last_event_at);
-  if v_blocks and not p_is_deferred then
+  if v_blocks and not p_batch.is_deferred then
     insert into public.author_blocks (user_id, author_id, kind, created_at)
     select distinct on (l.user_id, p.author_id) l.user_id, p.author_id, l.event_type, l.created_at
-    from unnest(p_lessons) l join public.posts p on p.id = l.post_id
+    from unnest(p_batch.lessons) l join public.posts p on p.id = l.post_id
     where l.blocks_author and p.author_id <> l.user_id
     order by l.user_id, p.author_id, l.event_id desc
     on conflict (user_id, author_id) do update set kind = excluded.kind
@@ -153,14 +165,15 @@ begin
     insert into two_tower.deferred_events
       (event_id, user_id, post_id, event_type, dwell_ms, client_event_id, created_at, reason)
     select l.event_id, l.user_id, l.post_id, l.event_type, l.dwell_ms, l.client_event_id,
-           l.created_at, case when p_is_frozen then 'frozen' else 'post_not_encoded' end
-    from unnest(p_lessons) l where l.verdict = 'defer';
+      l.created_at,
+      case when (p_batch.state).frozen_at is null then 'post_not_encoded' else 'frozen' end
+    from unnest(p_batch.lessons) l where l.verdict = 'defer';
     insert into two_tower.unlearned_events
       (event_id, user_id, post_id, event_type, reason, created_at)
     select l.event_id, l.user_id, l.post_id, l.event_type, l.verdict, l.created_at
-    from unnest(p_lessons) l where l.verdict not in ('learn', 'withdraw', 'seen', 'defer');
+    from unnest(p_batch.lessons) l where l.verdict not in ('learn', 'withdraw', 'seen', 'defer');
   end if;
 end
 $$;
-comment on function two_tower.record_verdicts(two_tower.lesson[], two_tower.user_posts[], boolean, boolean) is
+comment on function two_tower.record_verdicts(two_tower.batch) is
   'Stores what the users did, whom they block, and what is not learned now or ever. The users are locked, so all bits but that of a view are as decide_verdicts() read them.';

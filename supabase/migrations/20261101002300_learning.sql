@@ -146,12 +146,13 @@ $$;
 comment on function two_tower.write_learned(two_tower.user_embeddings[], two_tower.live_embeddings[], bigint[], boolean) is
   'Writes each row once. While a slot is being filled, touched posts have the same vector in both.';
 
-create function two_tower.apply_lessons(
-  p_lessons two_tower.lesson[], p_users two_tower.user_embeddings[], p_user_ids uuid[],
-  p_posts two_tower.live_embeddings[], p_post_ids bigint[], p_held_ids bigint[],
-  p_settings two_tower.settings, p_state two_tower.state
-) returns void language plpgsql set search_path = pg_catalog, pg_temp as $$
+create function two_tower.apply_lessons(p_batch two_tower.batch) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
+  v_settings two_tower.settings := p_batch.settings;
+  v_state two_tower.state := p_batch.state;
+  v_users two_tower.user_embeddings[] := p_batch.users;
+  v_posts two_tower.live_embeddings[] := p_batch.posts;
   v_range two_tower.post_range;
   v_lesson two_tower.lesson;
   v_withdrawn bigint[] := '{}';
@@ -164,43 +165,43 @@ declare
   v_steps two_tower.deferred_steps;
   v_step two_tower.post_step;
 begin
-  select p_state.active_slot, min(v.post_id), max(v.post_id) into v_range
-  from two_tower.live_embeddings v where v.slot = p_state.active_slot;
-  foreach v_lesson in array p_lessons loop
+  select v_state.active_slot, min(v.post_id), max(v.post_id) into v_range
+  from two_tower.live_embeddings v where v.slot = v_state.active_slot;
+  foreach v_lesson in array p_batch.lessons loop
     if v_lesson.verdict = 'withdraw' then
       v_withdrawn := v_withdrawn || v_lesson.post_id;
     end if;
   end loop;
 
-  foreach v_lesson in array p_lessons loop
+  foreach v_lesson in array p_batch.lessons loop
     continue when v_lesson.verdict not in ('learn', 'withdraw');
-    v_user_index := width_bucket(v_lesson.user_id, p_user_ids);
-    v_post_index := width_bucket(v_lesson.post_id, p_post_ids);
-    v_user := p_users[v_user_index];
-    v_post := p_posts[v_post_index];
+    v_user_index := width_bucket(v_lesson.user_id, p_batch.user_ids);
+    v_post_index := width_bucket(v_lesson.post_id, p_batch.post_ids);
+    v_user := v_users[v_user_index];
+    v_post := v_posts[v_post_index];
     if v_lesson.verdict = 'withdraw' then
-      v_learned := two_tower.withdraw_lesson(v_lesson, p_settings, p_state,
+      v_learned := two_tower.withdraw_lesson(v_lesson, v_settings, v_state,
         two_tower.withdraw_example(v_lesson), v_post.embedding, v_user);
     else
       v_drawn := null;
       if v_lesson.strength > 0 then
         -- What this statement withdraws was engaged with when the event happened.
-        v_drawn := two_tower.draw_posts(v_lesson, p_settings, v_range, v_user.embedding,
+        v_drawn := two_tower.draw_posts(v_lesson, v_settings, v_range, v_user.embedding,
           v_lesson.post_id || v_withdrawn);
-        if v_drawn.negative_ids && p_post_ids or v_drawn.pushed_ids && p_post_ids then
-          v_drawn := two_tower.refresh_drawn_posts(v_drawn, p_settings.temperature,
-            v_user.embedding, p_post_ids, p_posts);
+        if v_drawn.negative_ids && p_batch.post_ids or v_drawn.pushed_ids && p_batch.post_ids then
+          v_drawn := two_tower.refresh_drawn_posts(v_drawn, v_settings.temperature,
+            v_user.embedding, p_batch.post_ids, v_posts);
         end if;
       end if;
-      v_learned := two_tower.learn_lesson(v_lesson, p_settings, p_state, v_drawn,
+      v_learned := two_tower.learn_lesson(v_lesson, v_settings, v_state, v_drawn,
         v_post.embedding, v_user);
     end if;
-    p_users[v_user_index] := v_learned.p_user;
+    v_users[v_user_index] := v_learned.p_user;
     v_steps := v_learned.steps;
-    if v_lesson.post_id = any (p_held_ids) then
+    if v_lesson.post_id = any (p_batch.held_ids) then
       v_step := row(v_steps.user_vector, v_steps.step, v_steps.engagements, v_steps.popularity,
         v_steps.created_at);
-      p_posts[v_post_index] := two_tower.move_post(v_post, array[v_step], p_settings);
+      v_posts[v_post_index] := two_tower.move_post(v_post, array[v_step], v_settings);
       v_steps.post_id := null;
       v_steps.engagements := 0;
     end if;
@@ -212,43 +213,40 @@ begin
         v_steps.popularity, v_steps.created_at);
     end if;
   end loop;
-  perform two_tower.write_learned(p_users, p_posts, p_held_ids,
-    p_state.filling_version is not null);
+  perform two_tower.write_learned(v_users, v_posts, p_batch.held_ids,
+    v_state.filling_version is not null);
 end
 $$;
-comment on function two_tower.apply_lessons(two_tower.lesson[], two_tower.user_embeddings[], uuid[], two_tower.live_embeddings[], bigint[], bigint[], two_tower.settings, two_tower.state) is
+comment on function two_tower.apply_lessons(two_tower.batch) is
   'Applies the lessons in order, to users and posts in memory, and writes each row once at the end. Reads the vectors of drawn posts, and of posts that another session holds, without a lock: they may move meanwhile.';
 
 create function two_tower.learn_events(p_events two_tower.event[],
   p_is_deferred boolean default false)
 returns void language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-  v_settings two_tower.settings;
-  v_state two_tower.state;
+  v_batch two_tower.batch;
   v_read record;
-  v_user_ids uuid[] := array[(p_events[1]).user_id];
-  v_post_ids bigint[] := array[(p_events[1]).post_id];
-  v_is_frozen boolean;
-  v_users two_tower.user_embeddings[];
   v_locked record;
-  v_decided record;
 begin
-  select * into v_settings from two_tower.settings;
-  v_read := two_tower.interpret_events(p_events, v_settings, p_is_deferred);
+  select s into v_batch.settings from two_tower.settings s;
+  v_read := two_tower.interpret_events(p_events, v_batch.settings, p_is_deferred);
   if v_read.are_views and not v_read.have_client_ids then
     perform two_tower.record_views(v_read.lessons);
     return;
   end if;
 
   perform pg_advisory_xact_lock_shared(two_tower.switch_lock());
-  select * into v_state from two_tower.state;
-  v_is_frozen := v_state.frozen_at is not null;
+  select s into v_batch.state from two_tower.state s;
+  v_batch.lessons := v_read.lessons;
+  v_batch.is_deferred := p_is_deferred;
+  v_batch.user_ids := array[(p_events[1]).user_id];
+  v_batch.post_ids := array[(p_events[1]).post_id];
   if cardinality(p_events) > 1 then
     select array_agg(distinct e.user_id order by e.user_id),
            array_agg(distinct e.post_id order by e.post_id)
-    into v_user_ids, v_post_ids from unnest(p_events) e;
+    into v_batch.user_ids, v_batch.post_ids from unnest(p_events) e;
   end if;
-  v_users := two_tower.lock_users(v_user_ids);
+  v_batch.users := two_tower.lock_users(v_batch.user_ids);
   if v_read.have_client_ids and not p_is_deferred then
     perform two_tower.refuse_repeated_client_events(v_read.lessons);
   end if;
@@ -257,15 +255,14 @@ begin
     return;
   end if;
 
-  v_locked := two_tower.lock_posts(v_state.active_slot, v_post_ids);
-  v_decided := two_tower.decide_verdicts(v_read.lessons,
-    two_tower.load_user_posts(v_read.lessons), v_users, v_user_ids, v_locked.posts, v_post_ids,
-    v_settings, v_is_frozen, p_is_deferred);
-  perform two_tower.record_verdicts(v_decided.lessons, v_decided.user_posts, v_is_frozen,
-    p_is_deferred);
-  if v_decided.teaches then
-    perform two_tower.apply_lessons(v_decided.lessons, v_decided.users, v_user_ids,
-      v_locked.posts, v_post_ids, v_locked.held_ids, v_settings, v_state);
+  v_locked := two_tower.lock_posts((v_batch.state).active_slot, v_batch.post_ids);
+  v_batch.posts := v_locked.posts;
+  v_batch.held_ids := v_locked.held_ids;
+  v_batch.user_posts := two_tower.load_user_posts(v_batch.lessons);
+  v_batch := two_tower.decide_verdicts(v_batch);
+  perform two_tower.record_verdicts(v_batch);
+  if v_batch.teaches then
+    perform two_tower.apply_lessons(v_batch);
   end if;
 end
 $$;
