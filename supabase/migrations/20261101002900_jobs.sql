@@ -44,21 +44,13 @@ create index jobs_finished_idx on two_tower.jobs (finished_at) where state in ('
 
 create function two_tower.enqueue_job(p_kind text, p_subject text default '',
   p_payload jsonb default '{}')
-returns bigint language plpgsql set search_path = pg_catalog, pg_temp as $$
-declare
-  v_id bigint;
-begin
+returns bigint language sql set search_path = pg_catalog, pg_temp as $$
   insert into two_tower.jobs (kind, subject, payload) values (p_kind, p_subject, p_payload)
   on conflict (kind, subject) where state = 'pending' do nothing
-  returning id into v_id;
-  if v_id is not null then
-    perform pg_notify('two_tower_jobs', p_kind);
-  end if;
-  return v_id;
-end
+  returning id;
 $$;
 comment on function two_tower.enqueue_job(text, text, jsonb) is
-  'Adds a job, and returns its id. Returns null where one of this kind and subject is pending already. Tells workers by NOTIFY; they poll besides.';
+  'Adds a job, and returns its id. Returns null where one of this kind and subject is pending already. Workers poll: a notification does not reach through a transaction pooler.';
 
 create function two_tower.claim_job(
   p_worker text, p_kinds text[] default null, p_lease interval default '1 minute'
