@@ -63,12 +63,14 @@ def connect(url: str | None = None, **options: Any) -> Connection:
     url = url or database_url()
     try:
         connection = psycopg.connect(url, **{**_OPTIONS, **options})
-        try:
-            _register_vectors(connection)
-        except BaseException:
-            connection.close()
-            raise
     except (psycopg.OperationalError, psycopg.ProgrammingError) as error:
+        raise _refusal(url, str(error)) from error
+    try:
+        _register_vectors(connection)
+    except psycopg.Error as error:
+        connection.close()
+        if isinstance(error, psycopg.ProgrammingError):
+            raise CommandError(explain(error)) from error
         raise _refusal(url, str(error)) from error
     return connection
 
@@ -183,5 +185,7 @@ def _silence(host: object, server: str, message: str) -> str:
         return f"The host {host} is unknown: correct {URL_VARIABLE}."
     if "timeout" in message:
         return f"No answer from {server} within {CONNECT_TIMEOUT_S} s: check network and firewall."
+    if "server closed the connection" in message:
+        return f"Postgres at {server} closed the connection: it is being stopped, or restarts."
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     return f"Cannot connect to {server}: {lines[-1] if lines else 'no message'}"

@@ -25,6 +25,7 @@ from python_jobs.migrate import migrate
 from python_jobs.state import ApiKeys
 from tests.support.api import Api
 from tests.support.database import BINARIES_VARIABLE, PROJECT, reachable_folder
+from tests.support.servers import durable_server
 
 TEMPLATE = "template_two_tower"
 
@@ -48,6 +49,13 @@ def cluster(server_folder: Path) -> Iterator[Cluster]:
     cluster.start()
     yield cluster
     cluster.stop("immediate")
+
+
+@pytest.fixture
+def durable() -> Iterator[Cluster]:
+    """A server of this test alone that keeps what it acknowledges, with the migrations."""
+    with durable_server() as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="session")

@@ -56,7 +56,7 @@ class Database:
     def tell_loss(self, connection: Connection, error: BaseException) -> None:
         """Logs that a connection was lost, unless that is known."""
         if self._opened_at[connection] >= self._back_at:
-            self._tell_outage(str(error))
+            self._tell_outage(first_line(error))
 
     def _open(self) -> Connection:
         try:
@@ -74,7 +74,7 @@ class Database:
             require_engine(connection)
         except psycopg.Error as error:
             connection.close()
-            raise UnreachableError(str(error)) from error
+            raise UnreachableError(first_line(error)) from error
         except CommandError:
             connection.close()
             raise
@@ -84,7 +84,7 @@ class Database:
     def _tell_outage(self, message: str) -> None:
         with self._lock:
             if not self._is_away:
-                log.warning("no database, waiting for it: %s", " ".join(message.split()))
+                log.warning("no database, waiting for it: %s", message)
                 self._is_away = True
 
     def _tell_refusal(self, message: str) -> None:
@@ -101,3 +101,8 @@ class Database:
                 log.info("the database is back")
                 self._is_away, self._refusal = False, ""
                 self._back_at = self._opened_at[connection]
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without what may have caused it."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -25,7 +25,7 @@ import psycopg
 
 from python_jobs.db import Connection, call, database_url, explain, rows, value
 from python_jobs.errors import CommandError
-from python_jobs.worker.database import Database
+from python_jobs.worker.database import Database, first_line
 from python_jobs.worker.jobs import HANDLERS
 
 LEASE_S = 60.0
@@ -152,7 +152,8 @@ class Worker:
     def _fail_after_loss(self, connection: Connection, job: Any, error: Exception) -> None:
         """By a new connection: the lease goes on, and until it ends nobody else takes the job."""
         if self.drains:
-            raise CommandError(f"Job {job.id} {job.kind} was cut off: {error}") from error
+            cut = f"Job {job.id} {job.kind} was cut off: {first_line(error)}"
+            raise CommandError(cut) from error
         self.database.tell_loss(connection, error)
         if another := self.database.connect(self.is_stopping):
             with another:

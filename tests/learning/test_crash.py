@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,18 +16,17 @@ import pytest
 from psycopg import errors
 
 from python_jobs.db import Connection, connect, value
-from python_jobs.local.bootstrap import bootstrap
-from python_jobs.local.postgres import SUPERUSER, Cluster, free_port, port_answers
-from python_jobs.migrate import migrate
-from tests.support.database import PROJECT, add_user, reachable_folder
+from python_jobs.local.postgres import Cluster
+from tests.support.database import add_user
 from tests.support.engagements import (
     Stream,
     add_posts,
     insert_events,
 )
 from tests.support.invariants import assert_consistent, count_learned_positives
-from tests.support.patience import PATIENCE_S, wait_until
+from tests.support.patience import PATIENCE_S
 from tests.support.reference import Event
+from tests.support.servers import kill_all_of
 
 
 @dataclass
@@ -39,37 +35,6 @@ class Delivery:
 
     acknowledged: list[uuid.UUID] = field(default_factory=list)
     unsure: list[tuple[list[Event], list[uuid.UUID]]] = field(default_factory=list)
-
-
-@pytest.fixture
-def durable(request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    """A server of this test alone that keeps what it acknowledges, with the migrations."""
-    with reachable_folder() as folder:
-        cluster = Cluster(Path(folder) / "postgres", free_port())
-        cluster.start()
-        bootstrap(cluster.url(user=SUPERUSER), cluster.password)
-        migrate(cluster.url(), PROJECT)
-        yield cluster
-        cluster.stop("immediate")
-
-
-def kill_all_of(cluster: Cluster) -> None:
-    """kill -9 of the server and each of its processes, at once: as a loss of power would."""
-    postmaster = int((cluster.data_dir / "postmaster.pid").read_text().splitlines()[0])
-    pids = [postmaster]
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(status.read_text().rsplit(")", 1)[1].split()[1])
-        except OSError:
-            continue
-        if parent == postmaster:
-            pids.append(int(status.parent.name))
-    for pid in pids:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-    wait_until(lambda: not port_answers(cluster.port))
 
 
 def deliver(

@@ -1,0 +1,46 @@
+"""A server of one test alone, to be killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from python_jobs.local.bootstrap import bootstrap
+from python_jobs.local.postgres import SUPERUSER, Cluster, free_port, port_answers
+from python_jobs.migrate import migrate
+from tests.support.database import PROJECT, reachable_folder
+from tests.support.patience import wait_until
+
+
+@contextmanager
+def durable_server() -> Iterator[Cluster]:
+    """A server that keeps what it acknowledges, with the migrations."""
+    with reachable_folder() as folder:
+        cluster = Cluster(Path(folder) / "postgres", free_port())
+        cluster.start()
+        bootstrap(cluster.url(user=SUPERUSER), cluster.password)
+        migrate(cluster.url(), PROJECT)
+        yield cluster
+        cluster.stop("immediate")
+
+
+def kill_all_of(cluster: Cluster) -> None:
+    """kill -9 of the server and each of its processes, at once: as a loss of power would."""
+    postmaster = int((cluster.data_dir / "postmaster.pid").read_text().splitlines()[0])
+    pids = [postmaster]
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(status.read_text().rsplit(")", 1)[1].split()[1])
+        except OSError:
+            continue
+        if parent == postmaster:
+            pids.append(int(status.parent.name))
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    wait_until(lambda: not port_answers(cluster.port))
