@@ -141,6 +141,8 @@ $$;
 comment on function two_tower.draw_posts(two_tower.lesson, two_tower.settings, two_tower.post_range, extensions.vector, bigint[]) is
   'Draws different live posts that the user neither engaged with, nor hid, nor wrote. Negatives of a positive pair are viewed posts in random order, then random recent posts, then any. Pushed posts are drawn uniformly from all. Returns fewer only if there are fewer.';
 
+-- A drawn post can be null in p_posts: encoded by another session since the rows were locked. Then
+-- the statement has not moved it.
 create function two_tower.refresh_drawn_posts(
   p_drawn two_tower.drawn_posts, p_temperature real, p_user extensions.vector,
   p_post_ids bigint[], p_posts two_tower.live_embeddings[]
@@ -151,13 +153,13 @@ declare
 begin
   for v_place in 1..coalesce(cardinality(p_drawn.negative_ids), 0) loop
     v_index := two_tower.find_place(p_drawn.negative_ids[v_place], p_post_ids);
-    if v_index is not null then
+    if (p_posts[v_index]).post_id is not null then
       p_drawn.negative_embs[v_place] := (p_posts[v_index]).embedding::extensions.halfvec;
     end if;
   end loop;
   for v_place in 1..coalesce(cardinality(p_drawn.pushed_ids), 0) loop
     v_index := two_tower.find_place(p_drawn.pushed_ids[v_place], p_post_ids);
-    if v_index is not null then
+    if (p_posts[v_index]).post_id is not null then
       p_drawn.pushed_weights[v_place] := exp((-((p_posts[v_index]).embedding
         operator(extensions.<#>) p_user) - 1) / p_temperature);
     end if;

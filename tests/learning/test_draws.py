@@ -48,3 +48,21 @@ def test_the_posts_that_a_positive_pushes_away_are_drawn_uniformly(
     expected = 8 * 600 / len(candidates)
     statistic = sum((drawn[post_id] - expected) ** 2 / expected for post_id in candidates)
     assert statistic < chi_square_bound(len(candidates) - 1)
+
+
+def test_a_post_that_was_encoded_after_the_locks_is_drawn_as_it_stands(db: Connection) -> None:
+    """Another session can encode a post of the statement between its locks and its draws.
+
+    Then the statement has no row of it: what was drawn is newer, and stays.
+    """
+    drawn = db.execute(
+        """
+        select (r).negative_embs = negatives as has_negatives, (r).pushed_weights
+        from (select array[array_fill(0.5::real, array[128])::extensions.halfvec] as negatives) n,
+          lateral two_tower.refresh_drawn_posts(
+            row('{7}', n.negatives, 0, '{7, 8}', '{0.25, 0.5}')::two_tower.drawn_posts, 0.15::real,
+            array_fill(1::real, array[128])::extensions.vector, '{7, 9}',
+            array[null, null]::two_tower.live_embeddings[]) r
+        """
+    ).fetchone()
+    assert drawn == (True, [0.25, 0.5])
