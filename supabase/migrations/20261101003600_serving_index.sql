@@ -123,6 +123,14 @@ begin
 
   -- Nobody stores a vector between this lock and the commit, so nothing is missed.
   perform two_tower.lock_switch(10);
+  if not exists (
+    select from two_tower.state s
+    where s.active_slot = v_state.active_slot and (not v_is_switch
+      or s.filling_version = v_state.filling_version and two_tower.is_slot_full())
+  ) then
+    raise exception 'the switch was changed while its index was built' using errcode = '55000',
+      hint = 'Build again. A worker tries its job again by itself.';
+  end if;
   v_posts := v_posts + two_tower.copy_missing_posts(v_side, v_slot);
   insert into two_tower.serving_builds (side, model_version, reason, posts, index_bytes, seconds)
   select v_side, case when v_is_switch then s.filling_version
@@ -131,9 +139,8 @@ begin
     extract(epoch from clock_timestamp() - v_started)
   from two_tower.state s returning id into v_build;
   update two_tower.state set serving_side = v_side where id;
-  if v_is_switch and not two_tower.flip_slots(true) then
-    raise exception 'the switch was changed while its index was built' using errcode = '55000',
-      hint = 'Build again. A worker tries its job again by itself.';
+  if v_is_switch then
+    perform two_tower.flip_slots(true);
   end if;
   -- This does not wait: a tick that has the row may itself be waiting for the switch.
   update two_tower.schedules set last_run_at = null

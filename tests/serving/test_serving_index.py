@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import psycopg
 import pytest
 
 from python_jobs.db import Connection, connect, value
@@ -410,3 +412,32 @@ def test_the_bench_measures_pages_against_the_bare_index(
     json.dumps(report, default=str)
     show_serving(report)
     assert "bare HNSW, ef" in capsys.readouterr().out
+
+
+def test_a_build_for_a_switch_that_ended_meanwhile_is_refused(
+    fresh_database: Callable[[], str],
+) -> None:
+    url = fresh_database()
+    with (
+        connect(url, autocommit=True) as connection,
+        connect(url) as learner,
+        connect(url, autocommit=True) as builder,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        add_posts(connection, 80, [add_user(connection)], np.random.default_rng(4))
+        connection.execute("update two_tower.settings set exact_scan_limit = 10")
+        value(connection, "select two_tower.checkpoint()")
+        value(connection, "select two_tower.rollback()")
+        while not value(connection, "select two_tower.is_slot_full()"):
+            value(connection, "select two_tower.take_step()")
+        # A session that learns keeps the build from its last moment, and ends the switch itself.
+        learner.execute("select pg_advisory_xact_lock_shared(two_tower.switch_lock())")
+        building = pool.submit(value, builder, "select two_tower.build_serving_index()")
+        waits = "select count(*) from pg_locks where locktype = 'advisory' and not granted"
+        wait_until(lambda: value(connection, waits))
+        assert value(learner, "select two_tower.flip_slots()")
+        learner.commit()
+        with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):
+            building.result()
+        assert value(connection, "select count(*) from two_tower.serving_builds") == 0
+        assert value(connection, "select serving_side is null from two_tower.state")
