@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import re
+import secrets
+from collections.abc import Callable
 
 import psycopg
 import pytest
+from psycopg import sql
 
-from python_jobs.db import Connection, value
+from python_jobs.db import Connection, connect, value
+from python_jobs.local.postgres import SUPERUSER, Cluster
 from python_jobs.worker.jobs import HANDLERS
-from tests.support.database import PROJECT, as_user
+from tests.support.database import PROJECT, add_user, as_user
+from tests.support.patience import PATIENCE_S
 from tests.support.tower_world import World, make_world
+from tests.support.workers import start_worker
 
 ROLE = "two_tower_worker"
 
@@ -42,6 +48,35 @@ def test_it_ticks_and_takes_and_ends_a_job(world: World) -> None:
         assert HANDLERS["encode_posts"](db) == {"posts": 1}
         value(db, "select two_tower.complete_job(%s, 'me')", job)
     assert value(db, "select state from two_tower.jobs where id = %s", job) == "done"
+
+
+def test_a_login_of_its_own_drains_what_is_due(
+    cluster: Cluster, fresh_database: Callable[[], str]
+) -> None:
+    url = fresh_database()
+    login = f"worker_{secrets.token_hex(4)}"
+    with connect(cluster.url(user=SUPERUSER), autocommit=True) as server:
+        secret = sql.Literal(cluster.password)
+        server.execute(
+            sql.SQL("create role {} login password {} in role {}").format(
+                sql.Identifier(login), secret, sql.Identifier(ROLE)
+            )
+        )
+        try:
+            with connect(url, autocommit=True) as connection:
+                add_posts = "insert into public.posts (author_id, content) values (%s, 'a text')"
+                connection.execute(add_posts, [add_user(connection)])
+                name = url.rsplit("/", 1)[1]
+                process = start_worker(cluster.url(name, login), "--drain")
+                output, _ = process.communicate(timeout=PATIENCE_S)
+                assert process.returncode == 0, output
+                assert value(connection, "select count(*) from two_tower.live_embeddings") == 1
+                failed = (
+                    "select array_agg(message) from two_tower.alerts where kind = 'call_failed'"
+                )
+                assert value(connection, failed) is None
+        finally:
+            server.execute(sql.SQL("drop role {}").format(sql.Identifier(login)))
 
 
 def test_it_has_no_grant_on_a_table_and_none_on_a_public_function(db: Connection) -> None:
