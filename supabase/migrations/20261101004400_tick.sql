@@ -59,7 +59,8 @@ declare
   v_step text;
   v_done record;
 begin
-  if two_tower.freeze_on_drift() then
+  v_done := two_tower.try_call('freeze_on_drift');
+  if v_done.answer::boolean then
     return '{"froze": 1}';
   end if;
   update two_tower.cursors set position = position + 1 where name = 'tick'
@@ -75,7 +76,8 @@ begin
   end loop;
   if (select filling_version is not null from two_tower.state)
     and not two_tower.needs_serving_index() then
-    return jsonb_build_object('flip_slots', two_tower.flip_slots()::integer);
+    v_done := two_tower.try_call('flip_slots');
+    return jsonb_build_object('flip_slots', coalesce(v_done.answer::boolean, false)::integer);
   end if;
   return '{}';
 end

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from python_jobs.db import Connection, value
 from tests.support.database import add_user
 
@@ -55,6 +57,22 @@ def test_a_first_projection_that_can_not_be_made_stops_no_step(db: Connection) -
     )
     ticks(db)
     assert is_open(db, "improve_first_tower")
+    assert value(db, "select count(*) from two_tower.users_to_erase") == 0
+
+
+@pytest.mark.parametrize("part", ["freeze_on_drift", "flip_slots"])
+def test_a_freeze_or_a_flip_that_fails_stops_no_step(db: Connection, part: str) -> None:
+    """A freeze raises while a statement goes on learning for too long."""
+    if part == "flip_slots":
+        value(db, "select two_tower.checkpoint('operator')")
+        value(db, "select two_tower.rollback()")
+        db.execute("drop function two_tower.flip_slots(boolean)")
+    db.execute(FAILS.format(part, "boolean").encode())
+    user = add_user(db)
+    waiting = "insert into two_tower.users_to_erase values (%s, now() - interval '1 hour')"
+    db.execute(waiting, [user])
+    ticks(db)
+    assert is_open(db, part)
     assert value(db, "select count(*) from two_tower.users_to_erase") == 0
 
 

@@ -96,7 +96,7 @@ class Post:
 
 @dataclass
 class User:
-    """A user: the live vector, the sum of what was engaged with, and the base vector b."""
+    """A user: the live vector, the sum of what was engaged with, and the prior."""
 
     vector: Vector = field(default_factory=lambda: np.zeros(DIMENSIONS))
     engaged_sum: Vector = field(default_factory=lambda: np.zeros(DIMENSIONS))

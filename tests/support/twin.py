@@ -106,7 +106,7 @@ class Twin:
         self.reference.posts[post_id].is_deleted = True
 
     def fold(self, limit: int | None = None) -> None:
-        """Folds the oldest deferred pushes on both sides."""
+        """Folds the oldest deferred steps on both sides."""
         row = self.connection.execute("select two_tower.fold_steps(%s)", [limit]).fetchone()
         assert row is not None
         assert row[0] == self.reference.fold(limit)

@@ -24,7 +24,7 @@ _REASONS = (
     (r"on follows", "does the reader follow its author?"),
     (r"on popular_candidates", "the list of popular posts"),
     (r"on exploration_pool", "new posts that few have seen"),
-    (r"on user_embeddings", "the reader's row: base vector and the last engagements"),
+    (r"on user_embeddings", "the reader's row: prior and the last engagements"),
     (r"on (settings|state)\b", "one row of constants or pointers"),
     (r"on experiment", "which experiment runs, if any"),
     (r"Function Scan on score_posts", "the parts of the score of each candidate"),
