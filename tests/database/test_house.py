@@ -73,7 +73,7 @@ def test_the_plan_of_the_house_names_every_file() -> None:
     assert [
         each.name
         for each in others
-        if each.name.removeprefix(f"two_tower_{each.version[-6:-2]}_") not in plan
+        if each.name.removeprefix(f"two_tower_{each.version[-4:]}_") not in plan
     ] == []
 
 
