@@ -10,6 +10,8 @@ create table public.engagement_events (
   id bigint not null default nextval('two_tower.engagement_event_ids'),
   user_id uuid not null default auth.uid(),
   post_id bigint not null,
+  post_key text,
+  post_source text,
   event_type text not null,
   dwell_ms integer,
   client_event_id uuid,
@@ -18,6 +20,9 @@ create table public.engagement_events (
 ) partition by range (created_at);
 comment on table public.engagement_events is
   'Append-only: what users did. Inserting a row updates embeddings, training data and counters in the same transaction.';
+comment on column public.engagement_events.post_id is 'The post, as the engine knows it (two_tower.posts). Leave it out where post_key is given.';
+comment on column public.engagement_events.post_key is 'The post, by the key of its row in the app''s table. It counts where post_id is left out.';
+comment on column public.engagement_events.post_source is 'The table of post_key: the name under which it is attached. It may be left out while one table of posts is attached.';
 comment on column public.engagement_events.event_type is 'view, click, like, reply, repost, dwell, skip, hide, not_interested, block_author, mute_author, unlike, unrepost: see two_tower.signals. The trigger checks it, because it reads signals anyway; each statement would parse a check constraint anew.';
 comment on column public.engagement_events.dwell_ms is 'Milliseconds on screen, 0 or more. An event of type dwell needs it.';
 comment on column public.engagement_events.client_event_id is
@@ -28,6 +33,97 @@ create index engagement_events_user_id_created_at_idx
 create index engagement_events_client_event_id_idx
   on public.engagement_events (client_event_id, user_id)
   where client_event_id is not null;
+
+-- A key as the source's type writes it: a uuid in capitals is the same key. What that type cannot
+-- hold is no key of the source.
+create function two_tower.canonical_key(p_key text, p_type regtype) returns text
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+begin
+  return case
+    when p_type = 'uuid'::regtype
+      and p_key !~ '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$'
+      then p_key::uuid::text
+    when p_type in ('bigint'::regtype, 'integer'::regtype, 'smallint'::regtype)
+      then p_key::bigint::text
+    else p_key end;
+exception when invalid_text_representation or numeric_value_out_of_range then
+  return null;
+end
+$$;
+comment on function two_tower.canonical_key(text, regtype) is 'Returns a key as its type writes it. Returns null for what the type cannot hold.';
+
+create function two_tower.choose_source(p_name text) returns two_tower.sources
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  v_sources two_tower.sources[] := array(
+    select s from two_tower.sources s
+    where s.role = 'posts' and s.state <> 'detached' and (p_name is null or s.name = p_name)
+    order by s.id);
+begin
+  if cardinality(v_sources) > 1 then
+    raise exception '% tables of posts are attached, and none is named', cardinality(v_sources)
+      using errcode = '22023', hint = 'Name the table: post_source.';
+  elsif v_sources = '{}' then
+    raise exception 'no table of posts is attached%', coalesce(format(' as %s', p_name), '')
+      using errcode = '22023', hint = 'Attach one: select two_tower.attach_posts(...).';
+  end if;
+  return v_sources[1];
+end
+$$;
+comment on function two_tower.choose_source(text) is 'Returns the attached table of posts with this name. null: the only one. Raises 22023 where there is none, or more than one.';
+
+create function two_tower.find_post(p_key text, p_source text) returns bigint
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  v_source two_tower.sources := two_tower.choose_source(p_source);
+begin
+  return (select p.id from two_tower.posts p
+    where p.source_id = v_source.id and p.key = two_tower.canonical_key(p_key, v_source.key_type));
+end
+$$;
+comment on function two_tower.find_post(text, text) is 'Returns the id of the post with this key in this source, or null. Raises 22023 where the source is not clear.';
+
+create function two_tower.refuse_post(p_post text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  raise exception 'post % does not exist', left(p_post, 200) using errcode = 'foreign_key_violation',
+    hint = 'Insert the post before its engagements. Nothing of the statement was stored.';
+end
+$$;
+comment on function two_tower.refuse_post(text) is 'Raises 23503. What is said of a post that does not exist is said of one that the sender may not read, too.';
+
+create function two_tower.resolve_post_key() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  if new.post_key is null then
+    raise exception 'the event names no post' using errcode = 'not_null_violation',
+      hint = 'Give post_id or post_key. Nothing of the statement was stored.';
+  end if;
+  new.post_id := two_tower.find_post(new.post_key, new.post_source);
+  if new.post_id is null then
+    perform two_tower.refuse_post(new.post_key);
+  end if;
+  return new;
+end
+$$;
+comment on function two_tower.resolve_post_key() is 'Finds the post of an event that names it by its key. Raises 23502 without a key, 23503 for an unknown one, and 22023 where the source is not clear. Definer: clients have no grant on the registry.';
+create trigger resolve_post_key before insert on public.engagement_events
+  for each row when (new.post_id is null) execute function two_tower.resolve_post_key();
+
+create table public.author_blocks (
+  user_id uuid not null default auth.uid() references two_tower.users (id) on delete cascade,
+  author_id uuid not null,
+  kind text not null constraint kind_of_block_is_known
+    check (kind in ('block_author', 'mute_author')),
+  created_at timestamptz not null default two_tower.now(),
+  primary key (user_id, author_id),
+  constraint nobody_blocks_themselves check (user_id <> author_id)
+);
+comment on table public.author_blocks is
+  'Authors whose posts a user does not want to see. Events of type block_author and mute_author write the rows. The user lifts a block by deleting its row. An app that keeps blocks in a table of its own attaches that instead.';
+comment on column public.author_blocks.author_id is 'The author, as recommend() names authors (author_id).';
+comment on column public.author_blocks.kind is 'block_author or mute_author. A block replaces a mute, but no mute a block.';
+create index author_blocks_author_id_idx on public.author_blocks (author_id);
 
 -- An app may add columns to engagement_events. So what passes events on has a type of its own, of
 -- the columns that the engine knows.
@@ -80,7 +176,7 @@ create index unlearned_events_user_id_idx on two_tower.unlearned_events (user_id
 create table two_tower.deferred_events (
   event_id bigint primary key,
   user_id uuid not null references two_tower.users (id) on delete cascade,
-  post_id bigint not null references public.posts (id) on delete cascade,
+  post_id bigint not null references two_tower.posts (id) on delete cascade,
   event_type text not null,
   dwell_ms integer,
   client_event_id uuid,

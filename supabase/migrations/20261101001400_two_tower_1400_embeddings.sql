@@ -4,26 +4,20 @@
 -- each.
 
 create table two_tower.base_embeddings (
-  post_id bigint primary key references public.posts (id) on delete cascade,
-  base_embedding extensions.vector(384),
-  request integer not null default 1,
-  requested_at timestamptz not null default two_tower.now(),
-  encoded_at timestamptz
+  post_id bigint primary key references two_tower.posts (id) on delete cascade,
+  base_embedding extensions.vector(384) not null,
+  encoded_at timestamptz not null default two_tower.now()
 );
 comment on table two_tower.base_embeddings is 'What the encoder made of each post''s text. Frozen: only a change of the text changes it.';
-comment on column two_tower.base_embeddings.base_embedding is 'Null while the text waits for the encoder.';
-comment on column two_tower.base_embeddings.request is 'Raised when the text changes, so that an encoding of the old text is not stored.';
-comment on column two_tower.base_embeddings.requested_at is 'When the encoding was asked for.';
-create index base_embeddings_to_encode_idx on two_tower.base_embeddings (requested_at, post_id)
-  where base_embedding is null;
 
 create table two_tower.live_embeddings (
   slot smallint not null,
-  post_id bigint not null references public.posts (id) on delete cascade,
+  post_id bigint not null references two_tower.posts (id) on delete cascade,
   embedding two_tower.unit_vector not null,
   author_id uuid,
   created_at timestamptz not null,
-  is_deleted boolean not null default false,
+  is_listed boolean not null default true,
+  source_id smallint not null,
   is_pretrained boolean not null default true,
   engagement_count integer not null default 0,
   popularity double precision not null default 0,
@@ -37,8 +31,9 @@ comment on table two_tower.live_embeddings is
   'Live embeddings of posts, in two slots (state.active_slot serves). A row also holds what ranking needs of a post, so that scoring reads one narrow row. The vector has no index, so that an update stays HOT.';
 comment on column two_tower.live_embeddings.embedding is 'The vector in the space of learning, of norm 1.';
 comment on column two_tower.live_embeddings.author_id is 'posts.author_id.';
-comment on column two_tower.live_embeddings.created_at is 'posts.created_at.';
-comment on column two_tower.live_embeddings.is_deleted is 'Whether posts.deleted_at is set.';
+comment on column two_tower.live_embeddings.created_at is 'The later of posts.created_at and arrived_at.';
+comment on column two_tower.live_embeddings.is_listed is 'posts.is_listed, as of the last tick.';
+comment on column two_tower.live_embeddings.source_id is 'posts.source_id.';
 comment on column two_tower.live_embeddings.is_pretrained is 'True while the post is untouched. Only then may a new tower replace its vector.';
 comment on column two_tower.live_embeddings.engagement_count is 'Learned events about the post, less withdrawn ones.';
 comment on column two_tower.live_embeddings.popularity is 'Forward-decayed sum of positive strengths. Each adds strength * 2^((time - 2025-01-01) / half-life), so that the order never needs a refresh.';
@@ -49,15 +44,16 @@ comment on column two_tower.live_embeddings.model_version is 'The candidate towe
 
 create view two_tower.post_embeddings with (security_invoker = true) as
 select
-  b.post_id, b.base_embedding, v.embedding, coalesce(v.is_pretrained, true) as is_pretrained,
+  p.id as post_id, b.base_embedding, v.embedding, coalesce(v.is_pretrained, true) as is_pretrained,
   coalesce(v.engagement_count, 0) as engagement_count, v.popularity, v.model_version, b.encoded_at
-from two_tower.base_embeddings as b
+from two_tower.posts as p
 cross join two_tower.state as s
-left join two_tower.live_embeddings as v on v.post_id = b.post_id and v.slot = s.active_slot;
+left join two_tower.base_embeddings as b on b.post_id = p.id
+left join two_tower.live_embeddings as v on v.post_id = p.id and v.slot = s.active_slot;
 comment on view two_tower.post_embeddings is 'Every post with its base embedding, and its live embedding in the slot that serves.';
 comment on column two_tower.post_embeddings.embedding is 'The live embedding. Null until the text is encoded.';
 comment on column two_tower.post_embeddings.is_pretrained is 'True while the post is untouched.';
-comment on column two_tower.post_embeddings.encoded_at is 'When the base embedding was stored.';
+comment on column two_tower.post_embeddings.encoded_at is 'When the base embedding was stored. Null while the text waits for the encoder.';
 
 create type two_tower.prior_source as enum ('profile', 'user_tower');
 comment on type two_tower.prior_source is 'Where a user''s prior comes from.';
@@ -90,7 +86,7 @@ comment on column two_tower.user_embeddings.minute_count is 'Learned events in t
 comment on column two_tower.user_embeddings.updated_at is 'The time of the last learned event.';
 
 create table two_tower.author_embeddings (
-  author_id uuid primary key references two_tower.users (id) on delete cascade,
+  author_id uuid primary key,
   embedding extensions.vector(64) not null,
   moved_hour timestamptz,
   moved real not null default 0,
@@ -109,13 +105,13 @@ comment on table two_tower.action_embeddings is 'Embeddings of event types. The 
 
 create table two_tower.profile_embeddings (
   user_id uuid primary key references two_tower.users (id) on delete cascade,
+  content_hash bigint not null,
   base_embedding extensions.vector(384),
-  request integer not null default 1,
   requested_at timestamptz not null default two_tower.now()
 );
 comment on table two_tower.profile_embeddings is 'What the encoder made of each profile''s bio and interests.';
 comment on column two_tower.profile_embeddings.base_embedding is 'Null while the text waits for the encoder.';
-comment on column two_tower.profile_embeddings.request is 'Raised when the text changes, so that an encoding of the old text is not stored.';
+comment on column two_tower.profile_embeddings.content_hash is 'A hash of the text. An encoding of another text is not stored.';
 comment on column two_tower.profile_embeddings.requested_at is 'When the encoding was asked for.';
 create index profile_embeddings_to_encode_idx
   on two_tower.profile_embeddings (requested_at, user_id)

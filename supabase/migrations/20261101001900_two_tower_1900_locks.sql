@@ -3,9 +3,8 @@
 create function two_tower.refuse_unknown_post(p_post_id bigint) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
-  if not exists (select from public.posts p where p.id = p_post_id) then
-    raise exception 'post % does not exist', p_post_id using errcode = 'foreign_key_violation',
-      hint = 'Insert the post before its engagements. Nothing of the statement was stored.';
+  if not exists (select from two_tower.posts p where p.id = p_post_id) then
+    perform two_tower.refuse_post(p_post_id::text);
   end if;
 end
 $$;

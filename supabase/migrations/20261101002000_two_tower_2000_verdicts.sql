@@ -18,7 +18,7 @@ begin
   perform two_tower.refuse_unknown_post(p_lesson.post_id);
   return case
     when p_lesson.strength = 0 and p_lesson.withdrawn is null then 'seen'
-    when (select p.deleted_at is null from public.posts p where p.id = p_lesson.post_id)
+    when (select p.is_listed from two_tower.posts p where p.id = p_lesson.post_id)
       then 'defer'
     else 'post_deleted' end;
 end
@@ -63,7 +63,7 @@ begin
     v_lesson.verdict := case
       when v_post.post_id is null then two_tower.decide_without_post(v_lesson)
       when v_lesson.strength = 0 and v_lesson.withdrawn is null then 'seen'
-      when v_post.is_deleted and v_lesson.withdrawn is null then 'post_deleted'
+      when not v_post.is_listed and v_lesson.withdrawn is null then 'post_deleted'
       when v_is_frozen or not p_batch.is_deferred and two_tower.has_events_waiting(v_lesson.post_id)
         then 'defer'
       when v_user_post.signals & v_lesson.withdrawn_bit = 0 then 'nothing_to_withdraw'
@@ -152,10 +152,12 @@ begin
     is_engaged = excluded.is_engaged, is_hidden = u.is_hidden or excluded.is_hidden,
     first_seen_at = least(u.first_seen_at, excluded.first_seen_at),
     last_event_at = greatest(u.last_event_at, excluded.last_event_at);
-  if v_blocks and not p_batch.is_deferred then
+  if v_blocks and not p_batch.is_deferred and exists (
+    select from two_tower.sources s
+    where s.relation = 'public.author_blocks'::regclass and s.state <> 'detached') then
     insert into public.author_blocks (user_id, author_id, kind, created_at)
     select distinct on (l.user_id, p.author_id) l.user_id, p.author_id, l.event_type, l.created_at
-    from unnest(p_batch.lessons) l join public.posts p on p.id = l.post_id
+    from unnest(p_batch.lessons) l join two_tower.posts p on p.id = l.post_id
     where l.blocks_author and p.author_id <> l.user_id
     order by l.user_id, p.author_id, l.event_id desc
     on conflict (user_id, author_id) do update set kind = excluded.kind

@@ -57,7 +57,7 @@ returns bigint[] language plpgsql volatile set search_path = pg_catalog, pg_temp
 begin
   return array(
     select v.post_id from two_tower.live_embeddings v
-    where v.slot = p_slot and not v.is_deleted and v.author_id is distinct from p_user_id
+    where v.slot = p_slot and v.is_listed and v.author_id is distinct from p_user_id
       and v.post_id <> all (p_excluded) and not exists (
         select from two_tower.user_posts u
         where u.user_id = p_user_id and u.post_id = v.post_id and (u.is_engaged or u.is_hidden))
@@ -124,7 +124,7 @@ begin
         v.post_id = any (v_any) as is_any
       from two_tower.live_embeddings v
       where v.slot = p_range.slot and v.post_id = any (v_viewed || v_recent || v_any)
-        and not v.is_deleted and v.author_id is distinct from p_lesson.user_id
+        and v.is_listed and v.author_id is distinct from p_lesson.user_id
         and v.post_id <> all (p_excluded || array(
           select u.post_id from two_tower.user_posts u
           where u.user_id = p_lesson.user_id

@@ -305,7 +305,7 @@ begin
     where (p_post_ids is null or d.post_id = any (p_post_ids)) and (
       exists (select from two_tower.live_embeddings v
               where v.slot = (select active_slot from two_tower.state) and v.post_id = d.post_id)
-      or exists (select from public.posts p where p.id = d.post_id and p.deleted_at is not null))
+      or exists (select from two_tower.posts p where p.id = d.post_id and not p.is_listed))
     order by d.event_id limit p_limit for update
   ), taken as (
     delete from two_tower.deferred_events d using due where d.event_id = due.event_id

@@ -1,110 +1,137 @@
--- From texts to vectors. A row asks for an encoding, and a worker computes it.
+-- From texts to vectors. A new or changed text waits for a worker, which encodes it.
 -- store_base_embeddings() takes it from there, to live embeddings and to the events that waited for
--- them.
+-- them. Texts are read where they are: in the app's tables.
 
--- A post's row of base_embeddings appears with the post. Only a change of the text asks for another
--- encoding. The live embedding stays until then.
-create function two_tower.request_post_encoding() returns trigger
-language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+create type two_tower.profile_row as (user_id uuid, content_hash bigint);
+comment on type two_tower.profile_row is 'What a source says of a profile.';
+
+create function two_tower.store_profiles(p_source_id smallint, p_rows two_tower.profile_row[])
+returns void language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-  v_new_ids uuid[] := array(select p.author_id from new_posts p
-    where p.author_id is not null
-      and not exists (select from two_tower.users u where u.id = p.author_id));
+  v_rows two_tower.profile_row[] := array(
+    select r from unnest(p_rows) r
+    where exists (select from auth.users a where a.id = r.user_id)
+    order by r.user_id);
 begin
-  if v_new_ids <> '{}' then
-    perform two_tower.add_users(v_new_ids);
-  end if;
-  insert into two_tower.base_embeddings (post_id) select p.id from new_posts p;
-  return null;
-end
-$$;
-comment on function two_tower.request_post_encoding() is 'Asks for an encoding of new posts, and adds their authors to the users. Definer: authors have no grant on embeddings.';
-create trigger request_post_encoding after insert on public.posts
-  referencing new table as new_posts
-    for each statement execute function two_tower.request_post_encoding();
-
-create function two_tower.follow_post_changes() returns trigger
-language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
-declare
-  v_slots smallint[];
-begin
-  perform pg_advisory_xact_lock_shared(two_tower.switch_lock());
-  select array[active_slot, 1 - active_slot] into v_slots from two_tower.state;
-  update two_tower.base_embeddings b
-  set base_embedding = null, encoded_at = null, request = b.request + 1,
-    requested_at = two_tower.now()
-  from new_posts n join old_posts o on o.id = n.id
-  where b.post_id = n.id and n.content is distinct from o.content;
-
-  with changed as materialized (
-    select v.slot, v.post_id, n.author_id, n.created_at, n.deleted_at is not null as is_deleted
-    from new_posts n
-    join old_posts o on o.id = n.id
-    join two_tower.live_embeddings v on v.slot = any (v_slots) and v.post_id = n.id
-    where (n.author_id, n.created_at, n.deleted_at)
-      is distinct from (o.author_id, o.created_at, o.deleted_at)
-    order by v.post_id, array_position(v_slots, v.slot)
-    for no key update of v
-  )
-  update two_tower.live_embeddings v
-  set is_deleted = c.is_deleted, author_id = c.author_id, created_at = c.created_at
-  from changed c where v.slot = c.slot and v.post_id = c.post_id;
-  return null;
-end
-$$;
-comment on function two_tower.follow_post_changes() is
-  'Asks for an encoding of changed texts, and copies to live_embeddings what ranking reads of a post. Locks posts in the order in which learning locks them. Definer: authors have no grant on embeddings.';
-create trigger follow_post_changes after update on public.posts
-  referencing old table as old_posts new table as new_posts
-  for each statement execute function two_tower.follow_post_changes();
-
-create function two_tower.request_profile_encoding() returns trigger
-language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
-begin
-  perform two_tower.add_users(array[new.user_id]);
-  insert into two_tower.profile_embeddings (user_id) values (new.user_id)
+  perform two_tower.add_users(array(select r.user_id from unnest(v_rows) r));
+  insert into two_tower.profile_embeddings as e (user_id, content_hash)
+  select r.user_id, r.content_hash from unnest(v_rows) r order by r.user_id
   on conflict (user_id) do update set
-    base_embedding = null, request = profile_embeddings.request + 1,
-    requested_at = two_tower.now();
-  return null;
+    base_embedding = null, content_hash = excluded.content_hash, requested_at = two_tower.now()
+  where e.content_hash <> excluded.content_hash;
 end
 $$;
-comment on function two_tower.request_profile_encoding() is 'Asks for an encoding of a new or changed profile. Definer: users have no grant on embeddings.';
-create trigger request_profile_encoding after insert on public.profiles
-  for each row when (new.bio is not null or new.interests is not null)
-  execute function two_tower.request_profile_encoding();
-create trigger request_profile_reencoding after update of bio, interests on public.profiles
-  for each row when ((old.bio, old.interests) is distinct from (new.bio, new.interests))
-  execute function two_tower.request_profile_encoding();
+comment on function two_tower.store_profiles(smallint, two_tower.profile_row[]) is 'Asks for an encoding of new and changed profiles. Passes over those of whom auth.users has no row.';
+
+create function two_tower.remove_profiles(p_source_id smallint, p_rows two_tower.profile_row[])
+returns void language sql set search_path = pg_catalog, pg_temp as $$
+  delete from two_tower.profile_embeddings e using unnest(p_rows) r where e.user_id = r.user_id;
+$$;
+comment on function two_tower.remove_profiles(smallint, two_tower.profile_row[]) is 'Forgets profiles. What they gave their users as a prior stays until it is computed again.';
+
+-- Texts of rows of any source, by their keys. Each source has a function of its own, which
+-- attaching wrote.
+create function two_tower.read_texts(p_source_id smallint, p_keys text[])
+returns table (key text, content text)
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  return query execute format('select t.key, t.content from two_tower.texts_in_source_%s($1) t',
+    p_source_id) using p_keys;
+exception when undefined_table or undefined_column or undefined_function then
+  return; -- the table has changed since: reconciliation writes the function anew
+end
+$$;
+comment on function two_tower.read_texts(smallint, text[]) is 'Returns the texts of rows of a source. Returns nothing for a table that has changed since it was attached, until reconciliation has followed.';
 
 create function two_tower.posts_to_encode(p_limit integer default 256)
-returns table (post_id bigint, request integer, content text)
-language sql stable security definer set search_path = pg_catalog, pg_temp as $$
-  select b.post_id, b.request, p.content
-  from two_tower.base_embeddings b join public.posts p on p.id = b.post_id
-  where b.base_embedding is null and p.deleted_at is null
-  order by b.requested_at, b.post_id
-  limit p_limit;
+returns table (post_id bigint, content_hash bigint, content text)
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  return query
+  with due as materialized (
+    select p.id, p.source_id, p.key, p.content_hash, p.requested_at from two_tower.posts p
+    where p.is_listed and p.encoded_hash is distinct from p.content_hash
+      and p.requested_at <= two_tower.now()
+    order by p.requested_at, p.id limit p_limit
+  )
+  select d.id, hashtextextended(t.content, 0), t.content
+  from (
+    select d.source_id, array_agg(d.key) as keys from due d
+      join two_tower.sources s on s.id = d.source_id and s.state <> 'detached'
+    group by d.source_id
+  ) s
+    cross join lateral two_tower.read_texts(s.source_id, s.keys) t
+    join due d on d.source_id = s.source_id and d.key = t.key
+  order by d.requested_at, d.id;
+end
 $$;
 comment on function two_tower.posts_to_encode(integer) is 'Returns at most p_limit posts whose text waits for the encoder, oldest request first. Definer: workers have no grant on tables.';
 
 create function two_tower.profiles_to_encode(p_limit integer default 256)
-returns table (user_id uuid, request integer, content text)
-language sql stable security definer set search_path = pg_catalog, pg_temp as $$
-  select e.user_id, e.request,
-    concat_ws('. ', nullif(p.bio, ''), array_to_string(p.interests, ', '))
-  from two_tower.profile_embeddings e join public.profiles p on p.user_id = e.user_id
-  where e.base_embedding is null
-  order by e.requested_at, e.user_id
-  limit p_limit;
+returns table (user_id uuid, content_hash bigint, content text)
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  return query
+  with due as materialized (
+    select e.user_id, e.requested_at from two_tower.profile_embeddings e
+    where e.base_embedding is null order by e.requested_at, e.user_id limit p_limit
+  )
+  select d.user_id, hashtextextended(t.content, 0), t.content
+  from two_tower.sources s
+    cross join lateral two_tower.read_texts(s.id,
+      array(select d.user_id::text from due d)) t
+    join due d on d.user_id = t.key::uuid
+  where s.role = 'profiles' and s.state <> 'detached'
+  order by d.requested_at, d.user_id;
+end
 $$;
 comment on function two_tower.profiles_to_encode(integer) is 'Returns at most p_limit profiles whose text waits for the encoder, oldest request first. Definer: workers have no grant on tables.';
 
+-- What changed of a post beside its text. A statement of the app writes the registry alone, and
+-- waits for no lesson.
+create function two_tower.apply_post_changes(p_limit integer default 1000) returns integer
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  v_post_ids bigint[];
+  v_taken integer;
+  v_active smallint;
+begin
+  with due as (
+    select c.id from two_tower.post_changes c order by c.id limit p_limit for update skip locked
+  ), taken as (
+    delete from two_tower.post_changes c using due d where c.id = d.id returning c.post_id
+  )
+  select array_agg(distinct t.post_id order by t.post_id), count(*) into v_post_ids, v_taken
+  from taken t;
+  if v_taken = 0 then
+    return 0;
+  end if;
+  perform pg_advisory_xact_lock_shared(two_tower.switch_lock());
+  v_active := (select active_slot from two_tower.state);
+  with changed as materialized (
+    select v.slot, v.post_id, p.author_id, greatest(p.created_at, p.arrived_at) as created_at,
+      p.is_listed
+    from two_tower.live_embeddings v join two_tower.posts p on p.id = v.post_id
+    where v.slot in (0, 1) and v.post_id = any (v_post_ids)
+      and (v.author_id, v.created_at, v.is_listed)
+        is distinct from (p.author_id, greatest(p.created_at, p.arrived_at), p.is_listed)
+    order by v.post_id, v.slot <> v_active for no key update of v
+  )
+  update two_tower.live_embeddings v
+  set is_listed = c.is_listed, author_id = c.author_id, created_at = c.created_at
+  from changed c where v.slot = c.slot and v.post_id = c.post_id;
+  return v_taken;
+end
+$$;
+comment on function two_tower.apply_post_changes(integer) is
+  'Carries at most p_limit changes of the registry into live_embeddings. Locks posts in the order in which learning locks them. Returns how many it took.';
+
 -- Where the encoder hands in what it computed. New posts get their live embedding, then deferred
 -- events are learned, and only then are rows touched that others may hold. So no lock is waited for
--- while one is held out of order.
+-- while one is held out of order. A post that the app's transaction holds is passed over: its text
+-- may be another one then.
 create function two_tower.store_base_embeddings(
-  p_post_ids bigint[], p_embeddings extensions.vector[], p_requests integer[] default null
+  p_post_ids bigint[], p_embeddings extensions.vector[], p_hashes bigint[] default null
 ) returns integer language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   v_new bigint[];
@@ -113,39 +140,47 @@ declare
 begin
   if cardinality(p_post_ids) is distinct from cardinality(p_embeddings)
      or cardinality(p_post_ids)
-       is distinct from coalesce(cardinality(p_requests), cardinality(p_post_ids)) then
-    raise exception 'post ids, embeddings and requests are not arrays of one length'
+       is distinct from coalesce(cardinality(p_hashes), cardinality(p_post_ids)) then
+    raise exception 'post ids, embeddings and hashes are not arrays of one length'
       using errcode = '22023',
-        hint = 'Pass the request numbers that posts_to_encode() returned, or null.';
+        hint = 'Pass the hashes that posts_to_encode() returned, or null.';
   end if;
   perform pg_advisory_xact_lock_shared(two_tower.switch_lock());
   v_active := (select active_slot from two_tower.state);
   with given as (
-    select distinct on (g.post_id) g.post_id, g.embedding, g.request
+    select distinct on (g.post_id) g.post_id, g.embedding, g.hash
     from unnest(p_post_ids, p_embeddings,
-      coalesce(p_requests, array_fill(null::integer, array[cardinality(p_post_ids)])))
-         as g (post_id, embedding, request)
+      coalesce(p_hashes, array_fill(null::bigint, array[cardinality(p_post_ids)])))
+         as g (post_id, embedding, hash)
     order by g.post_id
-  ), locked as (
-    select b.post_id, g.embedding from two_tower.base_embeddings b join given g using (post_id)
-    where g.request is null or g.request = b.request
-    order by b.post_id for no key update of b
+  ), locked as materialized (
+    select p.id, g.embedding from two_tower.posts p join given g on g.post_id = p.id
+    where g.hash is null or g.hash = p.content_hash
+    order by p.id for no key update of p skip locked
+  ), encoded as (
+    update two_tower.posts p set encoded_hash = p.content_hash from locked l where p.id = l.id
   ), stored as (
-    update two_tower.base_embeddings b
-      set base_embedding = l.embedding, encoded_at = two_tower.now()
-    from locked l where b.post_id = l.post_id
-    returning b.post_id
+    insert into two_tower.base_embeddings (post_id, base_embedding)
+    select l.id, l.embedding from locked l order by l.id
+    on conflict (post_id) do update set
+      base_embedding = excluded.base_embedding, encoded_at = excluded.encoded_at
+    returning post_id
   )
   select array_agg(post_id) into v_stored from stored;
+  insert into two_tower.users (id)
+  select distinct p.author_id
+  from two_tower.posts p join auth.users a on a.id = p.author_id
+  where p.id = any (v_stored) order by p.author_id
+  on conflict do nothing;
 
   with inserted as (
     insert into two_tower.live_embeddings (slot, post_id, embedding, author_id, created_at,
-      is_deleted, model_version)
-    select slots.slot, p.id, projected.embedding, p.author_id, p.created_at,
-      p.deleted_at is not null, slots.version
+      is_listed, source_id, model_version)
+    select slots.slot, p.id, projected.embedding, p.author_id,
+      greatest(p.created_at, p.arrived_at), p.is_listed, p.source_id, slots.version
     from two_tower.slots_to_write() slots
       cross join two_tower.base_embeddings b
-      join public.posts p on p.id = b.post_id
+      join two_tower.posts p on p.id = b.post_id
       -- "offset 0" keeps it from being computed once for each place that names it.
       cross join lateral (
         select two_tower.run_candidate_tower(b.base_embedding, slots.version) offset 0)
@@ -170,5 +205,5 @@ begin
   return coalesce(cardinality(v_stored), 0);
 end
 $$;
-comment on function two_tower.store_base_embeddings(bigint[], extensions.vector[], integer[]) is
-  'Stores base embeddings, projects them with the candidate tower, and learns at most 500 of the events that waited for them. Passes over an encoding of a text that has changed since (another request number). Returns how many it stored. Raises 22023 for arrays of different lengths. Definer: workers have no grant on tables.';
+comment on function two_tower.store_base_embeddings(bigint[], extensions.vector[], bigint[]) is
+  'Stores base embeddings, projects them with the candidate tower, and learns at most 500 of the events that waited for them. Passes over an encoding of a text that has changed since (another hash). Returns how many it stored. Raises 22023 for arrays of different lengths. Definer: workers have no grant on tables.';

@@ -1,5 +1,5 @@
 -- What blocking or muting an author teaches, and how lifting the block takes it back. The author's
--- posts are gone at once, because every reader of posts asks author_blocks. The author's embedding
+-- posts are gone at once, because every reader of posts asks for blocks. The author's embedding
 -- steps away from what the user likes. That is the normalised, weighted mean of the authors whose
 -- posts the user engaged with. The step is kept, so that lifting the block takes back exactly that.
 --
@@ -8,7 +8,7 @@
 
 create table two_tower.author_steps (
   user_id uuid not null references two_tower.users (id) on delete cascade,
-  author_id uuid not null references two_tower.users (id) on delete cascade,
+  author_id uuid not null,
   step extensions.vector(64) not null,
   primary key (user_id, author_id)
 );
@@ -86,7 +86,7 @@ begin
 end
 $$;
 comment on function two_tower.learn_from_blocks() is 'Moves the authors of new blocks. Learns nothing while learning is frozen. Definer: who blocks an author has no grant on embeddings.';
-create trigger learn_from_blocks after insert on public.author_blocks
+create trigger learn_from_blocks after insert on two_tower.blocks
   referencing new table as new_blocks
   for each statement execute function two_tower.learn_from_blocks();
 
@@ -112,6 +112,6 @@ begin
 end
 $$;
 comment on function two_tower.unlearn_blocks() is 'Takes back the step of each lifted block. Definer: who lifts a block has no grant on embeddings.';
-create trigger unlearn_blocks after delete on public.author_blocks
+create trigger unlearn_blocks after delete on two_tower.blocks
   referencing old table as old_blocks
   for each statement execute function two_tower.unlearn_blocks();

@@ -37,6 +37,11 @@ begin
   get diagnostics v_count = row_count;
   v_left := v_left - v_count;
   delete from two_tower.checkpoint_users c where c.user_id = v_user_id;
+  delete from two_tower.author_embeddings a where a.author_id = v_user_id;
+  delete from two_tower.author_steps a where a.author_id = v_user_id;
+  delete from public.author_blocks b where v_user_id in (b.user_id, b.author_id);
+  delete from two_tower.blocks b where v_user_id in (b.user_id, b.author_id);
+  delete from two_tower.follows f where v_user_id in (f.follower_id, f.followed_id);
   delete from two_tower.user_posts u using (
     select x.post_id from two_tower.user_posts x where x.user_id = v_user_id limit v_left) gone
   where u.user_id = v_user_id and u.post_id = gone.post_id;

@@ -98,18 +98,18 @@ comment on function two_tower.project_profiles(uuid, integer) is
   'Projects profiles with the active candidate tower again. Takes at most p_limit users after p_after, by id, whose prior comes from the profile. Returns the last user, or null when there was none. Definer: workers have no grant on tables.';
 
 create function two_tower.store_profile_embeddings(
-  p_user_ids uuid[], p_embeddings extensions.vector[], p_requests integer[]
+  p_user_ids uuid[], p_embeddings extensions.vector[], p_hashes bigint[]
 ) returns integer language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   v_priors two_tower.user_prior[];
   v_stored integer;
 begin
   with given as (
-    select n.user_id, n.embedding, n.request
-    from unnest(p_user_ids, p_embeddings, p_requests) as n (user_id, embedding, request)
+    select n.user_id, n.embedding, n.hash
+    from unnest(p_user_ids, p_embeddings, p_hashes) as n (user_id, embedding, hash)
   ), locked as (
     select e.user_id, g.embedding from two_tower.profile_embeddings e join given g using (user_id)
-    where e.request = g.request order by e.user_id for no key update of e
+    where e.content_hash = g.hash order by e.user_id for no key update of e
   ), stored as (
     update two_tower.profile_embeddings e set base_embedding = l.embedding
     from locked l where e.user_id = l.user_id returning e.user_id, l.embedding
@@ -124,5 +124,5 @@ begin
   return v_stored;
 end
 $$;
-comment on function two_tower.store_profile_embeddings(uuid[], extensions.vector[], integer[]) is
-  'Stores encoded profiles. Projects them with the candidate tower, and gives their users that prior, unless they have one of the user tower. Passes over an encoding of a text that has changed since (another request number). Returns how many it stored. Definer: workers have no grant on tables.';
+comment on function two_tower.store_profile_embeddings(uuid[], extensions.vector[], bigint[]) is
+  'Stores encoded profiles. Projects them with the candidate tower, and gives their users that prior, unless they have one of the user tower. Passes over an encoding of a text that has changed since (another hash). Returns how many it stored. Definer: workers have no grant on tables.';

@@ -177,7 +177,7 @@ language sql stable security definer set search_path = pg_catalog, pg_temp as $$
     coalesce(p.embedding, v.embedding)
   from drawn d
     join two_tower.live_embeddings v on v.slot = (select active_slot from two_tower.state)
-      and v.post_id = d.post_id and not v.is_deleted
+      and v.post_id = d.post_id and v.is_listed
     left join two_tower.posts_as_of(p_before) p on p.post_id = d.post_id
   where v.is_pretrained or p.post_id is not null
   order by d.turn limit p_count;

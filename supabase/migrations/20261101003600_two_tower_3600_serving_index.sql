@@ -6,6 +6,7 @@
 
 create table two_tower.serving_embeddings_0 (
   post_id bigint primary key,
+  source_id smallint not null,
   embedding extensions.halfvec(128) not null
 );
 comment on table two_tower.serving_embeddings_0 is
@@ -83,10 +84,10 @@ begin
       select v.post_id from two_tower.live_embeddings v where v.slot = $1
       except select c.post_id from two_tower.serving_embeddings_%1$s c
     )
-    insert into two_tower.serving_embeddings_%1$s (post_id, embedding)
-    select v.post_id, v.embedding
+    insert into two_tower.serving_embeddings_%1$s (post_id, source_id, embedding)
+    select v.post_id, v.source_id, v.embedding
     from missing m join two_tower.live_embeddings v on v.slot = $1 and v.post_id = m.post_id
-    where not v.is_deleted order by v.post_id', p_side)
+    where v.is_listed order by v.post_id', p_side)
   using p_slot;
   get diagnostics v_copied = row_count;
   return v_copied;
@@ -163,17 +164,17 @@ begin
   end if;
   execute format('
     with posts as materialized (
-      select v.post_id, v.embedding, v.is_deleted from two_tower.live_embeddings v
+      select v.post_id, v.source_id, v.embedding, v.is_listed from two_tower.live_embeddings v
       where v.slot = $1 and v.post_id = any ($2)
     ), gone as (
-      delete from %1$s c using posts p where c.post_id = p.post_id and p.is_deleted
+      delete from %1$s c using posts p where c.post_id = p.post_id and not p.is_listed
     )
-    insert into %1$s as c (post_id, embedding)
-    select p.post_id, p.embedding
+    insert into %1$s as c (post_id, source_id, embedding)
+    select p.post_id, p.source_id, p.embedding
     from posts p
       left join %1$s o on o.post_id = p.post_id
       cross join two_tower.settings s
-    where not p.is_deleted and (o.post_id is null
+    where p.is_listed and (o.post_id is null
       or (o.embedding::extensions.vector operator(extensions.<=>) p.embedding)
         > s.serving_drift_tolerance)
     order by p.post_id
@@ -185,7 +186,7 @@ begin
 end
 $$;
 comment on function two_tower.copy_to_serving_index(bigint[]) is
-  'Brings the copies of these posts up to date. Writes missing ones, and those that drifted by more than settings.serving_drift_tolerance. Removes deleted posts. Returns how many it wrote.';
+  'Brings the copies of these posts up to date. Writes missing ones, and those that drifted by more than settings.serving_drift_tolerance. Removes those that are not listed. Returns how many it wrote.';
 
 create function two_tower.add_to_serving_index() returns trigger
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -226,7 +227,8 @@ create trigger remove_from_serving_index after delete on two_tower.live_embeddin
 -- one may be being built. The plan reads the index in order, and asks of each post whether it was
 -- seen. The limit that the planner sees is a constant, or it would plan for a tenth of the table.
 create function two_tower.find_nearest_posts(p_vector extensions.vector, p_limit integer,
-  p_user_id uuid default null, p_excluded bigint[] default '{}', p_is_wide boolean default false)
+  p_user_id uuid default null, p_excluded bigint[] default '{}', p_is_wide boolean default false,
+  p_source_id smallint default null)
 returns bigint[] language plpgsql stable set search_path = pg_catalog, pg_temp
   set plan_cache_mode = force_generic_plan as $$
 declare
@@ -244,6 +246,7 @@ begin
       select n.post_id from (
         select s.post_id from two_tower.serving_embeddings_0 s
         where s.post_id <> all (p_excluded)
+          and (p_source_id is null or s.source_id = p_source_id)
           and not (select exists (select from two_tower.user_posts u
             where u.user_id = p_user_id and u.post_id = s.post_id))
         order by s.embedding operator(extensions.<#>) v_vector limit 1000) n
@@ -253,11 +256,12 @@ begin
     select n.post_id from (
       select s.post_id from two_tower.serving_embeddings_1 s
       where s.post_id <> all (p_excluded)
+        and (p_source_id is null or s.source_id = p_source_id)
         and not (select exists (select from two_tower.user_posts u
           where u.user_id = p_user_id and u.post_id = s.post_id))
       order by s.embedding operator(extensions.<#>) v_vector limit 1000) n
     limit p_limit);
 end
 $$;
-comment on function two_tower.find_nearest_posts(extensions.vector, integer, uuid, bigint[], boolean) is
-  'Returns about the nearest p_limit posts (at most 1,000), by their served copies, that the user has not seen. Returns null where there is no serving index. p_is_wide: searches on beyond ef_search while posts are missing, to hnsw.max_scan_tuples; otherwise fewer come back.';
+comment on function two_tower.find_nearest_posts(extensions.vector, integer, uuid, bigint[], boolean, smallint) is
+  'Returns about the nearest p_limit posts (at most 1,000), by their served copies, that the user has not seen. Returns null where there is no serving index. p_is_wide: searches on beyond ef_search while posts are missing, to hnsw.max_scan_tuples; otherwise fewer come back. p_source_id: posts of this source alone; null: of all.';

@@ -3,7 +3,7 @@
 -- posts.
 
 create table two_tower.exploration_pool (
-  post_id bigint primary key references public.posts (id) on delete cascade,
+  post_id bigint primary key references two_tower.posts (id) on delete cascade,
   shuffled bigint not null,
   impressions integer not null default 0
 );
@@ -18,7 +18,7 @@ begin
   insert into two_tower.exploration_pool (post_id, shuffled)
   select n.post_id, hashint8extended(n.post_id, 0)
   from new_rows n join two_tower.state s on s.active_slot = n.slot
-  where n.is_pretrained and not n.is_deleted
+  where n.is_pretrained and n.is_listed
   order by n.post_id
   on conflict do nothing;
   return null;

@@ -56,7 +56,7 @@ begin
   update two_tower.cursors set position = coalesce(v_post_ids[cardinality(v_post_ids)], 0)
   where name = 'serving_round';
   delete from two_tower.exploration_pool p using two_tower.live_embeddings v
-  where p.post_id = any (v_post_ids) and v.slot = v_slot and v.post_id = p.post_id and v.is_deleted;
+  where p.post_id = any (v_post_ids) and v.slot = v_slot and v.post_id = p.post_id and not v.is_listed;
   v_written := v_written + two_tower.copy_to_serving_index(v_post_ids);
   if v_written > 0 then
     update two_tower.serving_builds set replaced = replaced + v_written
@@ -94,14 +94,14 @@ begin
     avg(((
       select count(*) from unnest(f.unseen) as c (post_id)
         join two_tower.live_embeddings v on v.slot = v_slot and v.post_id = c.post_id
-      where not v.is_deleted and two_tower.is_eligible(f.user_id, v.post_id, v.author_id)
+      where v.is_listed and two_tower.is_eligible(f.user_id, v.post_id, v.author_id)
     ) < 50)::integer)
   into v_recall, v_short
   from (
     select s.user_id, two_tower.find_nearest_posts(s.vector, v_over_fetch) as near,
       two_tower.find_nearest_posts(s.vector, v_over_fetch, s.user_id) as unseen,
       array(select v.post_id from two_tower.live_embeddings v
-            where v.slot = v_slot and not v.is_deleted
+            where v.slot = v_slot and v.is_listed
             order by v.embedding operator(extensions.<#>) s.vector limit 50) as exact
     from sample s where s.vector is not null
   ) f;

@@ -5,7 +5,7 @@
 -- writes.
 
 create table two_tower.popular_candidates (
-  post_id bigint primary key references public.posts (id) on delete cascade,
+  post_id bigint primary key references two_tower.posts (id) on delete cascade,
   popularity double precision not null
 );
 comment on table two_tower.popular_candidates is 'The most popular posts, at most 1,000, listed every few minutes: candidates beside the personal ones.';
@@ -17,7 +17,7 @@ create function two_tower.refresh_popular_candidates() returns void
 language sql set search_path = pg_catalog, pg_temp as $$
   with top as materialized (
     select v.post_id, v.popularity from two_tower.live_embeddings v
-    where v.slot = (select active_slot from two_tower.state) and not v.is_deleted
+    where v.slot = (select active_slot from two_tower.state) and v.is_listed
     order by v.popularity desc, v.post_id desc limit 1000
   ), gone as (
     delete from two_tower.popular_candidates p
@@ -31,6 +31,7 @@ comment on function two_tower.refresh_popular_candidates() is 'Lists the 1,000 m
 
 create type two_tower.reader as (
   user_id uuid,
+  source_id smallint,
   vector extensions.vector,
   warmth double precision,
   "time" timestamptz,
@@ -45,6 +46,7 @@ create type two_tower.reader as (
   over_fetch integer
 );
 comment on type two_tower.reader is 'A user at the moment of a request, with the settings that serve this user.';
+comment on column two_tower.reader.source_id is 'The source that is asked for. Null for all.';
 comment on column two_tower.reader.vector is 'The user vector. Null for a user of whom nothing is known.';
 comment on column two_tower.reader.warmth is '0 for a new reader, 1 after settings.cold_until engagements.';
 comment on column two_tower.reader."time" is 'The moment of the request.';
@@ -54,7 +56,8 @@ comment on column two_tower.reader.recency_half_life is 'In seconds.';
 
 -- A user's ranking goes from popular and fresh to personal over the first settings.cold_until
 -- engagements. Warmth is the root of their share: the first ones say most, and there is no cliff.
-create function two_tower.load_reader(p_user_id uuid) returns two_tower.reader
+create function two_tower.load_reader(p_user_id uuid, p_source_id smallint default null)
+returns two_tower.reader
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
   v_settings two_tower.settings := two_tower.choose_settings(p_user_id);
@@ -73,7 +76,7 @@ begin
     end if;
   end if;
   return row(
-    p_user_id, v_vector, sqrt(least(1, v_share)), v_now, v_unit,
+    p_user_id, p_source_id, v_vector, sqrt(least(1, v_share)), v_now, v_unit,
     ln(1 + greatest(1, (select popularity from two_tower.popular_candidates
                         order by popularity desc, post_id desc limit 1) / v_unit)),
     v_settings.popularity_weight, v_settings.recency_weight,
@@ -82,13 +85,13 @@ begin
     v_settings.over_fetch)::two_tower.reader;
 end
 $$;
-comment on function two_tower.load_reader(uuid) is
+comment on function two_tower.load_reader(uuid, smallint) is
   'Returns the user as recommend() serves them now. vector is null and warmth 0 for a user of whom nothing is known.';
 
 -- All posts are met, so what leaves them out is hashed once. Withheld authors are few: "not in"
 -- does it on the scan. What a user has seen can outgrow that, and is joined, beside narrow rows.
-create function two_tower.scan_posts(p_vector extensions.vector, p_limit integer,
-  p_user_id uuid, p_excluded bigint[])
+create function two_tower.scan_posts(p_reader two_tower.reader, p_limit integer,
+  p_excluded bigint[])
 returns bigint[] language plpgsql stable
 set search_path = pg_catalog, pg_temp set enable_seqscan = on as $$
 declare
@@ -96,22 +99,23 @@ declare
 begin
   return array(
     with seen as materialized (
-      select u.post_id from two_tower.user_posts u where u.user_id = p_user_id
+      select u.post_id from two_tower.user_posts u where u.user_id = p_reader.user_id
     )
     select c.post_id
     from (
-      select v.post_id, v.embedding operator(extensions.<#>) p_vector as distance
+      select v.post_id, v.embedding operator(extensions.<#>) p_reader.vector as distance
       from two_tower.live_embeddings v
-      where v.slot = v_slot and not v.is_deleted and v.author_id is distinct from p_user_id
+      where v.slot = v_slot and v.is_listed and v.author_id is distinct from p_reader.user_id
+        and (p_reader.source_id is null or v.source_id = p_reader.source_id)
         and v.post_id <> all (p_excluded)
         and (v.author_id is null or v.author_id not in (select a.author_id
-          from two_tower.withheld_authors a where a.user_id = p_user_id)) offset 0
+          from two_tower.withheld_authors a where a.user_id = p_reader.user_id)) offset 0
     ) c
     where not exists (select from seen u where u.post_id = c.post_id)
     order by c.distance, c.post_id desc limit p_limit);
 end
 $$;
-comment on function two_tower.scan_posts(extensions.vector, integer, uuid, bigint[]) is
+comment on function two_tower.scan_posts(two_tower.reader, integer, bigint[]) is
   'Returns the nearest p_limit eligible posts, exactly, from a scan of all.';
 
 create function two_tower.choose_explored_posts(p_reader two_tower.reader, p_limit integer,
@@ -137,7 +141,8 @@ begin
        where e.shuffled < v_place order by e.shuffled limit 20 + 5 * v_count)
     ) pool
       join two_tower.live_embeddings v on v.slot = v_slot and v.post_id = pool.post_id
-    where v.is_pretrained and not v.is_deleted and v.post_id <> all (p_excluded)
+    where v.is_pretrained and v.is_listed and v.post_id <> all (p_excluded)
+      and (p_reader.source_id is null or v.source_id = p_reader.source_id)
       and two_tower.is_eligible(p_reader.user_id, v.post_id, v.author_id)
     limit v_count);
 end
@@ -159,7 +164,8 @@ begin
       (select post_id from two_tower.popular_candidates
        order by popularity desc, post_id desc limit p_limit)
       union all
-      (select id from public.posts where deleted_at is null
+      (select id from two_tower.posts where is_listed and encoded_hash is not null
+         and created_at <= p_reader.time
        order by created_at desc limit v_newest)
     ) c
     where c.post_id <> all (p_excluded)
@@ -168,18 +174,19 @@ begin
     union all
     (select p.id
      from (
-       (select f.followed_id from public.follows f
+       (select f.followed_id from two_tower.follows f
         where f.follower_id = p_reader.user_id and f.followed_id >= v_place
         order by f.followed_id limit 100)
        union all
-       (select f.followed_id from public.follows f
+       (select f.followed_id from two_tower.follows f
         where f.follower_id = p_reader.user_id and f.followed_id < v_place
         order by f.followed_id limit 100)
        limit 100
      ) f
        cross join lateral (
-         select p.id, p.created_at from public.posts p
-         where p.author_id = f.followed_id and p.deleted_at is null and p.id <> all (p_excluded)
+         select p.id, p.created_at from two_tower.posts p
+         where p.author_id = f.followed_id and p.is_listed and p.encoded_hash is not null
+           and p.created_at <= p_reader.time and p.id <> all (p_excluded)
            and not (select exists (select from two_tower.user_posts u
              where u.user_id = p_reader.user_id and u.post_id = p.id))
          order by p.created_at desc limit 5) p

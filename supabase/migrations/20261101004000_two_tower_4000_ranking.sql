@@ -24,9 +24,10 @@ begin
                            / p_reader.recency_half_life) end,
     case when f.follower_id is null then 0 else p_reader.followed_weight end
   from two_tower.live_embeddings v
-    left join public.follows f
+    left join two_tower.follows f
       on f.follower_id = p_reader.user_id and f.followed_id = v.author_id
-  where v.slot = v_slot and v.post_id = any (p_post_ids) and not v.is_deleted
+  where v.slot = v_slot and v.post_id = any (p_post_ids) and v.is_listed
+    and (p_reader.source_id is null or v.source_id = p_reader.source_id)
     and v.author_id is distinct from p_reader.user_id;
 end
 $$;
@@ -60,33 +61,73 @@ begin
     ) c
     where not (select exists (select from two_tower.withheld_authors a
       where a.user_id = p_reader.user_id and a.author_id = c.author_id))
+      and (select exists (select from two_tower.listed_posts p where p.id = c.post_id))
     limit p_limit
   ) r;
 end
 $$;
 comment on function two_tower.rank_posts(two_tower.reader, integer, bigint[], bigint[]) is
-  'Returns the best p_limit of the candidates, none of which the reader has seen: first those to explore, then by score. Posts of an author beyond settings.posts_per_author come behind all others. Looks authors up from the best post down, until the page is full.';
+  'Returns the best p_limit of the candidates, none of which the reader has seen: first those to explore, then by score. Posts of an author beyond settings.posts_per_author come behind all others. Looks authors and the registry up from the best post down, until the page is full.';
+
+-- Of a source that has few of the posts, the index would find few.
+create function two_tower.choose_searches(p_reader two_tower.reader) returns text[]
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  v_few bigint;
+begin
+  if p_reader.source_id is not null then
+    select c.reltuples / 20 into v_few from pg_catalog.pg_class c
+    where c.oid = 'two_tower.posts'::regclass;
+    if (select count(*) from (select from two_tower.posts p where p.source_id = p_reader.source_id
+          limit greatest(1, v_few)) n) < v_few then
+      return '{scan}';
+    end if;
+  end if;
+  return '{index, wide, scan}';
+end
+$$;
+comment on function two_tower.choose_searches(two_tower.reader) is
+  'Returns the searches for a page, in the order in which they are tried. A source with less than a twentieth of the posts is scanned at once.';
+
+create function two_tower.leave_out_seen(p_user_id uuid, p_post_ids bigint[], p_excluded bigint[])
+returns bigint[] language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  return array(
+    select i.id from unnest(p_post_ids) as i (id)
+    where i.id <> all (p_excluded) and not (select exists (
+      select from two_tower.user_posts u where u.user_id = p_user_id and u.post_id = i.id)));
+end
+$$;
+comment on function two_tower.leave_out_seen(uuid, bigint[], bigint[]) is 'Returns those of the posts that the user has not seen and that are not excluded.';
 
 -- The page by the live embeddings. Nearly always the first search fills it.
 create function two_tower.make_page(p_user_id uuid, p_limit integer, p_excluded bigint[],
+  p_source_id smallint default null, p_among bigint[] default null,
   out ids bigint[], out scores double precision[], out sources text[])
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
-  v_reader two_tower.reader := two_tower.load_reader(p_user_id);
+  v_reader two_tower.reader := two_tower.load_reader(p_user_id, p_source_id);
   v_count integer := least(1000, greatest(v_reader.over_fetch, 3 * p_limit));
-  v_explored bigint[] := two_tower.choose_explored_posts(v_reader, p_limit, p_excluded);
-  v_listed bigint[] := two_tower.list_candidates(v_reader,
-    case when v_reader.warmth < 1 then v_count else p_limit end, p_excluded);
+  v_explored bigint[];
+  v_listed bigint[];
   v_near bigint[];
   v_search text;
 begin
-  foreach v_search in array '{index, wide, scan}'::text[] loop
+  if p_among is not null then
+    select r.ids, r.scores, r.sources into ids, scores, sources
+    from two_tower.rank_posts(v_reader, p_limit,
+      two_tower.leave_out_seen(p_user_id, p_among, p_excluded), '{}') r;
+    return;
+  end if;
+  v_explored := two_tower.choose_explored_posts(v_reader, p_limit, p_excluded);
+  v_listed := two_tower.list_candidates(v_reader,
+    case when v_reader.warmth < 1 then v_count else p_limit end, p_excluded);
+  foreach v_search in array two_tower.choose_searches(v_reader) loop
     if v_reader.vector is not null then
       v_near := case v_search
-        when 'scan' then
-          two_tower.scan_posts(v_reader.vector, v_count, p_user_id, p_excluded)
+        when 'scan' then two_tower.scan_posts(v_reader, v_count, p_excluded)
         else two_tower.find_nearest_posts(v_reader.vector, v_count, p_user_id, p_excluded,
-          v_search = 'wide') end;
+          v_search = 'wide', p_source_id) end;
       continue when v_near is null;
     end if;
     select r.ids, r.scores, r.sources into ids, scores, sources
@@ -95,12 +136,13 @@ begin
   end loop;
 end
 $$;
-comment on function two_tower.make_page(uuid, integer, bigint[]) is
-  'Returns a page by the live embeddings, best first, explored posts before all. The candidates come from the serving index. Where that leaves the page short, they come from a wider search, then from a scan of all posts. Without an index they come from the scan.';
+comment on function two_tower.make_page(uuid, integer, bigint[], smallint, bigint[]) is
+  'Returns a page by the live embeddings, best first, explored posts before all. The candidates come from the serving index. Where that leaves the page short, they come from a wider search, then from a scan of all posts. Without an index they come from the scan. p_source_id: posts of this source alone. p_among: these are the candidates, and nothing is searched.';
 
--- Simpler rules, for what is left of a page. They look at posts alone, encoded or not.
+-- Simpler rules, for what is left of a page. They look at posts alone. recent meets those that wait
+-- for the encoder first: they are the newest.
 create function two_tower.find_posts_by_rule(p_rule text, p_user_id uuid, p_excluded bigint[],
-  p_limit integer)
+  p_limit integer, p_source_id smallint default null, p_among bigint[] default null)
 returns table (post_id bigint, score double precision)
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
@@ -111,52 +153,65 @@ begin
     into v_content
     from two_tower.user_embeddings u
       cross join unnest(u.recent_post_ids, u.recent_strengths) as r (post_id, strength)
-      join two_tower.base_embeddings b
-        on b.post_id = r.post_id and b.base_embedding is not null
+      join two_tower.base_embeddings b on b.post_id = r.post_id
     where u.user_id = p_user_id;
-    return query
-    select c.post_id, -(c.base_embedding operator(extensions.<=>) v_content)
-    from (
-      select b.post_id, b.base_embedding, p.author_id
-      from (select id, author_id from public.posts where deleted_at is null
-            order by created_at desc limit 20000) p
-        join two_tower.base_embeddings b on b.post_id = p.id
-      where b.base_embedding is not null and extensions.vector_norm(v_content) > 0
-        and b.post_id <> all (p_excluded)
-      order by b.base_embedding operator(extensions.<=>) v_content, b.post_id desc offset 0
-    ) c
-    where two_tower.is_eligible(p_user_id, c.post_id, c.author_id) limit p_limit;
-  elsif p_rule = 'popular' then
-    return query
-    select c.post_id, 0::double precision
-    from (select p.id as post_id, p.author_id
-          from two_tower.popular_candidates l
-            join public.posts p on p.id = l.post_id and p.deleted_at is null
-          order by l.popularity desc, l.post_id desc offset 0) c
-    where c.post_id <> all (p_excluded)
-      and two_tower.is_eligible(p_user_id, c.post_id, c.author_id)
-    limit p_limit;
-  else
-    return query
-    select p.id, 0::double precision
-    from (select id, author_id from public.posts where deleted_at is null
-          order by created_at desc, id desc offset 0) p
-    where p.id <> all (p_excluded) and two_tower.is_eligible(p_user_id, p.id, p.author_id)
-    limit p_limit;
   end if;
+  return query
+  select c.post_id, c.score
+  from (
+    (select b.post_id, p.author_id,
+       -(b.base_embedding operator(extensions.<=>) v_content) as score
+     from (select q.id, q.author_id from two_tower.posts q
+           where q.is_listed and q.encoded_hash is not null
+           order by q.created_at desc limit 20000) p
+       join two_tower.base_embeddings b on b.post_id = p.id
+     where p_rule = 'content' and p_among is null and extensions.vector_norm(v_content) > 0
+     order by b.base_embedding operator(extensions.<=>) v_content, b.post_id desc)
+    union all
+    (select l.post_id, null, 0 from two_tower.popular_candidates l
+     where p_rule = 'popular' and p_among is null
+     order by l.popularity desc, l.post_id desc)
+    union all
+    (select q.id, q.author_id, 0 from two_tower.posts q
+     where p_rule = 'recent' and p_among is null
+       and q.is_listed and q.encoded_hash is distinct from q.content_hash
+       and q.encoded_hash is null
+     order by q.requested_at desc, q.id desc)
+    union all
+    (select q.id, q.author_id, 0 from two_tower.posts q
+     where p_rule = 'recent' and p_among is null and q.is_listed and q.encoded_hash is not null
+     order by q.created_at desc, q.id)
+    union all
+    (select q.id, q.author_id, 0 from two_tower.posts q
+     where p_rule = 'recent' and q.id = any (p_among)
+     order by q.created_at desc, q.id)
+    offset 0
+  ) c
+    join two_tower.listed_posts p on p.id = c.post_id
+  where c.post_id <> all (p_excluded) and (p_source_id is null or p.source_id = p_source_id)
+    and two_tower.is_eligible(p_user_id, p.id, p.author_id)
+  limit p_limit;
 end
 $$;
-comment on function two_tower.find_posts_by_rule(text, uuid, bigint[], integer) is
-  'Returns at most p_limit eligible posts by a simple rule. content: newest posts whose base embeddings are near to those of what the user engaged with. popular: the most popular. recent: the newest.';
+comment on function two_tower.find_posts_by_rule(text, uuid, bigint[], integer, smallint, bigint[]) is
+  'Returns at most p_limit eligible posts by a simple rule. content: newest posts whose base embeddings are near to those of what the user engaged with. popular: the most popular. recent: the newest, encoded or not. p_source_id: posts of this source alone. p_among: only these, and only by recent.';
 
 -- Sessions keep their plans, also those made while tables were empty. Nothing but scan_posts() may
 -- read a table whole.
+create type two_tower.page_row as (
+  post_id bigint, post_key text, post_source text, author_id uuid, created_at timestamptz,
+  score double precision, source text, arm text
+);
+comment on type two_tower.page_row is 'A post on a page.';
+comment on column two_tower.page_row.post_key is 'The key of its row in the app''s table.';
+comment on column two_tower.page_row.post_source is 'The table: sources.name.';
+comment on column two_tower.page_row.source is 'What brought it here: personal, popular, fresh, followed, exploration, content or recent.';
+comment on column two_tower.page_row.arm is 'The arm of the experiment that served it.';
+
 create function two_tower.recommend_for(p_user_id uuid, p_limit integer default 20,
-  p_exclude bigint[] default '{}')
-returns table (
-  post_id bigint, author_id uuid, content text, created_at timestamptz, score double precision,
-    source text, arm text
-) language plpgsql stable set search_path = pg_catalog, pg_temp set jit = off
+  p_exclude bigint[] default '{}', p_source_id smallint default null, p_among bigint[] default null)
+returns setof two_tower.page_row
+language plpgsql stable set search_path = pg_catalog, pg_temp set jit = off
   set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
 declare
   v_limit integer := least(500, greatest(1, coalesce(p_limit, 20)));
@@ -174,7 +229,7 @@ begin
   end if;
   begin
     select l.ids, l.scores, l.sources into v_ids, v_scores, v_sources
-    from two_tower.make_page(p_user_id, v_limit, v_excluded) l;
+    from two_tower.make_page(p_user_id, v_limit, v_excluded, p_source_id, p_among) l;
   exception when others then
     raise warning 'recommend() falls back to simpler rules: % (%)', sqlerrm, sqlstate;
     v_rules := '{content, popular, recent}';
@@ -186,17 +241,18 @@ begin
         v_sources || array_agg(v_rule)
       into v_ids, v_scores, v_sources
       from two_tower.find_posts_by_rule(v_rule, p_user_id, v_ids || v_excluded,
-        v_limit - coalesce(cardinality(v_ids), 0)) f;
+        v_limit - coalesce(cardinality(v_ids), 0), p_source_id, p_among) f;
     exception when others then
       raise warning 'recommend() skips the rule %: % (%)', v_rule, sqlerrm, sqlstate;
     end;
   end loop;
   return query
-  select p.id, p.author_id, p.content, p.created_at, r.score, r.source, v_arm
+  select p.id, p.key, s.name, p.author_id, p.created_at, r.score, r.source, v_arm
   from unnest(v_ids, v_scores, v_sources) with ordinality as r (id, score, source, place)
-    join public.posts p on p.id = r.id
+    join two_tower.posts p on p.id = r.id
+    join two_tower.sources s on s.id = p.source_id
   order by r.source = 'exploration', r.place;
 end
 $$;
-comment on function two_tower.recommend_for(uuid, integer, bigint[]) is
-  'Returns what recommend() returns, for any user: for backends and jobs with the service role. p_limit is clamped to 1..500; null is 20. The page is full if there are enough eligible posts. A failure is logged as a warning, and simpler rules fill the page: text alone, popular posts, recent posts. Raises 22023 without a user.';
+comment on function two_tower.recommend_for(uuid, integer, bigint[], smallint, bigint[]) is
+  'Returns a page for a user, best first. p_limit is clamped to 1..500; null is 20. The page is full if there are enough eligible posts. A failure is logged as a warning, and simpler rules fill the page: text alone, popular posts, recent posts. p_source_id: posts of this source alone. p_among: only of these. Does not ask who may read a post in the app''s table: find_readable() does. Raises 22023 without a user.';

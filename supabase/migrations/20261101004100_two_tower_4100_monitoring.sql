@@ -86,9 +86,10 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   select 'training_pairs_per_hour', positives + negatives from recent
   union all select 'negatives_per_positive', negatives / nullif(positives, 0)::double precision
     from recent
-  union all select 'post_coverage', avg((b.base_embedding is not null)::integer)
-    from two_tower.base_embeddings b join public.posts p on p.id = b.post_id
-    where p.created_at > two_tower.now() - interval '1 day' and p.deleted_at is null
+  union all select 'post_coverage', avg((p.encoded_hash is not null)::integer)
+    from two_tower.posts p
+    where p.created_at between two_tower.now() - interval '1 day' and two_tower.now()
+      and p.is_listed
   union all select 'user_coverage', avg((extensions.vector_norm(u.embedding) > 0)::integer)
     from (select * from two_tower.user_embeddings where engagement_count > 0 order by user_id
       limit 10000) u
@@ -113,17 +114,23 @@ declare
 begin
   v_missing := array(
     select format('trigger %s on %s', n.trigger_name, n.table_name)
-    from (values
-      ('request_erasure', 'two_tower.users'), ('learn_from_events', 'public.engagement_events'),
-      ('request_post_encoding', 'public.posts'), ('follow_post_changes', 'public.posts'),
-      ('request_profile_encoding', 'public.profiles'),
-      ('request_profile_reencoding', 'public.profiles'),
-      ('learn_from_blocks', 'public.author_blocks'), ('unlearn_blocks', 'public.author_blocks'),
-      ('record_setting_change', 'two_tower.settings'),
-      ('record_signal_change', 'two_tower.signals'),
-      ('add_to_serving_index', 'two_tower.live_embeddings'),
-      ('remove_from_serving_index', 'two_tower.live_embeddings'),
-      ('add_to_exploration_pool', 'two_tower.live_embeddings')) as n (trigger_name, table_name)
+    from (
+      values
+        ('request_erasure', 'two_tower.users'), ('learn_from_events', 'public.engagement_events'),
+        ('resolve_post_key', 'public.engagement_events'),
+        ('check_readable', 'public.engagement_events'),
+        ('learn_from_blocks', 'two_tower.blocks'), ('unlearn_blocks', 'two_tower.blocks'),
+        ('record_setting_change', 'two_tower.settings'),
+        ('record_signal_change', 'two_tower.signals'),
+        ('add_to_serving_index', 'two_tower.live_embeddings'),
+        ('remove_from_serving_index', 'two_tower.live_embeddings'),
+        ('add_to_exploration_pool', 'two_tower.live_embeddings')
+      union all
+      select 'two_tower_' || e.event, s.relation::text
+      from two_tower.sources s
+        cross join unnest('{insert, update, delete, truncate}'::text[]) as e (event)
+      where s.state <> 'detached'
+    ) as n (trigger_name, table_name)
     where not exists (
       select from pg_catalog.pg_trigger t
       where t.tgrelid = to_regclass(n.table_name) and t.tgname = n.trigger_name
@@ -206,7 +213,7 @@ comment on function two_tower.record_metrics() is 'Stores the metrics, and raise
 
 create view two_tower.overview with (security_invoker = true) as
 select
-  (select count(*) from public.posts) as posts,
+  (select count(*) from two_tower.posts) as posts,
   (select count(*) from two_tower.live_embeddings as v
     where v.slot = s.active_slot) as encoded_posts,
   (select count(*) from two_tower.user_embeddings) as users,

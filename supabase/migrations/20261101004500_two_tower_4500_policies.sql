@@ -2,53 +2,54 @@
 -- default on new objects. A grant on a table would let a client write columns that are the
 -- server's, such as created_at.
 
-revoke all on public.profiles, public.posts, public.follows, public.author_blocks,
-  public.engagement_events
+revoke all on public.author_blocks, public.engagement_events
   from public, anon, authenticated, service_role;
-revoke all on sequence public.posts_id_seq from public, anon, authenticated, service_role;
 revoke all on all tables in schema two_tower from public, anon, authenticated, service_role;
 revoke all on all sequences in schema two_tower from public, anon, authenticated, service_role;
 revoke execute on all functions in schema two_tower from public, anon, authenticated, service_role;
 revoke execute on function
-  public.recommend(integer, bigint[]), public.similar_posts(bigint, integer),
+  public.recommend(integer, text[]), public.similar_posts(bigint, integer, text, text),
   public.popular_posts(integer), public.recent_from_followed(integer),
-  public.explain_recommendation(bigint), public.record_engagements(jsonb),
-  public.recommend_for(uuid, integer, bigint[]), public.explain_for(uuid, bigint)
+  public.explain_recommendation(bigint, text, text), public.record_engagements(jsonb),
+  public.recommend_for(uuid, integer, text[]), public.explain_for(uuid, bigint, text, text),
+  public.remove_post(bigint, text, text, text), public.restore_post(bigint, text, text)
   from public, anon, authenticated, service_role;
 
 -- The service role is the backend and the workers. It bypasses row level security everywhere in
 -- Supabase.
-grant all on public.profiles, public.posts, public.follows, public.author_blocks,
-  public.engagement_events to service_role;
+grant all on public.author_blocks, public.engagement_events to service_role;
 grant all on all tables in schema two_tower to service_role;
 grant all on all sequences in schema two_tower to service_role;
 grant execute on all functions in schema two_tower to service_role;
 grant execute on function
-  public.recommend(integer, bigint[]), public.similar_posts(bigint, integer),
+  public.recommend(integer, text[]), public.similar_posts(bigint, integer, text, text),
   public.popular_posts(integer), public.recent_from_followed(integer),
-  public.explain_recommendation(bigint), public.record_engagements(jsonb)
+  public.explain_recommendation(bigint, text, text), public.record_engagements(jsonb)
   to authenticated, service_role;
 grant execute on function
-  public.recommend_for(uuid, integer, bigint[]), public.explain_for(uuid, bigint) to service_role;
+  public.recommend_for(uuid, integer, text[]), public.explain_for(uuid, bigint, text, text),
+  public.remove_post(bigint, text, text, text), public.restore_post(bigint, text, text)
+  to service_role;
 
 -- What signed-in users may write, column by column. created_at is never among them.
-grant select, insert (user_id, handle, bio, interests), update (handle, bio, interests)
-  on public.profiles to authenticated;
-grant select, insert (author_id, content), update (content, deleted_at)
-  on public.posts to authenticated;
-grant select, insert (follower_id, followed_id), delete on public.follows to authenticated;
 grant select, delete on public.author_blocks to authenticated;
-grant select, insert (user_id, post_id, event_type, dwell_ms, client_event_id)
+grant select, insert (user_id, post_id, post_key, post_source, event_type, dwell_ms,
+    client_event_id)
   on public.engagement_events to authenticated;
 
 -- Defaults of columns and bodies of the public wrappers run with the caller's rights.
 grant usage on sequence two_tower.engagement_event_ids to authenticated;
 grant execute on function
   two_tower.now(), two_tower.is_operator(), two_tower.session_role(), two_tower.require_user(),
-  two_tower.recommend_to_caller(integer, bigint[]),
-  two_tower.similar_posts_for_caller(bigint, integer),
-  two_tower.popular_posts_for_caller(integer), two_tower.explain_to_caller(bigint),
-  two_tower.begin_batch()
+  two_tower.page_for(uuid, integer, text[], text),
+  two_tower.rank_for(uuid, integer, bigint[], text, bigint[]),
+  two_tower.rank_similar(bigint, integer), two_tower.rank_popular(integer),
+  two_tower.rank_followed(integer), two_tower.explain_post(uuid, bigint),
+  two_tower.explain_readable(uuid, bigint), two_tower.find_excluded(text[], text),
+  two_tower.identify_post(bigint, text, text), two_tower.scan_limit(),
+  two_tower.find_keys(smallint, bigint[]), two_tower.find_ids(smallint, text[]),
+  two_tower.find_listed(bigint[]), two_tower.refuse_post(text), two_tower.begin_batch(),
+  two_tower.find_readable(bigint[], boolean), two_tower.find_newest_readable(integer, text)
   to authenticated;
 
 -- A worker can do its work and nothing else: it calls these functions, and has no grant on a table.
@@ -68,8 +69,8 @@ grant execute on function
   two_tower.heartbeat_job(bigint, text, interval), two_tower.complete_job(bigint, text, jsonb),
   two_tower.fail_job(bigint, text, text),
   two_tower.posts_to_encode(integer), two_tower.profiles_to_encode(integer),
-  two_tower.store_base_embeddings(bigint[], extensions.vector[], integer[]),
-  two_tower.store_profile_embeddings(uuid[], extensions.vector[], integer[]),
+  two_tower.store_base_embeddings(bigint[], extensions.vector[], bigint[]),
+  two_tower.store_profile_embeddings(uuid[], extensions.vector[], bigint[]),
   two_tower.read_settings(), two_tower.active_version(text), two_tower.read_version(bigint),
   two_tower.read_tensors(bigint), two_tower.read_model_authors(bigint),
   two_tower.held_out_from(), two_tower.candidate_tower_pairs(bigint),
@@ -88,34 +89,8 @@ grant execute on function
   two_tower.check_serving_index(integer)
   to two_tower_worker;
 
-alter table public.profiles enable row level security;
-alter table public.posts enable row level security;
-alter table public.follows enable row level security;
 alter table public.author_blocks enable row level security;
 alter table public.engagement_events enable row level security;
-
-create policy "profiles are read by signed-in users" on public.profiles
-  for select to authenticated using (true);
-create policy "users create their own profile" on public.profiles
-  for insert to authenticated with check (user_id = (select auth.uid()));
-create policy "users change their own profile" on public.profiles
-  for update to authenticated using (user_id = (select auth.uid()))
-  with check (user_id = (select auth.uid()));
-
-create policy "posts that are not deleted are read by signed-in users" on public.posts
-  for select to authenticated using (deleted_at is null or author_id = (select auth.uid()));
-create policy "authors write their own posts" on public.posts
-  for insert to authenticated with check (author_id = (select auth.uid()));
-create policy "authors change their own posts" on public.posts
-  for update to authenticated using (author_id = (select auth.uid()))
-  with check (author_id = (select auth.uid()));
-
-create policy "users read their own follows" on public.follows
-  for select to authenticated using (follower_id = (select auth.uid()));
-create policy "users follow for themselves" on public.follows
-  for insert to authenticated with check (follower_id = (select auth.uid()));
-create policy "users unfollow for themselves" on public.follows
-  for delete to authenticated using (follower_id = (select auth.uid()));
 
 create policy "users read their own blocks" on public.author_blocks
   for select to authenticated using (user_id = (select auth.uid()));

@@ -251,8 +251,9 @@ def test_a_post_removed_for_good_while_a_batch_is_at_work_on_it_breaks_neither(
                 waiting.result(timeout=PATIENCE_S)
                 other.commit()
         value(watcher, "select two_tower.fold_steps(null)")
-        left = "select count(*) from two_tower.live_embeddings where post_id = %s"
-        assert value(watcher, left, posts[0]) == 0
+        value(watcher, "select two_tower.apply_post_changes()")
+        listed = "select is_listed from two_tower.live_embeddings where post_id = %s"
+        assert value(watcher, listed, posts[0]) is False
         assert value(watcher, "select count(*) from public.engagement_events") == len(batch)
         assert value(watcher, "select count(*) from two_tower.deferred_steps") == 0
         assert_consistent(watcher)

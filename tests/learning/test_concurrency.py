@@ -185,6 +185,7 @@ def test_sixteen_writers_of_all_kinds_lose_nothing_while_pushes_fold_and_posts_a
                         "update public.posts set deleted_at = now() where id = any(%s)",
                         [[posts[-1 - k], posts[-2 - k]]],
                     )
+                    value(session, "select two_tower.apply_post_changes()")
                     value(session, "select two_tower.learn_deferred(20)")
                     time.sleep(0.05)
                 stop.wait()

@@ -11,6 +11,7 @@ from tests.support.engagements import (
     Stream,
     add_posts,
     base_vectors,
+    delete_posts,
     insert_events,
     store,
 )
@@ -178,7 +179,7 @@ def test_after_a_freeze_learning_goes_on_at_a_factor_of_its_rate(world: World) -
 def test_a_post_deleted_while_its_events_wait_teaches_nothing(world: World) -> None:
     (late,) = add_posts(world.connection, 1, [world.author])
     world.send("like", late)
-    world.connection.execute("update public.posts set deleted_at = now() where id = %s", [late])
+    delete_posts(world.connection, [late])
     assert value(world.connection, "select two_tower.learn_deferred(10)") == 1
     assert reasons(world.connection) == {"post_deleted": 1}
     assert_consistent(world.connection)
@@ -189,6 +190,6 @@ def test_a_post_removed_for_good_while_its_events_wait_leaves_nothing_waiting(
 ) -> None:
     (late,) = add_posts(world.connection, 1, [world.author])
     world.send("like", late)
-    world.connection.execute("delete from public.posts where id = %s", [late])
+    delete_posts(world.connection, [late], rows=True)
     value(world.connection, "select two_tower.learn_deferred(10)")
     assert value(world.connection, "select count(*) from two_tower.deferred_events") == 0

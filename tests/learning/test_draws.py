@@ -8,6 +8,7 @@ import pytest
 
 from python_jobs.db import Connection
 from tests.support.engagements import (
+    delete_posts,
     insert_events,
 )
 from tests.support.learning import World
@@ -31,7 +32,8 @@ def test_the_posts_that_a_positive_pushes_away_are_drawn_uniformly(
     connection = db
     world = World(connection, users=600, posts=posts)
     if gap > 1:
-        connection.execute("delete from public.posts where id %% %s <> 1", [gap])
+        gone = [post_id for post_id in world.post_ids if post_id % gap != 1]
+        delete_posts(connection, gone, rows=True)
         world.post_ids = [post_id for post_id in world.post_ids if post_id % gap == 1]
     target, candidates = world.post_ids[0], world.post_ids[1:]
     # Views must not attract the draws: the viewed ones are negatives of pairs, not of pushes.

@@ -11,6 +11,7 @@ import pytest
 from python_jobs.db import Connection
 from tests.support.engagements import (
     add_posts,
+    delete_posts,
     read_snapshot,
 )
 from tests.support.learning import World, live, rng, user_vector
@@ -44,9 +45,7 @@ def test_negatives_are_never_own_hidden_deleted_or_engaged_posts(world: World) -
     for k, event_type in enumerate(("hide", "not_interested") * 2):
         world.send(event_type, hidden[k])
     world.send("hide", hidden[4])
-    world.connection.execute(
-        "update public.posts set deleted_at = now() where id = any(%s)", [deleted]
-    )
+    delete_posts(world.connection, deleted)
     # Seen as well: a view must not bring any of them back.
     for post_id in (*own, *engaged, *hidden, *deleted):
         world.send("view", post_id)

@@ -10,6 +10,7 @@ import pytest
 from python_jobs.db import value
 from tests.support.engagements import (
     add_posts,
+    delete_posts,
     insert_events,
 )
 from tests.support.invariants import assert_consistent
@@ -71,9 +72,7 @@ def test_the_influence_of_one_user_in_a_minute_is_bounded(world: World) -> None:
 def test_a_post_that_is_deleted_teaches_nothing_and_its_events_are_recorded(world: World) -> None:
     (late,) = add_posts(world.connection, 1, [world.author])
     for post_id in (late, world.post_ids[0]):
-        world.connection.execute(
-            "update public.posts set deleted_at = now() where id = %s", [post_id]
-        )
+        delete_posts(world.connection, [post_id])
         world.send("like", post_id)
     assert reasons(world.connection) == {"post_deleted": 2}
     assert world.pairs() == []

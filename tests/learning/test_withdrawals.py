@@ -7,6 +7,7 @@ import pytest
 
 from python_jobs.db import value
 from tests.support.engagements import (
+    delete_posts,
     insert_events,
 )
 from tests.support.invariants import assert_consistent
@@ -90,8 +91,6 @@ def test_a_like_of_a_post_that_was_deleted_since_can_be_withdrawn_from_training(
     world: World,
 ) -> None:
     world.send("like")
-    world.connection.execute(
-        "update public.posts set deleted_at = now() where id = %s", [world.post_ids[0]]
-    )
+    delete_posts(world.connection, [world.post_ids[0]])
     world.send("unlike")
     assert world.pairs() == []

@@ -24,7 +24,7 @@ from python_jobs.local.postgres import Cluster, free_port
 from python_jobs.operations.switch import finish_switch
 from python_jobs.worker.process import Worker
 from tests.support.database import add_user, as_user, reachable_folder
-from tests.support.engagements import add_posts
+from tests.support.engagements import add_posts, delete_posts
 from tests.support.patience import wait_until
 
 POSTS = 6000
@@ -326,7 +326,7 @@ def test_a_copy_is_refreshed_when_it_has_drifted_and_not_before(
 def test_a_deleted_post_is_never_on_a_page_and_its_copy_goes(db: Connection) -> None:
     side = value(db, "select serving_side from two_tower.state")
     first = [row[0] for row in db.execute(PAGE, [user_id(1)])]
-    db.execute("update public.posts set deleted_at = now() where id = any (%s)", [first[:10]])
+    delete_posts(db, first[:10])
     second = [row[0] for row in db.execute(PAGE, [user_id(1)])]
     assert len(second) == 50
     assert not set(second) & set(first[:10])

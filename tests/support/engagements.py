@@ -54,6 +54,17 @@ def store(connection: Connection, post_ids: Sequence[int], vectors: Sequence[lis
     )
 
 
+def delete_posts(connection: Connection, post_ids: Sequence[int], *, rows: bool = False) -> None:
+    """Authors delete posts, and a tick carries that on. rows: the rows go, not only the posts."""
+    statement = (
+        "delete from public.posts where id = any (%s)"
+        if rows
+        else "update public.posts set deleted_at = now() where id = any (%s)"
+    )
+    connection.execute(statement, [list(post_ids)])
+    connection.execute("select two_tower.apply_post_changes()")
+
+
 INSERT_EVENTS = """
   insert into public.engagement_events (user_id, post_id, event_type, dwell_ms, created_at,
                                         client_event_id)

@@ -8,7 +8,14 @@ import numpy as np
 
 from python_jobs.db import Connection
 from tests.support.database import add_user
-from tests.support.engagements import add_posts, base_vectors, insert_events, read_snapshot, store
+from tests.support.engagements import (
+    add_posts,
+    base_vectors,
+    delete_posts,
+    insert_events,
+    read_snapshot,
+    store,
+)
 from tests.support.reference import (
     DIMENSIONS,
     Draw,
@@ -100,9 +107,7 @@ class Twin:
 
     def delete_post(self, post_id: int) -> None:
         """The author removes a post."""
-        self.connection.execute(
-            "update public.posts set deleted_at = now() where id = %s", [post_id]
-        )
+        delete_posts(self.connection, [post_id])
         self.reference.posts[post_id].is_deleted = True
 
     def fold(self, limit: int | None = None) -> None:

@@ -1,0 +1,321 @@
+-- What is written for each attached table: functions that know its columns. A renamed column is
+-- found by its number, and they are written anew. Their bodies are strings, so that they stand in
+-- the way of no change to the app's table.
+
+-- A part of a row is a column of the table, or an expression over its columns.
+create function two_tower.write_part(p_source two_tower.sources, p_part text) returns text
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  v_name name;
+begin
+  if not p_source.columns ? p_part then
+    return format('(%s)', p_part);
+  end if;
+  select a.attname into v_name from pg_catalog.pg_attribute a
+  where a.attrelid = p_source.relation and not a.attisdropped
+    and a.attnum = (p_source.columns ->> p_part)::smallint;
+  if not found then
+    raise exception 'column % of % is gone', p_part, p_source.relation
+      using errcode = 'undefined_column', hint = 'Attach the table again, without the column.';
+  end if;
+  return format('t.%I', v_name);
+end
+$$;
+comment on function two_tower.write_part(two_tower.sources, text) is 'Returns the SQL of a part of a row of t: the column, by its name of today, or the expression. Raises 42703 for a column that is gone.';
+
+create function two_tower.write_argument(p_source two_tower.sources, p_name text,
+  p_default text default 'null') returns text
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  v_part text := p_source.arguments ->> p_name;
+begin
+  return case when v_part is null then p_default else two_tower.write_part(p_source, v_part) end;
+end
+$$;
+comment on function two_tower.write_argument(two_tower.sources, text, text) is 'Returns the SQL of a named part of a row of t, or p_default where the source names none.';
+
+create function two_tower.write_text(p_source two_tower.sources) returns text
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select format('concat_ws(E''\n'', %s)', string_agg(
+    format(case when a.atttypid is null then '%s::text'
+        else 'array_to_string(%s, '', '')' end, two_tower.write_part(p_source, c.part)),
+    ', ' order by c.place))
+  from jsonb_array_elements_text(p_source.arguments -> 'content')
+      with ordinality as c (part, place)
+    left join pg_attribute a on a.attrelid = p_source.relation
+      and a.attnum = (p_source.columns ->> c.part)::smallint and a.attndims > 0;
+$$;
+comment on function two_tower.write_text(two_tower.sources) is 'Returns the SQL of the text of a row of t.';
+
+create function two_tower.write_time(p_source two_tower.sources) returns text
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select format(case
+      when p_source.arguments ->> 'created_at_type' in ('date', 'timestamp without time zone')
+        then '(%s::timestamp at time zone ''UTC'')' else '%s::timestamptz' end,
+    two_tower.write_argument(p_source, 'created_at'));
+$$;
+comment on function two_tower.write_time(two_tower.sources) is 'Returns the SQL of the time of a row of t. A time without a zone is in UTC.';
+
+-- The columns of each role's row, those of its key first, and their SQL.
+create function two_tower.write_row(p_source two_tower.sources,
+  out row_type text, out names text, out parts text, out keys text, out matches text)
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  s constant two_tower.sources := p_source;
+begin
+  row_type := 'two_tower.' || left(s.role, -1) || '_row';
+  case s.role
+  when 'posts' then
+    names := 'key, author_key, created_at, is_visible, content_hash, language, tags';
+    keys := 'key';
+    parts := format('%s::text, %s::text, %s, coalesce(%s, false), hashtextextended(%s, 0), %s::text, %s::text[]',
+      two_tower.write_argument(s, 'key'), two_tower.write_argument(s, 'author'),
+      two_tower.write_time(s), two_tower.write_argument(s, 'visible', 'true'),
+      two_tower.write_text(s), two_tower.write_argument(s, 'language'),
+      two_tower.write_argument(s, 'tags'));
+    matches := format('%s = r.key::%s', two_tower.write_argument(s, 'key'), s.key_type);
+  when 'profiles' then
+    names := 'user_id, content_hash';
+    keys := 'user_id';
+    parts := format('%s, hashtextextended(%s, 0)', two_tower.write_argument(s, 'user'),
+      two_tower.write_text(s));
+    matches := two_tower.write_argument(s, 'user') || ' = r.user_id';
+  when 'follows' then
+    names := 'follower_id, followed_id';
+    keys := names;
+    parts := format('%s, two_tower.author_id_of(%s::text)',
+      two_tower.write_argument(s, 'follower'), two_tower.write_argument(s, 'followed'));
+    matches := format('(%s, two_tower.author_id_of(%s::text)) = (r.follower_id, r.followed_id)',
+      two_tower.write_argument(s, 'follower'), two_tower.write_argument(s, 'followed'));
+  else
+    names := 'user_id, author_id, kind';
+    keys := 'user_id, author_id';
+    parts := format('%s, two_tower.author_id_of(%s::text), %s::text',
+      two_tower.write_argument(s, 'user'), two_tower.write_argument(s, 'author'),
+      two_tower.write_argument(s, 'kind', '''block_author'''));
+    matches := format('(%s, two_tower.author_id_of(%s::text)) = (r.user_id, r.author_id)',
+      two_tower.write_argument(s, 'user'), two_tower.write_argument(s, 'author'));
+  end case;
+end
+$$;
+comment on function two_tower.write_row(two_tower.sources) is
+  'Returns what functions of a source are made of: the type of its rows, their columns, the SQL of each over a row of t, the columns of the key, and the condition that t is the row r.';
+
+-- Ids that are not positive belong to the registry.
+create function two_tower.write_filter(p_source two_tower.sources) returns text
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select case when p_source.lends_ids
+    then two_tower.write_argument(p_source, 'key') || ' > 0' else 'true' end;
+$$;
+comment on function two_tower.write_filter(two_tower.sources) is 'Returns the SQL of which rows of t are followed. Where keys are ids, the positive ones.';
+
+create function two_tower.create_source_function(p_signature text, p_options text, p_body text,
+  p_comment text, p_roles text default null)
+returns void language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  v_function text := 'two_tower.' || regexp_replace(p_signature, ' returns .*$', '');
+begin
+  execute format('create or replace function two_tower.%s %s as %L', p_signature, p_options, p_body);
+  v_function := regexp_replace(v_function, '(\(|, )p_\w+ ', '\1', 'g');
+  v_function := regexp_replace(v_function, ' default [^,)]*', '', 'g');
+  execute format('comment on function %s is %L', v_function, p_comment);
+  execute format('alter function %s owner to %I', v_function,
+    (select nspowner::regrole::text from pg_catalog.pg_namespace where nspname = 'two_tower'));
+  execute format('revoke all on function %s from public, anon, authenticated, service_role',
+    v_function);
+  if p_roles is not null then
+    execute format('grant execute on function %s to %s', v_function, p_roles);
+  end if;
+end
+$$;
+comment on function two_tower.create_source_function(text, text, text, text, text) is
+  'Writes one function of a source, or writes it anew. p_roles: who may execute it beside its owner.';
+
+-- A changed row is one that is not as it was: an update that touches nothing of what the source
+-- says costs a comparison. The error of a conflict with another session is the app's to see: it
+-- would have met it without the engine, too.
+create function two_tower.write_follow_function(p_source two_tower.sources) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  v_row record := two_tower.write_row(p_source);
+begin
+  perform two_tower.create_source_function(
+    format('follow_source_%s() returns trigger', p_source.id),
+    'language plpgsql security definer set search_path = pg_catalog, pg_temp',
+    format($body$
+begin
+  if tg_op = 'INSERT' then
+    perform two_tower.store_%1$s(%2$s::smallint, array(
+      select row(%4$s)::%3$s from new_rows t where %7$s));
+  elsif tg_op = 'UPDATE' then
+    perform two_tower.remove_%1$s(%2$s::smallint, array(
+      select row(o.*)::%3$s
+      from (select %4$s from old_rows t where %7$s) as o (%5$s)
+      where (%6$s) not in (
+        select %6$s from (select %4$s from new_rows t where %7$s) as n (%5$s))));
+    perform two_tower.store_%1$s(%2$s::smallint, array(
+      select row(c.*)::%3$s
+      from (select %4$s from new_rows t where %7$s
+            except select %4$s from old_rows t where %7$s) as c (%5$s)));
+  elsif tg_op = 'DELETE' then
+    perform two_tower.remove_%1$s(%2$s::smallint, array(
+      select row(%4$s)::%3$s from old_rows t where %7$s));
+  else
+    perform two_tower.report_source(%2$s::smallint, 'emptied');
+  end if;
+  return null;
+exception
+  when serialization_failure or deadlock_detected then
+    raise;
+  when others then
+    perform two_tower.report_source(%2$s::smallint, 'broken', sqlstate, sqlerrm);
+    return null;
+end
+$body$, p_source.role, p_source.id, v_row.row_type, v_row.parts, v_row.names, v_row.keys,
+      two_tower.write_filter(p_source)),
+    format('Follows what is written to %s. Whatever goes wrong here, the write of the app stands, and the source is reported as broken. Definer: who writes there has no grant on the registry.',
+      p_source.relation));
+end
+$$;
+comment on function two_tower.write_follow_function(two_tower.sources) is 'Writes the function of the triggers on an attached table.';
+
+create function two_tower.write_reading_functions(p_source two_tower.sources) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  v_row record := two_tower.write_row(p_source);
+  v_options text := 'language sql stable security definer set search_path = pg_catalog, pg_temp set row_security = off';
+begin
+  perform two_tower.create_source_function(
+    format('scan_source_%s(p_first bigint, p_last bigint) returns setof %s', p_source.id,
+      v_row.row_type), v_options,
+    format('
+  select %s from %s t
+  where t.ctid >= (''('' || p_first || '',0)'')::tid and t.ctid < (''('' || p_last || '',0)'')::tid
+    and %s', v_row.parts, p_source.relation, two_tower.write_filter(p_source)),
+    format('Returns what %s says in its blocks from p_first to before p_last. Definer: all rows are read, whatever its policies say.', p_source.relation));
+  perform two_tower.create_source_function(
+    format('missing_in_source_%s(p_rows %s[]) returns setof %2$s', p_source.id, v_row.row_type),
+    v_options,
+    format('
+  select r.* from unnest(p_rows) r
+  where not exists (select from %s t where %s and %s)', p_source.relation, v_row.matches,
+      two_tower.write_filter(p_source)),
+    format('Returns those of the rows that are not in %s. Definer: all rows are read, whatever its policies say.', p_source.relation));
+  if p_source.role in ('posts', 'profiles') then
+    perform two_tower.create_source_function(
+      format('texts_in_source_%s(p_keys text[]) returns table (key text, content text)',
+        p_source.id), v_options,
+      format('
+  select %1$s::text, %2$s from %3$s t
+  where %1$s = any (array(select k::%4$s from unnest(p_keys) k))',
+        two_tower.write_argument(p_source, case p_source.role when 'posts' then 'key'
+          else 'user' end),
+        two_tower.write_text(p_source), p_source.relation, coalesce(p_source.key_type, 'uuid'::regtype)),
+      format('Returns texts of rows of %s. Definer: all rows are read, whatever its policies say.', p_source.relation));
+  end if;
+  if p_source.role = 'posts' then
+    perform two_tower.create_source_function(
+      format('find_in_source_%s(p_keys text[]) returns setof two_tower.post_row', p_source.id),
+      v_options,
+      format('
+  select %s from %s t
+  where %s = any (array(select k::%s from unnest(p_keys) k)) and %s',
+        v_row.parts, p_source.relation, two_tower.write_argument(p_source, 'key'),
+        p_source.key_type, two_tower.write_filter(p_source)),
+      format('Returns what %s says of the rows with these keys. Definer: all rows are read, whatever its policies say.', p_source.relation));
+  end if;
+end
+$$;
+comment on function two_tower.write_reading_functions(two_tower.sources) is 'Writes the functions by which reconciliation and the encoder read an attached table.';
+
+create function two_tower.find_keys(p_source_id smallint, p_post_ids bigint[])
+returns table (id bigint, key text)
+language sql stable security definer set search_path = pg_catalog, pg_temp rows 20 as $$
+  select p.id, p.key from two_tower.posts p
+  where p.id = any (p_post_ids) and p.source_id = p_source_id;
+$$;
+comment on function two_tower.find_keys(smallint, bigint[]) is 'Returns the keys of posts of a source. Definer: clients have no grant on the registry.';
+
+create function two_tower.find_ids(p_source_id smallint, p_keys text[]) returns setof bigint
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+  select p.id from two_tower.posts p where p.source_id = p_source_id and p.key = any (p_keys);
+$$;
+comment on function two_tower.find_ids(smallint, text[]) is 'Returns the ids of posts of a source by their keys. Definer: clients have no grant on the registry.';
+
+-- What a caller may read is what a query of the caller returns. These are standard SQL without SET,
+-- so that they become part of the query that asks.
+create function two_tower.write_readable_functions(p_source two_tower.sources) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  v_key text := two_tower.write_argument(p_source, 'key');
+begin
+  perform two_tower.create_source_function(
+    format('%I(p_post_ids bigint[]) returns setof bigint', 'readable_' || p_source.name),
+    'language sql stable rows 20',
+    case when p_source.lends_ids then format('
+  select %1$s::bigint from %2$s t where %1$s = any (p_post_ids) and %1$s > 0',
+        v_key, p_source.relation)
+      else format('
+  select k.id from two_tower.find_keys(%s::smallint, p_post_ids) k
+    join %s t on %s = k.key::%s', p_source.id, p_source.relation, v_key, p_source.key_type) end,
+    format('Returns those of the posts whose rows of %s the caller may read.', p_source.relation),
+    'authenticated, service_role');
+  perform two_tower.create_source_function(
+    format('%I(p_limit integer) returns setof bigint', 'newest_readable_' || p_source.name),
+    'language sql stable rows 1000',
+    format(case when p_source.lends_ids then '
+  select n.key::bigint from (
+    select %1$s as key from %3$s t where %5$s order by %4$s desc nulls last limit p_limit) n'
+      else '
+  select i from two_tower.find_ids(%2$s::smallint, array(
+    select %1$s::text from %3$s t where %5$s order by %4$s desc nulls last limit p_limit)) i' end,
+      v_key, p_source.id, p_source.relation,
+      case when p_source.arguments ->> 'created_at' is null then v_key
+        else two_tower.write_argument(p_source, 'created_at') end,
+      two_tower.write_argument(p_source, 'visible', 'true')),
+    format('Returns the newest posts whose rows of %s the caller may read.', p_source.relation),
+    'authenticated, service_role');
+end
+$$;
+comment on function two_tower.write_readable_functions(two_tower.sources) is 'Writes the functions that ask an attached table, as the caller, which posts are readable.';
+
+-- One source that does not answer, because its table was changed a moment ago, leaves the others.
+create function two_tower.write_dispatchers() returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  v_options text := 'language plpgsql stable set search_path = pg_catalog, pg_temp rows 20';
+  v_block text := '
+  begin
+    return query select r from two_tower.%s r%s;
+  exception when undefined_table or undefined_column or undefined_function then
+    null; -- the table was changed: a tick writes the functions of the source anew
+  end;';
+  v_readable text;
+  v_newest text;
+begin
+  select string_agg(case when s.check_readable
+        then format(v_block, format('%I(p_post_ids)', 'readable_' || s.name), '')
+        else format('
+  if p_is_event then
+    return query select k.id from two_tower.find_keys(%s::smallint, p_post_ids) k;
+  else%s
+  end if;', s.id, format(v_block, format('%I(p_post_ids)', 'readable_' || s.name), '')) end, ''
+      order by s.id),
+    string_agg(format(v_block, format('%I(p_limit)', 'newest_readable_' || s.name),
+      format(E'\n    where p_source is null or p_source = %L', s.name)), '' order by s.id)
+  into v_readable, v_newest
+  from two_tower.sources s where s.role = 'posts' and s.state <> 'detached';
+  perform two_tower.create_source_function(
+    'find_readable(p_post_ids bigint[], p_is_event boolean default false) returns setof bigint',
+    v_options, format(E'\nbegin%s\n  return;\nend\n', v_readable),
+    'Returns those of the posts whose rows the caller may read in the app''s tables. p_is_event: posts of sources without check_readable count as readable. Attaching a table writes it anew.',
+    'authenticated, service_role');
+  perform two_tower.create_source_function(
+    'find_newest_readable(p_limit integer, p_source text default null) returns setof bigint',
+    v_options, format(E'\nbegin%s\n  return;\nend\n', v_newest),
+    'Returns the newest p_limit posts of each source whose rows the caller may read; p_source: of this source alone. Attaching a table writes it anew.',
+    'authenticated, service_role');
+end
+$$;
+comment on function two_tower.write_dispatchers() is 'Writes the functions that ask all attached tables of posts what the caller may read.';
+select two_tower.write_dispatchers();
