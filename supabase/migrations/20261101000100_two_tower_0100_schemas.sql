@@ -1,12 +1,13 @@
 -- Two-Tower: a recommendation engine in this database. It learns inside the INSERT of an
 -- engagement.
 --
---   public.posts --encode (worker)--> base_embeddings --candidate tower (SQL)--> live_embeddings
+--   the app's tables --trigger--> posts (registry) --encode (worker)--> base_embeddings
+--                                             --candidate tower (SQL)--> live_embeddings
 --
 --   public.engagement_events --trigger--> user_embeddings, live_embeddings, training_examples
 --                                     \--> deferred_steps --fold_steps()--> live_embeddings
 --
---   user_embeddings, live_embeddings --> recommend()
+--   user_embeddings, live_embeddings --> recommend() --the app's policies--> a page
 --
 --   training_examples --train (worker)--> model_weights --gate--> the other slot of
 --                                         live_embeddings --flip--> the slot that serves
@@ -20,9 +21,10 @@
 -- rows of tables (schedules, cursors) name functions of later files.
 --
 --   ground      schemas, clock, settings, signals, alerts, schedules, partitions
---   what the    content      profiles, posts, follows, blocks
---   app writes  users        of whom anything is stored, and how their erasure begins
---               engagement   events, and what each user did with each post
+--   what the    content       attached tables, the registry of posts, mirrors of follows and blocks
+--   app writes  registration  how rows come into them
+--               users         of whom anything is stored, and how their erasure begins
+--               engagement    events, and what each user did with each post
 --   what is     models       weights of both towers, and the candidate tower in SQL
 --   known       state        which slot serves, and the locks of a switch
 --               vectors, embeddings, eligibility, training_examples, post_steps
@@ -33,6 +35,8 @@
 --   a version   jobs, priors, model_switch, training_data, promotion_gate, first_projection
 --   a page      experiments, serving_index, exploration, serving_upkeep, candidates, ranking
 --   around it   monitoring, safety, api, tick, policies
+--   any app     source_functions, attaching, reconciliation: what follows the app's tables
+--   an app      starter: tables to start from, attached like any others. Optional
 
 create schema if not exists extensions;
 create extension if not exists vector with schema extensions;

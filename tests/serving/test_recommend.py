@@ -48,6 +48,7 @@ class World:
         db.execute(
             "update public.posts set deleted_at = now() where id = any (%s)", [list(self.deleted)]
         )
+        db.execute("select two_tower.apply_post_changes()")
 
     def act(self, user: str, post: int, kind: str) -> None:
         """One event."""
@@ -247,9 +248,15 @@ def test_an_engagement_or_a_deletion_ends_the_exploration_of_a_post(
     ("broken", "source"),
     [
         ([], {"personal", "popular", "fresh", "exploration"}),
-        (["make_page(uuid, integer, bigint[])"], {"content", "popular", "recent"}),
         (
-            ["make_page(uuid, integer, bigint[])", "is_eligible(uuid, bigint, uuid)"],
+            ["make_page(uuid, integer, bigint[], smallint, bigint[])"],
+            {"content", "popular", "recent"},
+        ),
+        (
+            [
+                "make_page(uuid, integer, bigint[], smallint, bigint[])",
+                "is_eligible(uuid, bigint, uuid)",
+            ],
             set(),
         ),
     ],

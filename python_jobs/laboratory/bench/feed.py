@@ -73,6 +73,8 @@ def fill_feed(world: World, seed: int = 1) -> None:
             f" now() - interval '1 day' - g * interval '1 second'"
             f" from generate_series(1, {world.posts}) g".encode()
         )
+        connection.execute("select two_tower.reconcile('posts')")
+        connection.execute("update two_tower.posts set encoded_hash = content_hash where true")
         _copy_vectors(connection, vectors)
         connection.execute("create table public.topics (topic int primary key, posts bigint[])")
         for topic, posts in enumerate(posts_of):
@@ -83,6 +85,7 @@ def fill_feed(world: World, seed: int = 1) -> None:
             interests = chance.choice(len(topics), 1 if number % 2 else 4, replace=False)
             own = np.concatenate([posts_of[topic] for topic in interests])
             _add_reader(connection, chance, number, own, vectors)
+        connection.execute("select two_tower.reconcile('author_blocks')")
         connection.execute("grant all on public.topics to postgres")
         connection.execute("set session_replication_role = origin")
         connection.execute("vacuum (analyze)")
@@ -113,10 +116,10 @@ def _copy_vectors(connection: Connection, vectors: np.ndarray) -> None:
         copy.write(_END)
     connection.execute(
         "insert into two_tower.live_embeddings"
-        " (slot, post_id, embedding, author_id, created_at, model_version)"
-        " select 0, p.id, c.embedding, p.author_id, p.created_at,"
+        " (slot, post_id, source_id, embedding, author_id, created_at, model_version)"
+        " select 0, p.id, p.source_id, c.embedding, p.author_id, p.created_at,"
         "   two_tower.active_version('candidate_tower')"
-        " from copied c join public.posts p on p.id = c.post_id order by p.id"
+        " from copied c join two_tower.posts p on p.id = c.post_id order by p.id"
     )
     connection.execute("drop table copied")
 

@@ -76,7 +76,7 @@ def find_truth(connection: Connection, vectors: np.ndarray, interests: int) -> T
             connection,
             "select post_id - 1 as place from two_tower.user_posts where user_id = %s"
             " union select p.id - 1 from two_tower.withheld_authors a"
-            "   join public.posts p using (author_id) where a.user_id = %s",
+            "   join two_tower.posts p using (author_id) where a.user_id = %s",
             *(user_id(number), user_id(number)),
         )
         scores[[row.place for row in ineligible]] = -np.inf

@@ -21,12 +21,13 @@ _FILL = """
 
   -- Random directions: synthetic, and as spread as vectors can be.
   insert into two_tower.live_embeddings
-    (slot, post_id, embedding, author_id, created_at, model_version)
-  select 0, p.id, extensions.l2_normalize((
+    (slot, post_id, source_id, embedding, author_id, created_at, model_version)
+  select 0, p.id, p.source_id, extensions.l2_normalize((
            select array_agg(random() - 0.5)::extensions.vector(128)
            from generate_series(1, 128) where p.id > 0)),
          p.author_id, p.created_at, two_tower.active_version('candidate_tower')
-  from public.posts p;
+  from two_tower.posts p;
+  update two_tower.posts set encoded_hash = content_hash where true;
 
   -- Users with a full history: their rows are as wide as rows get.
   select two_tower.add_users(array(select id from auth.users));

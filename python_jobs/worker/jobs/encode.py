@@ -22,8 +22,8 @@ def encode_posts(connection: Connection) -> dict[str, Any]:
     return {
         "posts": _encode(
             connection,
-            "select post_id as id, request, content from two_tower.posts_to_encode(%s)",
-            "select two_tower.store_base_embeddings(%s::bigint[], %s, %s::integer[])",
+            "select post_id as id, content_hash, content from two_tower.posts_to_encode(%s)",
+            "select two_tower.store_base_embeddings(%s::bigint[], %s, %s::bigint[])",
         )
     }
 
@@ -33,8 +33,8 @@ def encode_profiles(connection: Connection) -> dict[str, Any]:
     return {
         "profiles": _encode(
             connection,
-            "select user_id as id, request, content from two_tower.profiles_to_encode(%s)",
-            "select two_tower.store_profile_embeddings(%s::uuid[], %s, %s::integer[])",
+            "select user_id as id, content_hash, content from two_tower.profiles_to_encode(%s)",
+            "select two_tower.store_profile_embeddings(%s::uuid[], %s, %s::bigint[])",
         )
     }
 
@@ -43,7 +43,7 @@ def _encode(connection: Connection, read: str, store: str) -> int:
     encoded = 0
     while texts := call_rows(connection, read, BATCH):
         vectors = encoder().encode([text.content for text in texts])
-        requests = [text.request for text in texts]
-        call(connection, store, [text.id for text in texts], list(vectors), requests)
+        hashes = [text.content_hash for text in texts]
+        call(connection, store, [text.id for text in texts], list(vectors), hashes)
         encoded += len(texts)
     return encoded
