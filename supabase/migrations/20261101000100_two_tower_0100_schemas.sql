@@ -34,8 +34,9 @@
 --   a user      author_blocks, checkpoints, erasure
 --   a version   jobs, priors, model_switch, training_data, promotion_gate, first_projection
 --   a page      experiments, serving_index, exploration, serving_upkeep, candidates, ranking
---   around it   monitoring, safety, api, tick, policies
+--   around it   monitoring, safety, tick, policies
 --   any app     source_functions, attaching, reconciliation: what follows the app's tables
+--   a client    feeds, explanations, moderation, recording
 --   an app      starter: tables to start from, attached like any others. Optional
 
 create schema if not exists extensions;

@@ -238,6 +238,7 @@ returns text language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_source two_tower.sources;
   v_key pg_attribute;
+  v_is_new boolean := false;
 begin
   perform two_tower.require_owner(p_relation);
   perform pg_advisory_xact_lock(hashtextextended('two_tower.sources', 0));
@@ -266,15 +267,18 @@ begin
       hint = 'Give another name =>: the page of the table is named after it.';
   end if;
   if v_source.id is null then
-    insert into two_tower.sources (name, role, relation, arguments, columns, key_type, lends_ids)
+    insert into two_tower.sources (name, role, relation, arguments, columns, key_type, lends_ids,
+      is_walk_wanted)
     values (v_source.name, p_role, p_relation, v_source.arguments, v_source.columns,
-      v_source.key_type, coalesce(v_source.lends_ids, false))
+      v_source.key_type, coalesce(v_source.lends_ids, false), false)
     returning id into v_source.id;
+    v_is_new := true;
   end if;
   update two_tower.sources s set
     name = v_source.name, role = p_role, arguments = v_source.arguments,
     columns = v_source.columns, key_type = v_source.key_type, state = 'attached',
-    check_readable = p_check_readable, walk = null, position = null, is_walk_wanted = true
+    check_readable = p_check_readable, walk = null, position = null,
+    is_walk_wanted = not v_is_new or pg_relation_size(p_relation) > 0
   where s.id = v_source.id
   returning * into v_source;
   perform two_tower.write_source(v_source);

@@ -99,31 +99,35 @@ begin
   execute format('select two_tower.%1$s_%2$s($1, array(
       select s from two_tower.scan_source_%3$s($2, $3) s))',
     case p_source.role when 'posts' then 'reconcile' else 'store' end, p_source.role, p_source.id)
-  using p_source.id, v_first, v_first + 50;
-  p_source.position := v_first + 50;
-  if v_first + 50 >= v_blocks then
+  using p_source.id, v_first, v_first + 100;
+  p_source.position := v_first + 100;
+  if v_first + 100 >= v_blocks then
     p_source.walk := 'registry';
     p_source.position := null;
   end if;
   return p_source;
 end
 $$;
-comment on function two_tower.walk_rows(two_tower.sources) is 'Reads the next 50 blocks of a table into the registry. Returns the source as it stands then.';
+comment on function two_tower.walk_rows(two_tower.sources) is 'Reads the next 100 blocks of a table into the registry. Returns the source as it stands then.';
 
 create function two_tower.walk_registry(p_source two_tower.sources) returns two_tower.sources
 language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  v_last record;
 begin
   execute format('
       with next as materialized (select * from two_tower.list_%1$s($1, $2, 1000)), taken as (
         select two_tower.%2$s($1, array(select m from %3$s m)) from next)
-      select n.last from next n cross join taken',
+      select n.last, coalesce(cardinality(n.rows), 0) as count from next n cross join taken',
     p_source.role,
     case p_source.role when 'posts' then 'note_missing_posts' else 'remove_' || p_source.role end,
     case p_source.state when 'detached' then 'unnest((select n.rows from next n))'
       else format('two_tower.missing_in_source_%s((select n.rows from next n))', p_source.id) end)
-  into p_source.position using p_source.id, p_source.position;
-  if p_source.position is null then
+  into v_last using p_source.id, p_source.position;
+  p_source.position := v_last.last;
+  if v_last.count < 1000 then
     p_source.walk := 'removal';
+    p_source.position := null;
   end if;
   return p_source;
 end
@@ -190,7 +194,9 @@ declare
 begin
   for v_report in
     with taken as (
-      delete from two_tower.source_reports r returning r.source_id, r.event, r.sqlstate, r.message
+      delete from two_tower.source_reports r where r.id in (
+        select n.id from two_tower.source_reports n order by n.id limit 1000 for update skip locked)
+      returning r.source_id, r.event, r.sqlstate, r.message
     )
     select s.id, s.name, s.relation, t.event, min(t.sqlstate) as sqlstate,
       min(t.message) as message, count(*) as writes
@@ -250,18 +256,20 @@ begin
     v_source.position := null;
     v_source.is_walk_wanted := false;
     delete from two_tower.vanished_posts v where v.source_id = v_source.id;
-  else
+  end if;
+  loop
     v_source := case v_source.walk when 'rows' then two_tower.walk_rows(v_source)
       when 'registry' then two_tower.walk_registry(v_source)
       else two_tower.walk_removal(v_source) end;
-  end if;
+    exit when v_source.walk is null or v_source.position is not null;
+  end loop;
   update two_tower.sources s set walk = v_source.walk, position = v_source.position,
     is_walk_wanted = v_source.is_walk_wanted, may_remove_all = v_source.may_remove_all,
     state = v_source.state, reconciled_at = v_source.reconciled_at
   where s.id = v_source.id;
 end
 $$;
-comment on function two_tower.walk_source(two_tower.sources) is 'Takes one step of a source''s walk.';
+comment on function two_tower.walk_source(two_tower.sources) is 'Takes one step of a source''s walk: as far as it reads enough for now. A small table is walked in one.';
 
 create function two_tower.reconcile_sources(p_limit integer default 1) returns integer
 language plpgsql set search_path = pg_catalog, pg_temp as $$

@@ -12,7 +12,7 @@ from tests.support.catalogue import INLINED
 def test_a_plan_holds_the_body_of_the_function_and_no_call(db: Connection, name: str) -> None:
     db.execute(
         "create temporary table arguments"
-        " (i integer, r real, d double precision, v extensions.vector)"
+        " (i integer, r real, d double precision, t text, v extensions.vector)"
     )
     plan = db.execute(
         f"explain (verbose, costs off) select {INLINED[name]} from arguments".encode()
