@@ -48,9 +48,9 @@ def test_an_alert_opens_and_closes_by_itself(db: Connection) -> None:
     still_open = (
         "select message from two_tower.alerts where subject = 'missing_parts' and closed_at is null"
     )
-    db.execute("alter table public.posts disable trigger request_post_encoding")
+    db.execute("alter table public.posts disable trigger two_tower_insert")
     value(db, "select two_tower.record_metrics()")
-    assert "trigger request_post_encoding on public.posts" in value(db, still_open)
-    db.execute("alter table public.posts enable trigger request_post_encoding")
+    assert "trigger two_tower_insert on public.posts" in value(db, still_open)
+    db.execute("alter table public.posts enable trigger two_tower_insert")
     value(db, "select two_tower.record_metrics()")
     assert db.execute(still_open).fetchone() is None

@@ -42,7 +42,7 @@ def held(fresh_database: Callable[[], str]) -> Iterator[Held]:
     url = fresh_database()
     with connect(url, autocommit=True) as connection, connect(url) as blocker:
         connection.execute("insert into public.posts (author_id, content) values (null, 'a boat')")
-        blocker.execute("select from two_tower.base_embeddings for update")
+        blocker.execute("lock table two_tower.base_embeddings in share mode")
         yield Held(url, connection, blocker)
 
 
@@ -115,7 +115,7 @@ def test_what_came_of_a_job_that_another_worker_has_is_dropped_with_one_warning(
 @pytest.mark.parametrize(
     ("held_back", "query"),
     [
-        ("select from two_tower.base_embeddings for update", STORE),
+        ("lock table two_tower.base_embeddings in share mode", STORE),
         ("select from two_tower.cursors where name = 'tick' for update", "two_tower.tick()"),
     ],
 )

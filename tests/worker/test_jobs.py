@@ -246,13 +246,15 @@ def test_an_edit_during_the_encoding_is_not_overwritten_by_the_old_text(
     post = value(
         db, "insert into public.posts (author_id, content) values (null, 'a') returning id"
     )
-    request = value(db, "select request from two_tower.posts_to_encode()")
+    waiting = "select content_hash from two_tower.posts_to_encode()"
+    old = value(db, waiting)
     db.execute("update public.posts set content = 'b' where id = %s", [post])
     vector = str([1.0] + [0.0] * 383)
-    store = "select two_tower.store_base_embeddings(array[%s::bigint], array[%s::extensions.vector], array[%s::integer])"  # noqa: E501
-    assert value(db, store, post, vector, request) == 0
-    assert value(db, "select request from two_tower.posts_to_encode()") == request + 1
-    assert value(db, store, post, vector, request + 1) == 1
+    store = "select two_tower.store_base_embeddings(array[%s::bigint], array[%s::extensions.vector], array[%s::bigint])"  # noqa: E501
+    assert value(db, store, post, vector, old) == 0
+    new = value(db, waiting)
+    assert new != old
+    assert value(db, store, post, vector, new) == 1
     assert value(db, "select count(*) from two_tower.posts_to_encode()") == 0
 
 
@@ -260,6 +262,13 @@ def test_only_a_change_of_the_text_asks_for_another_encoding(db: Connection) -> 
     post = value(
         db, "insert into public.posts (author_id, content) values (null, 'a') returning id"
     )
+    waiting = "select count(*) from two_tower.posts_to_encode()"
+    db.execute(
+        "select two_tower.store_base_embeddings(array[%s::bigint], array[%s::extensions.vector])",
+        [post, str([1.0] + [0.0] * 383)],
+    )
     db.execute("update public.posts set deleted_at = now() where id = %s", [post])
     db.execute("update public.posts set content = 'a', deleted_at = null where id = %s", [post])
-    assert value(db, "select request from two_tower.base_embeddings where post_id = %s", post) == 1
+    assert value(db, waiting) == 0
+    db.execute("update public.posts set content = 'b' where id = %s", [post])
+    assert value(db, waiting) == 1

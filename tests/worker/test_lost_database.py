@@ -114,7 +114,7 @@ def test_a_worker_waits_while_its_database_takes_no_writes(
 def test_a_drain_that_loses_its_database_ends_with_one_line(durable: Cluster) -> None:
     with connect(durable.url(), autocommit=True) as connection, connect(durable.url()) as blocker:
         add_liked_posts(connection, 1)
-        blocker.execute("select from two_tower.base_embeddings for update")
+        blocker.execute("lock table two_tower.base_embeddings in share mode")
         with running_worker(durable.url(), "--drain") as worker:
             waiting_backend(connection, "store_base_embeddings")
             kill_all_of(durable)

@@ -44,6 +44,8 @@ def _encode(connection: Connection, read: str, store: str) -> int:
     while texts := call_rows(connection, read, BATCH):
         vectors = encoder().encode([text.content for text in texts])
         hashes = [text.content_hash for text in texts]
-        call(connection, store, [text.id for text in texts], list(vectors), hashes)
-        encoded += len(texts)
+        stored = call(connection, store, [text.id for text in texts], list(vectors), hashes)
+        encoded += stored
+        if not stored:  # transactions of the app hold them all: a later job finds them
+            break
     return encoded
