@@ -18,10 +18,16 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import psycopg
 
-from python_jobs.db import Connection, connect
+from python_jobs.db import Connection, connect, explain
 from python_jobs.errors import CommandError
-from python_jobs.migrations.database import Database, lacking, read_database, schema_for
-from python_jobs.migrations.files import Migration, engine_files, find_migrations, stamps_after
+from python_jobs.migrations.database import Database, lacking, read_database
+from python_jobs.migrations.files import (
+    VECTOR_SCHEMA,
+    Migration,
+    engine_files,
+    find_migrations,
+    stamps_after,
+)
 from python_jobs.migrations.preflight import Say, examine
 from python_jobs.migrations.statements import Statement
 from python_jobs.project import project_dir
@@ -68,12 +74,10 @@ def migrate(
         folder = project / "supabase" / "migrations"
         raise CommandError(f"No migrations in {folder}: run this in the project.")
     with connect(database_url) as connection:
-        database = read_database(connection)
-        if engine := engine_files(migrations):
-            database.refuse_newer(engine.values(), "supabase/migrations")
-            for line in database.other_contents(engine.values()):
-                warn(f"Warning: {line}")
-        pending = _pending(connection, migrations, database, warn)
+        try:
+            database, pending = _look(connection, migrations, warn)
+        except psycopg.Error as error:
+            raise CommandError(explain(error)) from error
     if not pending:
         return []
     if cli is not None:
@@ -83,20 +87,28 @@ def migrate(
     return [migration.path.name for migration in pending]
 
 
-def _pending(
-    connection: Connection, migrations: list[Migration], database: Database, warn: Say
-) -> list[Migration]:
-    """What is to be applied, as written for this database. Looks for what is in the way of it."""
-    schema = schema_for(database)
+def _look(
+    connection: Connection, migrations: list[Migration], warn: Say
+) -> tuple[Database, list[Migration]]:
+    """What the database has, and what it lacks, as written for it. Nothing is in the way of that.
+
+    Raises CommandError for a newer engine, and InTheWayError.
+    """
+    database = read_database(connection)
+    if engine := engine_files(migrations):
+        database.refuse_newer(engine.values(), "supabase/migrations")
+        for line in database.other_contents(engine.values()):
+            warn(f"Warning: {line}")
+    schema = database.vector_schema or VECTOR_SCHEMA
     pending = [each.written(schema) for each in lacking(migrations, database)]
-    if engine := [each for each in pending if each.number]:
-        for line in examine(connection, engine, is_first=not database.installed):
+    if new := [each for each in pending if each.number]:
+        for line in examine(connection, new, is_first=not database.installed):
             warn(f"Warning: {line}")
     # After a removal of the engine, the history has the stamps of the files that were removed.
     if any(database.has_version(each.version) for each in pending):
         stamps = stamps_after(database.last_version())
         pending = [each.stamped(next(stamps)) for each in pending]
-    return pending
+    return database, pending
 
 
 def _apply_by_psycopg(database_url: str, pending: list[Migration]) -> None:

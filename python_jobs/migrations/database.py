@@ -9,7 +9,6 @@ from python_jobs.db import Connection, rows, value
 from python_jobs.errors import CommandError
 from python_jobs.migrations.files import (
     UNINSTALL,
-    VECTOR_SCHEMA,
     Migration,
     number_of,
     quote_schema,
@@ -125,8 +124,3 @@ def lacking(migrations: list[Migration], database: Database) -> list[Migration]:
                 found = [other for other in found if not other.number]
             numbers = set(database.installed) if is_there else set()
     return found
-
-
-def schema_for(database: Database) -> str:
-    """Where files that are written for this database have pgvector, as an identifier."""
-    return database.vector_schema or VECTOR_SCHEMA

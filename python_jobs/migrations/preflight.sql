@@ -161,7 +161,7 @@ findings (place, is_error, what, todo) as (
 
   union all
   select 6, true, 'Schema two_tower exists and is not the engine''s',
-    'rename it: alter schema two_tower rename to ...'
+    'rename it, as in alter schema two_tower rename to tower_of_two'
   from given g join pg_catalog.pg_namespace n on n.nspname = 'two_tower' where g.is_first
 
   union all

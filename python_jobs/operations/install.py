@@ -28,7 +28,7 @@ INTO = click.option(
 @click.option("--seed", is_flag=True, help="With rows for the starter app, in seed.sql.")
 @click.option("--vector-schema", help="Where pgvector lies, if no database says it [extensions].")
 def install(into: Path, starter: bool, seed: bool, vector_schema: str | None) -> None:
-    """Write what is new of the engine into a Supabase project, as migrations.
+    """Write the engine's new migrations into a Supabase project.
 
     With TWO_TOWER_DATABASE_URL, looks there first for what is in the way.
     """

@@ -23,7 +23,7 @@ _SQL = Path(migrations.__file__).parent
 @click.command()
 @INTO
 def uninstall(into: Path) -> None:
-    """Write a migration into a Supabase project that removes the engine.
+    """Write a migration that removes the engine from a project.
 
     The app's tables and rows stay. With TWO_TOWER_DATABASE_URL, lists what falls with the engine.
     """
