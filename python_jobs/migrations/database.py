@@ -55,6 +55,10 @@ class Database:
         """The newest stamp of the history, or an empty string."""
         return self.history[-1].version if self.history else ""
 
+    def without(self, files: Iterable[Migration]) -> list[Migration]:
+        """Those files of the engine that are not installed."""
+        return [each for each in files if each.number not in self.installed]
+
     def refuse_newer(self, files: Iterable[Migration], where: str) -> None:
         """Raises CommandError when a file of the engine is installed that is not among these."""
         known = {each.number for each in files}
@@ -71,6 +75,10 @@ class Database:
             for each in files
             if each.number and self.installed.get(each.number) not in (None, each.hash)
         ]
+
+
+# What is known where no database was asked.
+NO_DATABASE = Database([], {}, None)
 
 
 def read_database(connection: Connection) -> Database:

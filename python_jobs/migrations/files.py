@@ -35,7 +35,7 @@ values ('{number}', '{name}', '{hash}');
 _RECORDED = re.compile(
     r"\n-- Written by two-tower for pgvector in schema (?P<schema>.+)\.\n"
     r"insert into two_tower\.installed_files \(number, name, hash\)\n"
-    r"values \('\d{4}', '\w+', '(?P<hash>[0-9a-f]{64})'\);\s*\Z"
+    r"values \('\d{4}', '\w+', '(?P<hash>[0-9a-f]{64})'\);\n"
 )
 _MADE = r"^create (?:or replace )?{kinds} public\.(\w+)"
 _RELATIONS = re.compile(_MADE.format(kinds="(?:table|view|sequence|type|domain)"), re.M)

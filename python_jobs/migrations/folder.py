@@ -64,13 +64,13 @@ class ProjectFolder:
                 found.append(f"{each.path.name} was edited.")
         return found
 
-    def write(self, files: Iterable[Migration], database: Database | None) -> list[str]:
+    def write(self, files: Iterable[Migration], database: Database) -> list[str]:
         """Writes new files and returns their names.
 
         They are stamped after all that the folder, and the database, has: a push asks no question.
         """
         last = self._migrations[-1].version if self._migrations else ""
-        stamps = stamps_after(max(last, database.last_version() if database else ""))
+        stamps = stamps_after(max(last, database.last_version()))
         self.migrations_dir.mkdir(exist_ok=True)
         names = []
         for file in files:

@@ -135,7 +135,7 @@ findings (place, is_error, what, todo) as (
 
   union all
   select 5, true, 'Role ' || c.rolname || ' is bound by row level security',
-    'connect as role postgres, or alter role ' || quote_ident(c.rolname) || ' bypassrls'
+    'alter role ' || quote_ident(c.rolname) || ' bypassrls'
   from caller c where not c.bypasses_rls
 
   union all

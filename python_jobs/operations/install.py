@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from python_jobs.db import URL_VARIABLE, Connection
-from python_jobs.migrations.database import Database, read_database
-from python_jobs.migrations.files import Migration, quote_schema, read_engine
+from python_jobs.db import URL_VARIABLE
+from python_jobs.migrations.database import NO_DATABASE, read_database
+from python_jobs.migrations.files import quote_schema, read_engine
 from python_jobs.migrations.folder import ProjectFolder
 from python_jobs.migrations.preflight import bullet, examine
 from python_jobs.operations.database import open_given_database
@@ -36,48 +36,31 @@ def install(into: Path, starter: bool, seed: bool, vector_schema: str | None) ->
         raise click.UsageError("--seed fills the tables of the starter app: add --starter.")
     folder, engine = ProjectFolder(into), read_engine(engine_dir())
     folder.refuse_newer(engine)
-    wanted = [
-        each
-        for number, each in engine.items()
-        if starter or not each.is_starter or number in folder.engine
-    ]
+    wanted = [each for each in engine.values() if starter or not each.is_starter]
     with open_given_database() as connection:
-        database = read_database(connection) if connection else None
-        if database:
-            database.refuse_newer(engine.values(), "this checkout")
-            folder.refuse_pending_removal(database)
-        schema = (
-            (quote_schema(vector_schema) if vector_schema else None)
-            or (database and database.vector_schema)
-            or folder.vector_schema()
-        )
+        database = read_database(connection) if connection else NO_DATABASE
+        database.refuse_newer(engine.values(), "this checkout")
+        folder.refuse_pending_removal(database)
+        asked = quote_schema(vector_schema) if vector_schema else None
+        schema = asked or database.vector_schema or folder.vector_schema()
         new = [
             each.written(schema)
             for each in wanted
-            if each.number not in folder.engine
-            and not (database and each.number in database.installed)
+            if each.number not in {*folder.engine, *database.installed}
         ]
-        if connection and database:
-            _examine(connection, database, [*folder.engine.values(), *new])
-    written = folder.write(new, database)
-    _tell_written(written, folder)
-    differences = folder.differences(engine)
-    if database:
-        differences += database.other_contents(wanted)
-    for line in differences:
+        to_push = [*new, *database.without(folder.engine.values())]
+        if connection and to_push:
+            for line in examine(connection, to_push, is_first=not database.installed):
+                click.echo(bullet(f"Warning: {line}"), err=True)
+    _tell_written(folder.write(new, database), folder)
+    for line in [*folder.differences(engine), *database.other_contents(wanted)]:
         click.echo(bullet(f"Left as it is: {line}"))
     if seed:
         _write_seed(folder)
-    if written:
-        _tell_next(database)
-
-
-def _examine(connection: Connection, database: Database, files: list[Migration]) -> None:
-    """Prints warnings. Raises InTheWayError."""
-    pending = [each for each in files if each.number not in database.installed]
-    if pending:
-        for line in examine(connection, pending, is_first=not database.installed):
-            click.echo(bullet(f"Warning: {line}"), err=True)
+    if database is NO_DATABASE:
+        click.echo(bullet(f"No database was asked: set {URL_VARIABLE} to see what is in the way."))
+    if new or (to_push and database is not NO_DATABASE):
+        click.echo("Next: supabase db push")
 
 
 def _write_seed(folder: ProjectFolder) -> None:
@@ -97,9 +80,3 @@ def _tell_written(written: list[str], folder: ProjectFolder) -> None:
     click.echo(f"Wrote {files} into {folder.migrations_dir}:")
     for name in written if len(written) < 4 else [written[0], "...", written[-1]]:
         click.echo(f"  {name}")
-
-
-def _tell_next(database: Database | None) -> None:
-    if database is None:
-        click.echo(bullet(f"No database was asked: set {URL_VARIABLE} to see what is in the way."))
-    click.echo("Next: supabase db push")

@@ -9,7 +9,7 @@ import click
 from python_jobs import migrations
 from python_jobs.db import URL_VARIABLE, Connection
 from python_jobs.errors import CommandError
-from python_jobs.migrations.database import read_database
+from python_jobs.migrations.database import NO_DATABASE, read_database
 from python_jobs.migrations.files import UNINSTALL, Migration, read_engine, rewrite
 from python_jobs.migrations.folder import ProjectFolder
 from python_jobs.migrations.preflight import bullet
@@ -29,21 +29,17 @@ def uninstall(into: Path) -> None:
     """
     folder = ProjectFolder(into)
     functions = [name for each in read_engine(engine_dir()).values() for name in each.signatures()]
-    falling: list[str] | None = None
     with open_given_database() as connection:
-        database = read_database(connection) if connection else None
-        if not folder.engine and not (database and database.installed):
+        database = read_database(connection) if connection else NO_DATABASE
+        if not folder.engine and not database.installed:
             raise CommandError(f"There is nothing to remove: {into} has no files of Two-Tower.")
-        if database:
-            folder.refuse_pending_removal(database)
-        if connection:
-            falling = find_dependents(connection, functions)
-    schema = (database and database.vector_schema) or folder.vector_schema()
+        folder.refuse_pending_removal(database)
+        falling = find_dependents(connection, functions) if connection else None
+    schema = database.vector_schema or folder.vector_schema()
     text = rewrite((_SQL / "uninstall.sql").read_text(), schema)
     text = text.replace(":functions", ",\n  ".join(functions))
-    (name,) = folder.write(
-        [Migration(folder.migrations_dir / UNINSTALL, "", UNINSTALL, text)], database
-    )
+    removal = Migration(folder.migrations_dir / UNINSTALL, "", UNINSTALL, text)
+    (name,) = folder.write([removal], database)
     click.echo(f"Wrote {folder.migrations_dir / name}.")
     _tell_falling(falling)
     click.echo("Next: stop the workers, then supabase db push")
