@@ -11,12 +11,12 @@ import pytest
 from psycopg import sql
 
 from python_jobs.errors import CommandError
-from python_jobs.local.postgres import SUPERUSER, Cluster
+from python_jobs.local.postgres import SUPERUSER, Cluster, free_port
 from python_jobs.migrate import migrate
 from python_jobs.migrations import preflight
 from python_jobs.migrations.preflight import InTheWayError
 from tests.support.catalogue import describe
-from tests.support.database import PROJECT
+from tests.support.database import PROJECT, reachable_folder
 
 VECTOR_VERSION = "update pg_extension set extversion = '{}' where extname = 'vector'"
 
@@ -32,10 +32,16 @@ def findings(url: str) -> list[str]:
     """What migrate refuses. It changes nothing."""
     with psycopg.connect(url) as connection:
         before = describe_schemas(connection)
-    with pytest.raises(InTheWayError) as refusal:
-        migrate(url, PROJECT)
+    found = refused(url)
     with psycopg.connect(url) as connection:
         assert describe_schemas(connection) == before
+    return found
+
+
+def refused(url: str) -> list[str]:
+    """The findings with which migrate is refused."""
+    with pytest.raises(InTheWayError) as refusal:
+        migrate(url, PROJECT)
     lines = refusal.value.format_message().splitlines()
     assert [line for line in lines if len(line) > 80] == []
     return refusal.value.findings
@@ -176,11 +182,9 @@ def test_a_role_that_may_not_do_it_is_told_what_it_lacks(
     as_superuser(url, f"create role {role} login password '{cluster.password}'")
     as_superuser(url, "drop extension vector")
     asked = url.replace("//postgres:", f"//{role}:")
-    with pytest.raises(InTheWayError) as refusal:
-        migrate(asked, PROJECT)
     told = [
         finding.removeprefix(f"Role {role} ").split(":")[0]
-        for finding in refusal.value.findings
+        for finding in refused(asked)
         if finding.startswith("Role ")
     ]
     assert told == [
@@ -209,9 +213,7 @@ def test_an_engine_of_another_role_is_not_upgraded(
         "delete from two_tower.installed_files where number = '4500';"
         "delete from supabase_migrations.schema_migrations where name = 'two_tower_4500_policies'",
     )
-    with pytest.raises(InTheWayError) as refusal:
-        migrate(url.replace("//postgres:", f"//{role}:"), PROJECT)
-    assert refusal.value.findings == [
+    assert refused(url.replace("//postgres:", f"//{role}:")) == [
         "Schema two_tower belongs to role postgres: connect as that role."
     ]
 
@@ -231,15 +233,23 @@ def test_a_role_that_may_not_even_look_is_told_so_in_one_line(
         migrate(url.replace("//postgres:", f"//{role}:"), PROJECT)
 
 
-def test_a_database_that_is_no_supabase_project_is_told_so(cluster: Cluster) -> None:
-    """A plain database of this server lacks Auth; the roles are the server's."""
-    name = f"plain_{uuid.uuid4().hex[:8]}"
-    with psycopg.connect(cluster.url(user=SUPERUSER), autocommit=True) as connection:
-        connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
-    with pytest.raises(CommandError) as refusal:
-        migrate(cluster.url(name, SUPERUSER), PROJECT)
-    assert isinstance(refusal.value, InTheWayError)
-    assert [finding.split(":")[0] for finding in refusal.value.findings] == [
-        "Function auth.uid() that returns uuid is missing",
-        "Table auth.users is missing",
-    ]
+def test_a_server_that_is_no_supabase_project_is_told_so() -> None:
+    with reachable_folder() as folder:
+        cluster = Cluster(folder / "postgres", free_port(), settings={"fsync": "off"})
+        cluster.start()
+        try:
+            owner = cluster.url(user=SUPERUSER)
+            assert [each.split(":")[0] for each in refused(owner)] == [
+                "Role anon is missing",
+                "Role authenticated is missing",
+                "Role service_role is missing",
+                "Function auth.uid() that returns uuid is missing",
+                "Table auth.users is missing",
+            ]
+            as_superuser(owner, f"create role app login bypassrls password '{cluster.password}'")
+            assert any(
+                each.startswith("Role app may not create role two_tower_worker:")
+                for each in refused(cluster.url(user="app"))
+            )
+        finally:
+            cluster.stop("immediate")

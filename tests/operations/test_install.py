@@ -25,6 +25,18 @@ ARTICLES = """
   create table public.articles (id uuid primary key default gen_random_uuid(), title text);
   insert into public.articles (title) values ('Sailing at dawn');
 """
+# What the engine makes beside a table of the app: all of it lies in its schema or depends on it.
+ATTACHED = """
+  create function two_tower.follow_articles() returns trigger language plpgsql
+    as 'begin return new; end';
+  create trigger follow_articles after insert on public.articles
+    for each row execute function two_tower.follow_articles();
+  create function two_tower.newest(uuid) returns table (place integer) language sql as 'select 1';
+  create view public.articles_page as
+    select a.*, p.place from public.articles a, lateral two_tower.newest(a.id) as p;
+  create function public.recommended_articles(integer) returns setof public.articles_page
+    language sql as 'select * from public.articles_page limit $1';
+"""
 ENGINE = engine_files(find_migrations(PROJECT))
 STARTER_TABLES = ("profiles", "posts", "follows")
 
@@ -127,14 +139,19 @@ def test_install_push_uninstall_and_install_again(
             "  select user_id, post_id from public.engagement_events where event_type = 'like';"
             "create view public.likers as select user_id from public.likes;"
             "create table public.notes (at timestamptz default two_tower.now(),"
+            "  kind two_tower.prior_source,"
             "  of_user uuid constraint note_of_a_known_user references two_tower.users);"
             "create policy operators_read on public.notes using (two_tower.is_operator());"
         )
+        connection.execute(ATTACHED)
 
     removal = run("uninstall", "--into", str(app), url=url)
     assert [line for line in removal.output.splitlines() if line.startswith("- ")] == [
+        "- column kind of table notes",
         "- constraint note_of_a_known_user on table notes",
+        "- function recommended_articles(integer)",
         "- policy operators_read on table notes",
+        "- view articles_page",
         "- view likers",
         "- view likes",
     ]
@@ -158,6 +175,7 @@ def test_install_push_uninstall_and_install_again(
         kept = rows(connection, "select id from public.posts order by id")
         assert [row.id for row in kept] == posts
         connection.execute("insert into public.notes default values")
+        connection.execute("insert into public.articles (title) values ('At dusk')")
         connection.execute("insert into public.posts (content) values ('the app goes on')")
         assert value(connection, "select count(at) from public.notes") == 1
 
@@ -302,6 +320,11 @@ def test_edited_files_and_those_of_another_version_are_named_and_left(
     assert f"- Left as it is: {settings.name} is of another version." in said
     assert said.count("Left as it is") == 2
     assert clock.read_text() == edited
+    ours.write_text(ENGINE["0300"].text)
+    settings.write_text(settings.read_text() + "select 'appended';\n")
+    assert f"- Left as it is: {settings.name} was edited." in says(
+        run("install", "--into", str(app))
+    )
 
 
 def test_a_folder_that_is_no_project_and_stamps_that_are_no_times_are_refused(
