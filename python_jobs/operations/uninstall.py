@@ -27,8 +27,10 @@ def uninstall(into: Path) -> None:
 
     The app's tables and rows stay. With TWO_TOWER_DATABASE_URL, lists what falls with the engine.
     """
-    folder = ProjectFolder(into)
-    functions = [name for each in read_engine(engine_dir()).values() for name in each.signatures()]
+    folder, engine = ProjectFolder(into), read_engine(engine_dir())
+    functions = [
+        name for each in engine.values() if not each.is_starter for name in each.signatures()
+    ]
     with open_given_database() as connection:
         database = read_database(connection) if connection else NO_DATABASE
         if not folder.engine and not database.installed:
