@@ -11,6 +11,8 @@ COMMANDS = {
     "up": ("python_jobs.local.commands", "up"),
     "down": ("python_jobs.local.commands", "down"),
     "migrate": ("python_jobs.local.commands", "migrate"),
+    "install": ("python_jobs.operations.install", "install"),
+    "uninstall": ("python_jobs.operations.uninstall", "uninstall"),
     "worker": ("python_jobs.worker.process", "worker"),
     "replay": ("python_jobs.laboratory.replay.command", "replay"),
     "demo": ("python_jobs.laboratory.demo", "demo"),

@@ -41,12 +41,17 @@ _NO_ENGINE = "Two-Tower is not in this database: two-tower migrate."
 Connection = psycopg.Connection[Any]
 
 
+def given_database_url() -> str | None:
+    """TWO_TOWER_DATABASE_URL, or None where it is not set."""
+    return os.environ.get(URL_VARIABLE) or None
+
+
 def database_url() -> str:
     """URL of the database to work on: TWO_TOWER_DATABASE_URL, else the local stack's.
 
     Raises CommandError when there is neither.
     """
-    if url := os.environ.get(URL_VARIABLE):
+    if url := given_database_url():
         return url
     if state := read_state():
         return state.database_url

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+_CHECKOUT = Path(__file__).resolve().parent.parent
+
 
 def project_dir() -> Path:
     """The nearest folder, from the current one upwards, with supabase/migrations.
@@ -14,4 +16,13 @@ def project_dir() -> Path:
     for folder in (here, *here.parents):
         if (folder / "supabase" / "migrations").is_dir():
             return folder
-    return Path(__file__).resolve().parent.parent
+    return _CHECKOUT
+
+
+def engine_dir() -> Path:
+    """The folder with the engine's own migrations, from which they are written into a project.
+
+    That is the checkout that this package is installed from. A package installed by itself has no
+    migrations: then the folder of project_dir().
+    """
+    return _CHECKOUT if (_CHECKOUT / "supabase" / "migrations").is_dir() else project_dir()

@@ -27,7 +27,7 @@ def bootstrap(
     superuser_url: str,
     password: str,
     grants: Grants = "new",
-    vector_schema: Literal["extensions", "public"] = "extensions",
+    vector_schema: str = "extensions",
 ) -> None:
     """Creates Supabase's roles, schemas and auth tables in the database of `superuser_url`.
 
@@ -45,6 +45,9 @@ def bootstrap(
         # A superuser within this transaction only: extensions cannot change owners later.
         connection.execute("alter role postgres superuser")
         connection.execute("set local role postgres")
+        connection.execute(
+            sql.SQL("create schema if not exists {}").format(sql.Identifier(vector_schema))
+        )
         connection.execute(
             sql.SQL("create extension if not exists vector with schema {}").format(
                 sql.Identifier(vector_schema)

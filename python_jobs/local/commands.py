@@ -71,7 +71,7 @@ def migrate(project: Path | None) -> None:
     if find_node():
         stack.tools.install(_say)
         cli = stack.tools.run_cli
-    applied = migrations.migrate(url, project, cli=cli)
+    applied = migrations.migrate(url, project, cli=cli, warn=_say)
     for name in applied:
         click.echo(f"Applied {name}")
     if not applied:

@@ -61,7 +61,8 @@ class Stack:
         has_node = find_node() is not None
         if has_node:
             self.tools.install(say)
-        applied = migrate(cluster.url(), self.project, cli=self.tools.run_cli if has_node else None)
+        cli = self.tools.run_cli if has_node else None
+        applied = migrate(cluster.url(), self.project, cli=cli, warn=say)
         for name in applied:
             say(f"Applied {name}")
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import psycopg
 
-from python_jobs.db import Connection, connect, explain
+from python_jobs.db import Connection, connect, explain, given_database_url
 from python_jobs.errors import CommandError
 
 
@@ -19,3 +19,13 @@ def open_database() -> Iterator[Connection]:
             yield connection
         except psycopg.Error as error:
             raise CommandError(explain(error)) from error
+
+
+@contextmanager
+def open_given_database() -> Iterator[Connection | None]:
+    """open_database() of TWO_TOWER_DATABASE_URL; None where it is not set."""
+    if given_database_url() is None:
+        yield None
+    else:
+        with open_database() as connection:
+            yield connection

@@ -42,14 +42,13 @@
 create schema if not exists extensions;
 create extension if not exists vector with schema extensions;
 
--- A project may have installed pgvector into public, where Supabase's own advisors flag it. Columns
--- and indexes know a type by its oid, so the move does not touch them. Both schemas are on the
--- default search_path.
+-- A project may have pgvector elsewhere. These files name the schema that it lies in: two-tower
+-- writes it into them.
 do $$
 begin
-  if (select n.nspname from pg_extension x join pg_namespace n on n.oid = x.extnamespace
-      where x.extname = 'vector') <> 'extensions' then
-    alter extension vector set schema extensions;
+  if to_regtype('extensions.vector') is null then
+    raise exception 'pgvector does not lie in schema extensions' using errcode = '42704',
+      hint = 'Write the files by two-tower install: it names the schema that pgvector lies in.';
   end if;
 end
 $$;
@@ -59,6 +58,18 @@ comment on schema two_tower is
   'Two-Tower: embeddings, training data, models, jobs. Private: never exposed over the API. No client role has a grant on a table.';
 revoke all on schema two_tower from public;
 grant usage on schema two_tower to anon, authenticated, service_role;
+
+-- Stamps of files differ between projects. Numbers do not.
+create table two_tower.installed_files (
+  number text primary key constraint number_has_four_digits check (number ~ '^[0-9]{4}$'),
+  name text not null unique,
+  hash text not null constraint hash_is_a_sha256 check (hash ~ '^[0-9a-f]{64}$'),
+  installed_at timestamptz not null default pg_catalog.now()
+);
+comment on table two_tower.installed_files is
+  'The files of the engine that this database has. Each file, as two-tower install and two-tower migrate write it, ends by adding its row.';
+comment on column two_tower.installed_files.number is 'NNNN of the file <stamp>_two_tower_NNNN_name.sql. Stamps differ between projects.';
+comment on column two_tower.installed_files.hash is 'sha256 of the text of the file in the release, before the schema of pgvector is written into it.';
 
 create table two_tower.error_codes (
   sqlstate text primary key constraint sqlstate_has_five_characters

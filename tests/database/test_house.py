@@ -12,7 +12,7 @@ import pglast
 import pytest
 
 from python_jobs.db import Connection
-from python_jobs.migrate import find_migrations
+from python_jobs.migrations.files import find_migrations
 from tests.support.database import PROJECT
 from tests.support.migrations import code_of, qualified_names, statements
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import secrets
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,9 @@ from python_jobs.errors import CommandError
 from python_jobs.local.bootstrap import bootstrap
 from python_jobs.local.node import NodeTools
 from python_jobs.local.postgres import SUPERUSER, Cluster, find_binaries, free_port
-from python_jobs.migrate import (
-    MigrationError,
-    find_migrations,
-    migrate,
-    split_statements,
-    with_sslmode,
-)
+from python_jobs.migrate import MigrationError, migrate, with_sslmode
+from python_jobs.migrations.files import find_migrations
+from python_jobs.migrations.statements import split_statements
 from tests.support.catalogue import INLINED, describe
 from tests.support.database import PROJECT, reachable_folder
 
@@ -95,18 +93,73 @@ def test_a_broken_migration_leaves_nothing_of_its_file_and_says_where(
     ]
 
 
-def test_a_database_from_another_checkout_is_refused_in_one_line(
-    create_database: Callable[..., str], tmp_path: Path
+@pytest.mark.parametrize("way", ["cli", "psycopg"])
+def test_the_history_of_an_app_stops_nothing(
+    way: str, create_database: Callable[..., str], node_tools: NodeTools, tmp_path: Path
 ) -> None:
     url = create_database()
-    project = write_project(tmp_path, _20260102000000_mine="select 1;")
-    migrate(url, project)
-    write_project(tmp_path, _20260101000000_older="select 1;")
-    with pytest.raises(CommandError, match=r"20260101000000_older\.sql is older than migrations"):
-        migrate(url, project)
-    other = write_project(tmp_path / "other", _20260103000000_other="select 1;")
-    with pytest.raises(CommandError, match=r"has migration 20260102000000, which .* lacks"):
-        migrate(url, other)
+    cli = node_tools.run_cli if way == "cli" else None
+    app = write_project(
+        tmp_path,
+        _20250101000000_first="create table public.articles (id int);",
+        _20991231000000_last="create table public.comments (id int);",
+    )
+    assert len(migrate(url, app, cli=cli)) == 2
+    assert migrate(url, PROJECT, cli=cli) == [each.path.name for each in find_migrations(PROJECT)]
+    assert migrate(url, PROJECT, cli=cli) == []
+    assert migrate(url, app, cli=cli) == []
+
+
+def test_a_newer_engine_is_refused_in_one_line(fresh_database: Callable[[], str]) -> None:
+    url = fresh_database()
+    with psycopg.connect(url) as connection:
+        connection.execute(
+            "insert into two_tower.installed_files (number, name, hash)"
+            " values ('8999', 'to_come', repeat('0', 64))"
+        )
+    with pytest.raises(CommandError, match=r"has file 8999 of a newer Two-Tower, which .* lacks"):
+        migrate(url, PROJECT)
+
+
+def test_every_file_records_its_number_and_the_hash_of_its_text(
+    fresh_database: Callable[[], str],
+) -> None:
+    with psycopg.connect(fresh_database()) as connection:
+        found = connection.execute(
+            "select number || '_' || name, hash from two_tower.installed_files order by number"
+        ).fetchall()
+    assert found == [
+        (path.stem.split("_two_tower_")[1], hashlib.sha256(path.read_bytes()).hexdigest())
+        for path in sorted((PROJECT / "supabase" / "migrations").glob("*.sql"))
+    ]
+
+
+def test_an_installed_file_whose_text_changed_is_named(fresh_database: Callable[[], str]) -> None:
+    url = fresh_database()
+    with psycopg.connect(url) as connection:
+        connection.execute(
+            "update two_tower.installed_files set hash = repeat('0', 64) where number = '0300'"
+        )
+    warnings: list[str] = []
+    assert migrate(url, PROJECT, warn=warnings.append) == []
+    assert [line.split(",")[0] for line in warnings] == ["Warning: 0300_settings is installed"]
+
+
+def test_what_the_cli_pushed_from_the_checkout_is_not_applied_again(
+    create_database: Callable[..., str], node_tools: NodeTools, tmp_path: Path
+) -> None:
+    """Files of the checkout do not record themselves. The CLI's history tells of them."""
+    url = create_database()
+    shutil.copytree(PROJECT / "supabase" / "migrations", tmp_path / "supabase" / "migrations")
+    done = node_tools.run_cli(
+        *("db", "push", "--yes", f"--remote={with_sslmode(url)}", "--workdir", str(tmp_path)),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert migrate(url, tmp_path) == []
+    write_project(tmp_path, _20991231000000_two_tower_8000_later="select 1;")
+    assert migrate(url, tmp_path) == ["20991231000000_two_tower_8000_later.sql"]
+    assert migrate(url, tmp_path) == []
 
 
 @pytest.mark.parametrize("vector_schema", ["extensions", "public"])

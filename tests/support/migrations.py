@@ -14,7 +14,7 @@ import pglast
 from pglast import ast
 from pglast.parser import scan
 
-from python_jobs.migrate import find_migrations
+from python_jobs.migrations.files import find_migrations
 from tests.support.database import PROJECT
 
 SCHEMAS = ("two_tower", "public")

@@ -54,7 +54,7 @@ def encode_active_users(connection: Connection) -> dict[str, Any]:
         users, vectors = encode(connection, version, ids, None)
         encoded += call(
             connection,
-            "select two_tower.store_user_encodings(%s, %s::uuid[], %s::extensions.vector[])",
+            "select two_tower.store_user_encodings(%s, %s::uuid[], %s)",
             number, users, list(vectors),
         )  # fmt: skip
         last = ids[-1]
@@ -134,8 +134,7 @@ def judge_user_tower(
         )
     accepted = call(
         connection,
-        "select two_tower.judge_user_tower(%s, %s::uuid[], %s::extensions.vector[],"
-        " %s::extensions.vector[])",
+        "select two_tower.judge_user_tower(%s, %s::uuid[], %s, %s)",
         number, users, candidate, now_served,
     )  # fmt: skip
     return bool(accepted)

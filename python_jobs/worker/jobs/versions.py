@@ -72,7 +72,7 @@ def store(
     version = call(
         connection,
         "select two_tower.store_weights(%s, %s::text[], %s::integer[], %s, %s, %s, %s, %s, %s,"
-        " %s::uuid[], %s::extensions.vector[])",
+        " %s::uuid[], %s)",
         tower, list(names), list(indexes), list(tensor_rows), Jsonb(result.config),
         Jsonb({**result.metrics, **(metrics or {})}), *where, list(authors), list(authors.values()),
     )  # fmt: skip
