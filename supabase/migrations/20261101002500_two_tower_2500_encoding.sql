@@ -47,7 +47,8 @@ begin
     for no key update of v
   )
   update two_tower.live_embeddings v
-  set is_deleted = c.is_deleted, author_id = c.author_id, created_at = c.created_at
+  set is_deleted = c.is_deleted, author_id = c.author_id, created_at = c.created_at,
+    number = case when not c.is_deleted then v.number end
   from changed c where v.slot = c.slot and v.post_id = c.post_id;
   return null;
 end
@@ -138,20 +139,31 @@ begin
   )
   select array_agg(post_id) into v_stored from stored;
 
-  with inserted as (
-    insert into two_tower.live_embeddings (slot, post_id, embedding, author_id, created_at,
+  perform pg_advisory_xact_lock_shared(two_tower.numbering_lock());
+  with arrived as (
+    select p.id, p.author_id, p.created_at, p.deleted_at is not null as is_deleted,
+      b.base_embedding
+    from two_tower.base_embeddings b join public.posts p on p.id = b.post_id
+    where b.post_id = any (v_stored) and not exists (
+      select from two_tower.live_embeddings v where v.slot = v_active and v.post_id = b.post_id)
+    -- Of posts that came at once, ids below zero count down.
+    order by b.requested_at, greatest(b.post_id, ~b.post_id)
+  ), numbered as materialized (
+    select a.*, case when not a.is_deleted then nextval('two_tower.post_numbers') end as number
+    from arrived a
+  ), inserted as (
+    insert into two_tower.live_embeddings (slot, post_id, number, embedding, author_id, created_at,
       is_deleted, model_version)
-    select slots.slot, p.id, projected.embedding, p.author_id, p.created_at,
-      p.deleted_at is not null, slots.version
+    select slots.slot, n.id, n.number, projected.embedding, n.author_id, n.created_at,
+      n.is_deleted, slots.version
     from two_tower.slots_to_write() slots
-      cross join two_tower.base_embeddings b
-      join public.posts p on p.id = b.post_id
+      cross join numbered n
       -- "offset 0" keeps it from being computed once for each place that names it.
       cross join lateral (
-        select two_tower.run_candidate_tower(b.base_embedding, slots.version) offset 0)
+        select two_tower.run_candidate_tower(n.base_embedding, slots.version) offset 0)
         as projected (embedding)
-    where b.post_id = any (v_stored) and extensions.vector_norm(projected.embedding) > 0
-    on conflict do nothing
+    where extensions.vector_norm(projected.embedding) > 0
+    on conflict (slot, post_id) do nothing
     returning post_id
   )
   select array_agg(distinct post_id) into v_new from inserted;
