@@ -181,6 +181,11 @@ def test_numbers_are_the_same_in_a_slot_that_is_filled(db: Connection) -> None:
     db.execute("delete from public.posts where id % 3 = 0")
     value(db, "select two_tower.checkpoint('operator')")
     for _ in range(2):
+        # A row of the slot that served before may have missed a change.
+        db.execute(
+            f"update two_tower.live_embeddings set number = null"  # type: ignore[arg-type]
+            f" where not {ACTIVE} and post_id = -2"
+        )
         value(db, "select two_tower.rollback()")
         value(db, "select two_tower.fill_slot(100)")
         db.execute("update public.posts set deleted_at = now() where id in (-1, -200, 100)")
@@ -204,9 +209,11 @@ def test_numbers_are_the_same_in_a_slot_that_is_filled(db: Connection) -> None:
 def test_the_round_of_the_serving_index_meets_ids_below_zero(db: Connection) -> None:
     add_posts_with_ids(db, list(range(-1, -101, -1)), add_user(db))
     db.execute("update public.posts set deleted_at = now() where id < -90")
-    for _ in range(5):
-        value(db, "select two_tower.refresh_serving_index(30)")
-    assert value(db, "select count(*) from two_tower.exploration_pool") == 90
+    for left in (90, 80):
+        for _ in range(5):
+            value(db, "select two_tower.refresh_serving_index(30)")
+        assert value(db, "select count(*) from two_tower.exploration_pool") == left
+        db.execute("update public.posts set deleted_at = now() where id < -80")
 
 
 def test_an_update_of_a_vector_touches_no_index(db: Connection) -> None:
@@ -228,6 +235,8 @@ def test_two_sessions_that_encode_at_once_give_different_numbers(
     open_connection: Callable[..., Connection],
 ) -> None:
     first, second = open_connection(), open_connection()
+    # Whoever waits for the other session here waits for itself.
+    second.execute("set lock_timeout = '5min'")
     world = World(first, posts=100)
     mine, others, lost = (add_posts(first, 30, [world.author]) for _ in range(3))
     first.execute("delete from public.posts where id = %s", [world.post_ids[10]])
