@@ -146,7 +146,7 @@ comment on column two_tower.settings.negative_strength_factor is 'Advanced. Fact
 comment on column two_tower.settings.negatives_per_positive is 'Advanced. Negatives recorded with each positive training pair (5 to 10).';
 comment on column two_tower.settings.pushes_per_positive is 'Advanced. Posts that a positive pushes away in the contrastive rule. They are drawn uniformly.';
 comment on column two_tower.settings.viewed_negative_window is 'Advanced. A post that the user viewed at most this long before, and left alone, counts as a viewed negative.';
-comment on column two_tower.settings.recent_posts_pool is 'Advanced. The other negatives are drawn from this number of newest post ids.';
+comment on column two_tower.settings.recent_posts_pool is 'Advanced. The other negatives are drawn from this number of newest posts.';
 comment on column two_tower.settings.long_dwell_ms is 'A longer dwell is a positive signal (milliseconds).';
 comment on column two_tower.settings.short_dwell_ms is 'A shorter dwell counts as a skip (milliseconds).';
 comment on column two_tower.settings.learned_events_per_minute is 'At most this number of events of one user is learned in a minute. Further events are only recorded.';

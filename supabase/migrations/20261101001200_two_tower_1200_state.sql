@@ -1,13 +1,17 @@
 -- Where the engine stands, in one row: which slot serves, what is being filled, whether learning is
 -- frozen. The locks under which that row changes follow.
 
+create function two_tower.first_bigint() returns bigint
+language sql immutable parallel safe return -9223372036854775808;
+comment on function two_tower.first_bigint() is 'Returns the lowest bigint, from where a walk over ids of posts begins: ids can be negative. No post has this id.';
+
 create table two_tower.state (
   id boolean primary key default true constraint state_is_one_row check (id),
   active_slot smallint not null default 0 constraint there_are_two_slots
     check (active_slot in (0, 1)),
   serving_side smallint constraint there_are_two_sides check (serving_side in (0, 1)),
   filling_version bigint references two_tower.model_weights (version),
-  filled_up_to bigint not null default 0,
+  filled_up_to bigint not null default two_tower.first_bigint(),
   filling_checkpoint bigint,
   restored_up_to uuid,
   epoch integer not null default 0,
@@ -36,13 +40,14 @@ analyze two_tower.settings, two_tower.signals, two_tower.state;
 
 create table two_tower.cursors (
   name text primary key,
-  position bigint not null default 0
+  position bigint not null
 );
 comment on table two_tower.cursors is 'How far continuous small steps have come.';
-comment on column two_tower.cursors.name is 'serving_round, followed_events or tick.';
-comment on column two_tower.cursors.position is 'The last post or event that the step looked at. Of tick: the number of turns.';
-insert into two_tower.cursors (name) values ('serving_round'), ('followed_events');
-insert into two_tower.cursors (name) values ('tick');
+comment on column two_tower.cursors.name is 'serving_round, numbering_round, followed_events or tick.';
+comment on column two_tower.cursors.position is 'The last post, number or event that the step looked at. Of tick: the number of turns.';
+insert into two_tower.cursors (name, position) values
+  ('serving_round', two_tower.first_bigint()), ('numbering_round', two_tower.first_bigint()),
+  ('followed_events', 0), ('tick', 0);
 
 create function two_tower.last_uuid() returns uuid
 language sql immutable parallel safe return 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid;
@@ -62,6 +67,11 @@ create function two_tower.bulk_lock() returns bigint
 language sql immutable parallel safe return 2842384803;
 comment on function two_tower.bulk_lock() is
   'Returns the key of the advisory lock of what writes for minutes: a build of the serving index, or a checkpoint.';
+
+create function two_tower.numbering_lock() returns bigint
+language sql immutable parallel safe return 2842384804;
+comment on function two_tower.numbering_lock() is
+  'Returns the key of the advisory lock between sessions that give new posts a number (shared) and compact_numbers() (exclusive).';
 
 create function two_tower.lock_switch(p_attempts integer) returns void
 language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '2s' as $$

@@ -10,9 +10,14 @@ create table two_tower.base_embeddings (
 );
 comment on table two_tower.base_embeddings is 'What the encoder made of each post''s text. Frozen: only a change of the text changes it.';
 
+create sequence two_tower.post_numbers;
+comment on sequence two_tower.post_numbers is 'Gives new posts their number. Only workers draw from it, so that no client can burn numbers.';
+
 create table two_tower.live_embeddings (
   slot smallint not null,
   post_id bigint not null references two_tower.posts (id) on delete cascade,
+  number bigint default nextval('two_tower.post_numbers')
+    constraint a_post_that_is_not_listed_has_no_number check (number is null or is_listed),
   embedding two_tower.unit_vector not null,
   author_id uuid,
   created_at timestamptz not null,
@@ -29,6 +34,7 @@ create table two_tower.live_embeddings (
 ) with (fillfactor = 45);
 comment on table two_tower.live_embeddings is
   'Live embeddings of posts, in two slots (state.active_slot serves). A row also holds what ranking needs of a post, so that scoring reads one narrow row. The vector has no index, so that an update stays HOT.';
+comment on column two_tower.live_embeddings.number is 'Dense numbers, the newest post has the highest. Posts are drawn by them, because ids have gaps. The same in both slots. Null while the post is not listed, and until compact_numbers() comes round to one that is listed again.';
 comment on column two_tower.live_embeddings.embedding is 'The vector in the space of learning, of norm 1.';
 comment on column two_tower.live_embeddings.author_id is 'posts.author_id.';
 comment on column two_tower.live_embeddings.created_at is 'The later of posts.created_at and arrived_at.';
@@ -41,6 +47,10 @@ comment on column two_tower.live_embeddings.moved_hour is 'The hour that moved i
 comment on column two_tower.live_embeddings.moved is 'How far events about the post moved it in moved_hour: the sum of their steps (settings.movement_per_hour).';
 comment on column two_tower.live_embeddings.pushed is 'How far pushes moved the post while it was untouched (settings.untouched_post_push_limit).';
 comment on column two_tower.live_embeddings.model_version is 'The candidate tower that projected the post or, of a learned vector, for which the slot was filled.';
+
+create unique index live_embeddings_slot_number_idx on two_tower.live_embeddings (slot, number);
+create index live_embeddings_to_number_idx on two_tower.live_embeddings (slot, post_id)
+  where number is null and is_listed;
 
 create view two_tower.post_embeddings with (security_invoker = true) as
 select

@@ -118,7 +118,8 @@ begin
     order by v.post_id, v.slot <> v_active for no key update of v
   )
   update two_tower.live_embeddings v
-  set is_listed = c.is_listed, author_id = c.author_id, created_at = c.created_at
+  set is_listed = c.is_listed, author_id = c.author_id, created_at = c.created_at,
+    number = case when c.is_listed then v.number end
   from changed c where v.slot = c.slot and v.post_id = c.post_id;
   return v_taken;
 end
@@ -173,20 +174,31 @@ begin
   where p.id = any (v_stored) order by p.author_id
   on conflict do nothing;
 
-  with inserted as (
-    insert into two_tower.live_embeddings (slot, post_id, embedding, author_id, created_at,
+  perform pg_advisory_xact_lock_shared(two_tower.numbering_lock());
+  with arrived as (
+    select p.id, p.author_id, greatest(p.created_at, p.arrived_at) as created_at, p.is_listed,
+      p.source_id, b.base_embedding
+    from two_tower.base_embeddings b join two_tower.posts p on p.id = b.post_id
+    where b.post_id = any (v_stored) and not exists (
+      select from two_tower.live_embeddings v where v.slot = v_active and v.post_id = b.post_id)
+    -- Of posts that came at once, ids below zero count down.
+    order by p.requested_at, greatest(b.post_id, ~b.post_id)
+  ), numbered as materialized (
+    select a.*, case when a.is_listed then nextval('two_tower.post_numbers') end as number
+    from arrived a
+  ), inserted as (
+    insert into two_tower.live_embeddings (slot, post_id, number, embedding, author_id, created_at,
       is_listed, source_id, model_version)
-    select slots.slot, p.id, projected.embedding, p.author_id,
-      greatest(p.created_at, p.arrived_at), p.is_listed, p.source_id, slots.version
+    select slots.slot, n.id, n.number, projected.embedding, n.author_id, n.created_at,
+      n.is_listed, n.source_id, slots.version
     from two_tower.slots_to_write() slots
-      cross join two_tower.base_embeddings b
-      join two_tower.posts p on p.id = b.post_id
+      cross join numbered n
       -- "offset 0" keeps it from being computed once for each place that names it.
       cross join lateral (
-        select two_tower.run_candidate_tower(b.base_embedding, slots.version) offset 0)
+        select two_tower.run_candidate_tower(n.base_embedding, slots.version) offset 0)
         as projected (embedding)
-    where b.post_id = any (v_stored) and extensions.vector_norm(projected.embedding) > 0
-    on conflict do nothing
+    where extensions.vector_norm(projected.embedding) > 0
+    on conflict (slot, post_id) do nothing
     returning post_id
   )
   select array_agg(distinct post_id) into v_new from inserted;

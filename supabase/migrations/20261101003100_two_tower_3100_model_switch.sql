@@ -51,7 +51,8 @@ begin
   update two_tower.model_weights
     set state = 'rejected', verdict = 'rejected: overtaken by a newer version'
   where version = (select filling_version from two_tower.state);
-  update two_tower.state set filling_version = p_version, filled_up_to = 0 where id;
+  update two_tower.state set filling_version = p_version,
+    filled_up_to = two_tower.first_bigint() where id;
 end
 $$;
 comment on function two_tower.begin_switch(bigint) is
@@ -88,17 +89,16 @@ begin
       left join kept k using (post_id)
   ), written as (
     insert into two_tower.live_embeddings as f (
-      slot, post_id, embedding, author_id, created_at, is_listed, source_id, is_pretrained, engagement_count,
-        popularity,
-      model_version)
-    select 1 - s.slot, s.post_id,
+      slot, post_id, number, embedding, author_id, created_at, is_listed, source_id, is_pretrained,
+      engagement_count, popularity, model_version)
+    select 1 - s.slot, s.post_id, s.number,
            case when extensions.vector_norm(p.embedding) > 0 then p.embedding else s.embedding end,
            s.author_id, s.created_at, s.is_listed, s.source_id, p.is_pretrained,
            coalesce(p.engagement_count, 0), coalesce(p.popularity, 0), v_state.filling_version
     from source s join projected p using (post_id) order by s.post_id
     on conflict (slot, post_id) do update set
-      embedding = excluded.embedding, author_id = excluded.author_id,
-        created_at = excluded.created_at,
+      number = excluded.number, embedding = excluded.embedding, author_id = excluded.author_id,
+      created_at = excluded.created_at,
       is_listed = excluded.is_listed, is_pretrained = excluded.is_pretrained,
       engagement_count = excluded.engagement_count, popularity = excluded.popularity,
       model_version = excluded.model_version

@@ -160,16 +160,16 @@ $$;
 comment on function two_tower.user_histories(bigint, uuid[]) is
   'Returns learned engagements of users before t0, oldest first, with the posts'' vectors as they stood then. The user tower is trained on them, and judged by them. For t0 null, returns those of now with live embeddings, which the user tower encodes. Definer: workers have no grant on tables.';
 
--- Ids of the range, drawn by a hash of t0: uniform, without sorting all posts, and the same again
--- for the same data.
+-- Numbers of the range, drawn by a hash of t0: uniform, without sorting all posts, and the same
+-- again for the same data.
 create function two_tower.random_posts_as_of(p_before bigint, p_count integer default 2000)
 returns table (post_id bigint, hours double precision, embedding extensions.vector)
 language sql stable security definer set search_path = pg_catalog, pg_temp as $$
   with bounds as (
-    select min(v.post_id) as low, max(v.post_id) - min(v.post_id) + 1 as span
+    select min(v.number) as low, max(v.number) - min(v.number) + 1 as span
     from two_tower.live_embeddings v where v.slot = (select active_slot from two_tower.state)
   ), drawn as (
-    select b.low + (hashint8extended(n, p_before) & 9223372036854775807) % b.span as post_id,
+    select b.low + (hashint8extended(n, p_before) & 9223372036854775807) % b.span as number,
       min(n) as turn
     from bounds b cross join generate_series(1, 4 * p_count) as n group by 1
   )
@@ -177,8 +177,8 @@ language sql stable security definer set search_path = pg_catalog, pg_temp as $$
     coalesce(p.embedding, v.embedding)
   from drawn d
     join two_tower.live_embeddings v on v.slot = (select active_slot from two_tower.state)
-      and v.post_id = d.post_id and v.is_listed
-    left join two_tower.posts_as_of(p_before) p on p.post_id = d.post_id
+      and v.number = d.number
+    left join two_tower.posts_as_of(p_before) p on p.post_id = v.post_id
   where v.is_pretrained or p.post_id is not null
   order by d.turn limit p_count;
 $$;

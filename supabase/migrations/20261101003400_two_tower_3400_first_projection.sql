@@ -85,11 +85,22 @@ $$;
 comment on function two_tower.orthonormalise(extensions.vector[], extensions.vector[]) is
   'Returns rows of vector(384) made orthonormal, one after the other (Gram and Schmidt). Where a row adds no direction, the row of p_spare at its place does.';
 
+create function two_tower.newest_base_embeddings(p_limit integer)
+returns table (post_id bigint, base_embedding extensions.vector)
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select b.post_id, b.base_embedding
+  from two_tower.live_embeddings v join two_tower.base_embeddings b using (post_id)
+  where v.slot = (select active_slot from two_tower.state) and v.number is not null
+    and b.base_embedding is not null
+  order by v.number desc limit p_limit;
+$$;
+comment on function two_tower.newest_base_embeddings(integer) is
+  'Returns the base embeddings of the p_limit newest posts, newest first. Leaves out deleted posts, and those whose changed text waits for the encoder.';
+
 create function two_tower.measure_agreement(p_version bigint) returns jsonb
 language sql stable set search_path = pg_catalog, pg_temp as $$
   with recent as (
-    select b.post_id, b.base_embedding as base from two_tower.base_embeddings b
-    where b.base_embedding is not null order by b.post_id desc limit 10000
+    select n.post_id, n.base_embedding as base from two_tower.newest_base_embeddings(10000) n
   ), sample as materialized (
     select row_number() over () as place, extensions.l2_normalize(r.base) as base,
       extensions.l2_normalize(r.base operator(extensions.-) m.mean) as centred,
@@ -150,8 +161,9 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
     n.posts
   from two_tower.model_weights m
     cross join (select count(*)::integer as posts
-      from (select from two_tower.base_embeddings
-            where base_embedding is not null limit 10000) b) n
+      from (select from two_tower.live_embeddings v
+            where v.slot = (select active_slot from two_tower.state) and v.number is not null
+            limit 10000) v) n
   where m.tower = 'candidate_tower' and m.state = 'active' and m.config ? 'start';
 $$;
 comment on function two_tower.first_tower_due() is
@@ -170,7 +182,9 @@ begin
     return null;
   end if;
   select * into v_due from two_tower.first_tower_due();
-  if v_due.step is null then
+  -- Fewer: most texts have changed, and wait for the encoder.
+  if v_due.step is null
+    or (select count(*) from two_tower.newest_base_embeddings(100)) < 100 then
     return null;
   end if;
   select * into v_active from two_tower.model_weights
@@ -181,9 +195,8 @@ begin
   if v_due.step = 'fitted' then
     -- Half precision makes zeros of dimensions that the encoder leaves at 1e-36. Products with them
     -- would underflow, which is an error here.
-    v_sample := array(select base_embedding::extensions.halfvec::extensions.vector
-      from two_tower.base_embeddings
-      where base_embedding is not null order by post_id desc limit 1000);
+    v_sample := array(select n.base_embedding::extensions.halfvec::extensions.vector
+      from two_tower.newest_base_embeddings(1000) n);
     -- A step of subspace iteration, W <- orthonormal(W X'X). It keeps nearly all that 128
     -- dimensions can keep of the posts X, because what tells texts apart lies in few directions.
     v_rows := two_tower.orthonormalise(array(
@@ -195,9 +208,8 @@ begin
       group by w.place, w.row order by w.place), v_rows);
     v_active.config := v_active.config - 'centred_on';
   else
-    v_mean := (select extensions.avg(b.base_embedding) from (
-      select base_embedding from two_tower.base_embeddings
-      where base_embedding is not null order by post_id desc limit 10000) b);
+    v_mean := (select extensions.avg(n.base_embedding)
+      from two_tower.newest_base_embeddings(10000) n);
   end if;
   perform two_tower.begin_switch(two_tower.store_first_tower(v_active.version,
     v_active.config || jsonb_build_object(v_due.step || '_on', 10 ^ floor(log(v_due.posts))),

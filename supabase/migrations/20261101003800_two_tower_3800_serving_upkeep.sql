@@ -53,7 +53,8 @@ begin
     where slot = v_slot
       and post_id > (select position from two_tower.cursors where name = 'serving_round')
     order by post_id limit p_limit) v;
-  update two_tower.cursors set position = coalesce(v_post_ids[cardinality(v_post_ids)], 0)
+  update two_tower.cursors set position = coalesce(v_post_ids[cardinality(v_post_ids)],
+    two_tower.first_bigint())
   where name = 'serving_round';
   delete from two_tower.exploration_pool p using two_tower.live_embeddings v
   where p.post_id = any (v_post_ids) and v.slot = v_slot and v.post_id = p.post_id and not v.is_listed;

@@ -189,7 +189,8 @@ begin
   update two_tower.state set
     frozen_at = coalesce(frozen_at, two_tower.now()),
     frozen_reason = coalesce(frozen_reason, format('rollback to checkpoint %s', v_checkpoint.id)),
-    epoch = epoch + 1, filling_version = v_checkpoint.candidate_tower, filled_up_to = 0,
+    epoch = epoch + 1, filling_version = v_checkpoint.candidate_tower,
+    filled_up_to = two_tower.first_bigint(),
     filling_checkpoint = v_checkpoint.id, restored_up_to = '00000000-0000-0000-0000-000000000000'
   where id;
   return v_checkpoint.id;

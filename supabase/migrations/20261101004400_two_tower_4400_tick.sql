@@ -53,9 +53,10 @@ comment on function two_tower.start_due_schedules() is
 create function two_tower.take_step() returns jsonb
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-  v_steps text[] := '{fold_steps, learn_deferred, apply_post_changes,
-    reconcile_sources, fill_slot, restore_users, erase_users}';
-  v_limits integer[] := '{1000, 500, 1000, 1, 2000, 2000, 1000}';
+  v_steps text[] := '{fold_steps, learn_deferred, apply_post_changes, reconcile_sources, fill_slot,
+    restore_users, erase_users, compact_numbers}';
+  v_limits integer[] := '{1000, 500, 1000, 1, 2000, 2000, 1000, 1000}';
+  v_place integer;
   v_turn bigint;
   v_step text;
   v_done record;
@@ -66,9 +67,10 @@ begin
   end if;
   update two_tower.cursors set position = position + 1 where name = 'tick'
     returning position into v_turn;
-  for v_offset in 0..6 loop
-    v_step := v_steps[1 + (v_turn + v_offset) % 7];
-    v_done := two_tower.try_call(v_step, v_limits[1 + (v_turn + v_offset) % 7]);
+  for v_offset in 1..cardinality(v_steps) loop
+    v_place := 1 + (v_turn + v_offset) % cardinality(v_steps);
+    v_step := v_steps[v_place];
+    v_done := two_tower.try_call(v_step, v_limits[v_place]);
     if v_done.has_failed then
       return jsonb_build_object('failed', v_step);
     elsif v_done.answer::integer > 0 then

@@ -13,12 +13,7 @@ from tests.support.engagements import (
 )
 from tests.support.learning import World
 from tests.support.reference import Event
-
-
-def chi_square_bound(degrees: int) -> float:
-    """Exceeded by chance once in a million (Wilson and Hilferty's approximation)."""
-    spread = 2 / (9 * degrees)
-    return degrees * (1 - spread + 4.753 * spread**0.5) ** 3
+from tests.support.statistics import assert_uniform
 
 
 @pytest.mark.parametrize(
@@ -47,9 +42,7 @@ def test_the_posts_that_a_positive_pushes_away_are_drawn_uniformly(
     )
     assert sum(drawn.values()) == 8 * 600
     assert set(drawn) <= set(candidates)
-    expected = 8 * 600 / len(candidates)
-    statistic = sum((drawn[post_id] - expected) ** 2 / expected for post_id in candidates)
-    assert statistic < chi_square_bound(len(candidates) - 1)
+    assert_uniform(drawn, candidates)
 
 
 def test_a_post_that_was_encoded_after_the_locks_is_drawn_as_it_stands(db: Connection) -> None:

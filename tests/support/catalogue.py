@@ -108,10 +108,12 @@ SCHEMAS = ("public", "two_tower", "supabase_migrations")
 # bodies are expressions, bound to what they name when they are made. With a call of each.
 INLINED = {
     "two_tower.view_bit": "two_tower.view_bit()",
+    "two_tower.first_bigint": "two_tower.first_bigint()",
     "two_tower.last_uuid": "two_tower.last_uuid()",
     "two_tower.switch_lock": "two_tower.switch_lock()",
     "two_tower.tick_lock": "two_tower.tick_lock()",
     "two_tower.bulk_lock": "two_tower.bulk_lock()",
+    "two_tower.numbering_lock": "two_tower.numbering_lock()",
     "two_tower.zero_vector": "two_tower.zero_vector(i)",
     "two_tower.scale": "two_tower.scale(r, v)",
     "two_tower.decay_strength": "two_tower.decay_strength(r, r, d)",

@@ -53,6 +53,11 @@ def assert_consistent(connection: Connection) -> None:
         "            or extensions.vector_norm(embedding) = 0)",
     )
     none(
+        "a post has another number in the other slot",
+        "select post_id from two_tower.live_embeddings group by 1"
+        " having count(number) not in (0, count(*)) or count(distinct number) > 1",
+    )
+    none(
         "an event is both refused and waiting",
         "select event_id from two_tower.unlearned_events"
         " join two_tower.deferred_events using (event_id)",
