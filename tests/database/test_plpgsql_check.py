@@ -1,7 +1,8 @@
 """Every line of every PL/pgSQL function, checked without being run.
 
-The wheels have no plpgsql_check. Postgres 18 loads it from a folder: that of Debian's package
-postgresql-18-plpgsql-check, installed, or unpacked by `dpkg -x` to where the variable points.
+Debian's Postgres may have plpgsql_check, the wheels have not. Postgres 18 loads it from a folder:
+that of Debian's package postgresql-18-plpgsql-check, installed, or unpacked by `dpkg -x` to where
+the variable points.
 """
 
 from __future__ import annotations
