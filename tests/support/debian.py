@@ -51,10 +51,15 @@ RELEASES = {
 }
 
 
+def locate(major: str) -> tuple[Path, Path]:
+    """The root of a Debian, and in it the folder of its Postgres."""
+    root = Path(os.environ.get(FOLDER_VARIABLE, DEFAULT_FOLDER)).absolute() / major
+    return root, root / "usr/lib/postgresql" / major
+
+
 def debian_binaries(major: str) -> Binaries:
     """The installation of a major version, which the command has made."""
-    root = Path(os.environ.get(FOLDER_VARIABLE, DEFAULT_FOLDER)) / major
-    installation = root / "usr/lib/postgresql" / major
+    root, installation = locate(major)
     if not is_finished(installation):
         raise LocalStackError(
             f"No Postgres {major} in {root}: run `python -m tests.support.debian {major}` as root."
@@ -81,49 +86,44 @@ def configured_mirror() -> str:
     return found[0]
 
 
+def fill(root: Path, release: Release, major: str, mirror: str) -> None:
+    """Fills an empty folder with a Debian."""
+    packages = release.packages.format(major)
+    debootstrap = ["debootstrap", "--variant=minbase", f"--include={packages}"]
+    subprocess.run([*debootstrap, release.suite, str(root), mirror], check=True)
+    script = release.then.format(mirror=mirror)
+    subprocess.run(["chroot", str(root), "sh", "-ec", script], check=True)
+
+
 def wrap_programs(root: Path, installation: Path) -> None:
-    """Puts scripts in place of the programs, in the folder that Postgres finds its files from."""
+    """Puts scripts in place of the programs: Postgres finds its files by the name it is run as."""
     loader = next(root.glob("usr/lib/*-linux-gnu*/ld-linux-*.so.*"))
-    programs = installation / "programs"
-    wrappers = installation / "bin"
-    wrappers.rename(programs)
-    wrappers.with_suffix(".partial").mkdir()
+    start = [str(loader), "--inhibit-cache", "--library-path", str(loader.parent)]
+    scripts, programs = installation / "bin", installation / "programs"
+    unfinished = installation / "bin.partial"
+    scripts.rename(programs)
+    unfinished.mkdir()
     for program in programs.iterdir():
-        command = shlex.join(
-            [
-                *(str(loader), "--inhibit-cache", "--library-path", str(loader.parent)),
-                *("--argv0", str(wrappers / program.name), str(program)),
-            ]
-        )
-        script = wrappers.with_suffix(".partial") / program.name
-        script.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+        command = [*start, "--argv0", str(scripts / program.name), str(program)]
+        script = unfinished / program.name
+        script.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
         script.chmod(0o755)
-    wrappers.with_suffix(".partial").rename(wrappers)
+    unfinished.rename(scripts)
 
 
 @click.command()
 @click.argument("major", type=click.Choice(list(RELEASES)))
-@click.option(
-    "--folder",
-    type=click.Path(path_type=Path, resolve_path=True),
-    default=DEFAULT_FOLDER,
-    envvar=FOLDER_VARIABLE,
-    show_default=True,
-    help=f"Where installations lie; {FOLDER_VARIABLE} names it to the tests.",
-)
 @click.option("--mirror", help="Where packages come from; else the mirror that apt uses here.")
-def main(major: str, folder: Path, mirror: str | None) -> None:
-    """Make Debian's Postgres MAJOR for tests, with pgvector, pg_cron and plpgsql_check."""
-    root, release = folder / major, RELEASES[major]
-    installation = root / "usr/lib/postgresql" / major
+def main(major: str, mirror: str | None) -> None:
+    """Make Debian's Postgres MAJOR for tests, with pgvector, pg_cron and plpgsql_check.
+
+    It lies in the folder that TWO_TOWER_TEST_DEBIAN names, or else in /var/tmp/two-tower-debian.
+    """
+    root, installation = locate(major)
     if not root.exists():
         mirror = mirror or configured_mirror()
         root.mkdir(parents=True)
-        packages = release.packages.format(major)
-        fill = ("debootstrap", "--variant=minbase", f"--include={packages}")
-        subprocess.run([*fill, release.suite, str(root), mirror], check=True)
-        script = release.then.format(mirror=mirror)
-        subprocess.run(["chroot", str(root), "sh", "-ec", script], check=True)
+        fill(root, RELEASES[major], major, mirror)
         wrap_programs(root, installation)
     if not is_finished(installation):
         raise click.UsageError(f"An earlier run has not finished {root}: remove it.")
