@@ -6,7 +6,6 @@ database; what needs its own database clones the template in about 50 ms.
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,12 +19,12 @@ from python_jobs.db import Connection, connect
 from python_jobs.local.api_server import ApiServer
 from python_jobs.local.bootstrap import bootstrap
 from python_jobs.local.node import NodeTools, find_node
-from python_jobs.local.postgres import SUPERUSER, Cluster, find_binaries, free_port
+from python_jobs.local.postgres import SUPERUSER, Cluster, free_port
 from python_jobs.migrate import migrate
 from python_jobs.state import ApiKeys
 from tests.support.api import Api
-from tests.support.database import BINARIES_VARIABLE, PROJECT, reachable_folder
-from tests.support.servers import durable_server
+from tests.support.database import PROJECT, reachable_folder
+from tests.support.servers import chosen_binaries, durable_server
 
 TEMPLATE = "template_two_tower"
 
@@ -43,7 +42,7 @@ def cluster(server_folder: Path) -> Iterator[Cluster]:
     cluster = Cluster(
         server_folder / "postgres",
         free_port(),
-        binaries=find_binaries(os.environ.get(BINARIES_VARIABLE)),
+        binaries=chosen_binaries(),
         settings={"fsync": "off", "full_page_writes": "off", "max_connections": "200"},
     )
     cluster.start()

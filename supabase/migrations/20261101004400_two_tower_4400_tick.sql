@@ -140,12 +140,18 @@ comment on function two_tower.prune_cron_history() is
   'Deletes what pg_cron keeps of ticks that ended more than a day ago: 17,280 rows a day. Returns how many. Definer: workers have no grant on cron.';
 
 do $$
+declare
+  -- The platform ends statements after two minutes, those of its scheduler too.
+  v_command text := 'set statement_timeout = 0; select two_tower.tick()';
 begin
   if exists (select from pg_catalog.pg_available_extensions where name = 'pg_cron') then
     create extension if not exists pg_cron;
-    -- The platform ends statements after two minutes, those of its scheduler too.
-    perform cron.schedule('two_tower_tick', '5 seconds',
-      'set statement_timeout = 0; select two_tower.tick()');
+    begin
+      perform cron.schedule('two_tower_tick', '5 seconds', v_command);
+    exception when invalid_parameter_value then
+      -- Before 1.5 pg_cron knows no seconds.
+      perform cron.schedule('two_tower_tick', '* * * * *', v_command);
+    end;
   end if;
 exception when others then
   raise notice 'pg_cron is not used (%): only the workers call two_tower.tick()', sqlerrm;

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from tests.support.database import PROJECT, add_user, reachable_folder
 from tests.support.engagements import Stream, add_posts, insert_events
 from tests.support.patience import wait_until
 from tests.support.reference import Event
+from tests.support.servers import chosen_binaries
 
 TABLES = [
     "auth.users",
@@ -38,7 +38,9 @@ def logical() -> Iterator[Cluster]:
     """A server that writes what logical replication needs."""
     with reachable_folder() as folder:
         settings = {"fsync": "off", "wal_level": "logical"}
-        cluster = Cluster(Path(folder) / "postgres", free_port(), settings=settings)
+        cluster = Cluster(
+            folder / "postgres", free_port(), binaries=chosen_binaries(), settings=settings
+        )
         cluster.start()
         yield cluster
         cluster.stop("immediate")

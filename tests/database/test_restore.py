@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Callable
 
 import numpy as np
 
 from python_jobs.db import Connection, connect, rows, value
-from python_jobs.local.postgres import SUPERUSER, Cluster, find_binaries
-from tests.support.database import BINARIES_VARIABLE, add_user
+from python_jobs.local.postgres import SUPERUSER, Cluster
+from tests.support.database import add_user
 from tests.support.engagements import Stream, add_posts, insert_events
 from tests.support.invariants import assert_consistent
+from tests.support.servers import chosen_binaries
 
 COUNTS = """
   select (select count(*) from public.engagement_events) as events,
@@ -51,7 +51,7 @@ def test_a_restored_dump_is_whole_goes_on_learning_and_erases_its_users(
         accounts = rows(connection, "select id, email from auth.users order by id")
     name, other = (url.rsplit("/", 1)[1] for url in (source, target))
     schemas = ("--exclude-schema=auth", "--exclude-schema=extensions")
-    binaries = find_binaries(os.environ.get(BINARIES_VARIABLE))
+    binaries = chosen_binaries()
     dump = subprocess.run(
         [binaries.program("pg_dump"), "--format=custom", *schemas, cluster.url(name, SUPERUSER)],
         capture_output=True,

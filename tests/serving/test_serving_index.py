@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import psycopg
@@ -26,6 +25,7 @@ from python_jobs.worker.process import Worker
 from tests.support.database import add_user, as_user, reachable_folder
 from tests.support.engagements import add_posts, delete_posts
 from tests.support.patience import wait_until
+from tests.support.servers import chosen_binaries
 
 POSTS = 6000
 PAGE = "select post_id from two_tower.recommend_for(%s, 50)"
@@ -34,7 +34,7 @@ PAGE = "select post_id from two_tower.recommend_for(%s, 50)"
 @pytest.fixture(scope="module")
 def feed() -> Iterator[World]:
     """Posts above settings.exact_scan_limit, indexed by a worker; readers with histories."""
-    with world(READERS + AUTHORS, POSTS) as made:
+    with world(READERS + AUTHORS, POSTS, binaries=chosen_binaries()) as made:
         fill_feed(made)
         with connect(made.url, autocommit=True) as connection:
             connection.execute(
@@ -339,7 +339,12 @@ def test_a_deleted_post_is_never_on_a_page_and_its_copy_goes(db: Connection) -> 
 def standby(feed: World) -> Iterator[Cluster]:
     """A hot standby of the feed, made by pg_basebackup."""
     with reachable_folder() as folder:
-        copy = Cluster(Path(folder) / "postgres", free_port(), settings=feed.cluster.settings)
+        copy = Cluster(
+            folder / "postgres",
+            free_port(),
+            binaries=feed.binaries,
+            settings=feed.cluster.settings,
+        )
         copy._identity.own(folder)
         binaries = copy._reachable(feed.binaries)
         made = copy._run(

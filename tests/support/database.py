@@ -14,8 +14,6 @@ import psycopg
 from python_jobs.db import Connection
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
-# Another Postgres for the whole run: a name of INSTALLATIONS, such as pixeltable-16.
-BINARIES_VARIABLE = "TWO_TOWER_TEST_POSTGRES"
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A server of one test alone, to be killed."""
+"""Which Postgres a run is on, and a server of one test alone, to be killed."""
 
 from __future__ import annotations
 
@@ -9,17 +9,36 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from python_jobs.local.bootstrap import bootstrap
-from python_jobs.local.postgres import SUPERUSER, Cluster, free_port, port_answers
+from python_jobs.local.postgres import (
+    SUPERUSER,
+    Binaries,
+    Cluster,
+    find_binaries,
+    free_port,
+    port_answers,
+)
 from python_jobs.migrate import migrate
 from tests.support.database import PROJECT, reachable_folder
+from tests.support.debian import debian_binaries
 from tests.support.patience import wait_until
+
+# Another Postgres for the whole run: a name of INSTALLATIONS, such as pixeltable-16, or debian-17.
+BINARIES_VARIABLE = "TWO_TOWER_TEST_POSTGRES"
+
+
+def chosen_binaries() -> Binaries:
+    """The Postgres of this run, which every server of it is of."""
+    name = os.environ.get(BINARIES_VARIABLE)
+    if name and name.startswith("debian-"):
+        return debian_binaries(name.removeprefix("debian-"))
+    return find_binaries(name)
 
 
 @contextmanager
 def durable_server() -> Iterator[Cluster]:
     """A server that keeps what it acknowledges, with the migrations."""
     with reachable_folder() as folder:
-        cluster = Cluster(Path(folder) / "postgres", free_port())
+        cluster = Cluster(folder / "postgres", free_port(), binaries=chosen_binaries())
         cluster.start()
         bootstrap(cluster.url(user=SUPERUSER), cluster.password)
         migrate(cluster.url(), PROJECT)

@@ -97,9 +97,14 @@ class World:
 
 
 @contextmanager
-def world(users: int, posts: int, settings: dict[str, str] | None = None) -> Iterator[World]:
+def world(
+    users: int,
+    posts: int,
+    settings: dict[str, str] | None = None,
+    binaries: Binaries | None = None,
+) -> Iterator[World]:
     """A migrated, empty database on a server that keeps what it acknowledges, gone afterwards."""
-    binaries = find_binaries()
+    binaries = binaries or find_binaries()
     defaults = {
         "max_connections": "60",
         "shared_buffers": "512MB",
