@@ -232,9 +232,10 @@ def test_a_profile_is_added_to_the_engaged_sum_with_profile_weight(
     db.execute("insert into public.profiles (user_id, bio) values (%s, 'sailing')", [world.user])
     world.send("like")
     store = (
-        "select two_tower.store_profile_embeddings(%s::uuid[], array[%s::extensions.vector], '{1}')"
+        "select two_tower.store_profile_embeddings(array[user_id], array[%s::extensions.vector],"
+        " array[content_hash]) from two_tower.profile_embeddings where user_id = %s"
     )
-    given = [world.user], str(base_vectors(rng(2), 1)[0])
+    given = str(base_vectors(rng(2), 1)[0]), world.user
     if call != "a new profile":
         value(db, store, *given)
     with settings(db, profile_weight=weight):

@@ -104,6 +104,10 @@ _PARTS = {
 
 SCHEMAS = ("public", "two_tower", "supabase_migrations")
 
+# Written for each attached table of posts: invoker functions, which become part of the query that
+# asks, as the caller.
+READABLE = ("two_tower.newest_readable_posts", "two_tower.readable_posts")
+
 # SQL functions without a search_path of their own, which would keep them from being inlined: their
 # bodies are expressions, bound to what they name when they are made. With a call of each.
 INLINED = {
