@@ -1,8 +1,8 @@
--- Pages, which clients call for. Each function of public is a thin SECURITY INVOKER wrapper. The cores are
--- SECURITY DEFINER and live in two_tower, which is not exposed. They act for auth.uid() alone, so
--- that calling one directly gains nothing. A core knows ids and no text. Which of them the caller
--- may read, the app's row level security says: every page passes through find_readable(), which
--- runs as the caller.
+-- Pages, which clients call for. Each function of public is a thin SECURITY INVOKER wrapper. The
+-- cores are SECURITY DEFINER and live in two_tower, which is not exposed. They act for auth.uid()
+-- alone, so that calling one directly gains nothing. A core knows ids and no text. Which of them
+-- the caller may read, the app's row level security says: every page passes through
+-- find_readable(), which runs as the caller.
 
 create function two_tower.require_user() returns uuid
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$

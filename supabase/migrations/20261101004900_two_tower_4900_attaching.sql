@@ -22,7 +22,8 @@ begin
     and (v_table.relforcerowsecurity or not pg_has_role(v_engine_owner, v_table.relowner, 'usage'))
   then
     raise exception 'role % does not see all rows of %', v_engine_owner::regrole, p_relation
-      using errcode = '42501', hint = format('Its policies apply to that role: alter table %s no force row level security, or alter role %s bypassrls.',
+      using errcode = '42501', hint = format(
+        'Its policies apply to that role: alter table %s no force row level security, or alter role %s bypassrls.',
         p_relation, v_engine_owner::regrole);
   end if;
 end
@@ -133,8 +134,8 @@ declare
 begin
   select array_agg(a.attname::text), string_agg(format('t.%I', a.attname), ', ' order by a.attnum),
     string_agg(format('v.%I', a.attname), ', ' order by a.attnum),
-    max(a.attname) filter (where 't.' || quote_ident(a.attname)
-      = two_tower.write_argument(p_source, 'key'))
+    max(a.attname) filter (
+      where 't.' || quote_ident(a.attname) = two_tower.write_argument(p_source, 'key'))
   into v_names, v_columns, v_listed, v_key
   from pg_attribute a
   where a.attrelid = p_source.relation and a.attnum > 0 and not a.attisdropped
@@ -353,5 +354,5 @@ $$;
 comment on function two_tower.detach(regclass) is 'Detaches a table. Its posts are not recommended any more, and keep their ids and all that was learned: attached again, they are found. Raises 42501 for who may not, 22023 for a table that is not attached.';
 
 -- The engine's own table of blocks goes the same way as an app's.
-select two_tower.attach_blocks('public.author_blocks', "user" => 'user_id', author => 'author_id',
+select two_tower.attach_blocks('public.author_blocks', 'user_id', author => 'author_id',
   kind => 'kind');

@@ -295,6 +295,7 @@ language sql set search_path = pg_catalog, pg_temp as $$
   update two_tower.sources set is_walk_wanted = true where state <> 'detached';
 $$;
 comment on function two_tower.request_reconciliation() is 'Asks for a walk of every attached table: the daily one.';
+
 create function two_tower.reconcile(p_name text, p_may_remove_all boolean default false)
 returns bigint language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
