@@ -323,4 +323,4 @@ begin
 end
 $$;
 comment on function two_tower.reconcile(text, boolean) is
-  'Walks a whole table at once, in this transaction, as after a restore or a load with triggers off. p_may_remove_all: also where more than a tenth of its posts are gone. Returns how many steps it took. Raises 22023 for an unknown name, and 55000 for a table that cannot be followed.';
+  'Compares a whole table with the registry, in this transaction: after a restore, or a load with triggers off. p_may_remove_all: take posts out of the feed even where more than a tenth of them are gone from the table. Returns how many steps it took. Raises 22023 for an unknown name, and 55000 for a table that cannot be followed.';
