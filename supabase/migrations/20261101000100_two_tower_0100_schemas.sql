@@ -39,6 +39,7 @@
 --   a client    source_functions  what is written for each attached table, and asks its policies
 --               feeds, explanations, moderation, recording
 --   any app     attaching, reconciliation: how tables are attached, and what triggers missed
+--               restoring    events that were restored, and are learned once more
 --   the beat    tick, policies
 --   an app      starter: tables to start from, attached like any others. Optional
 
