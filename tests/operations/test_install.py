@@ -26,17 +26,9 @@ ARTICLES = """
   create table public.articles (id uuid primary key default gen_random_uuid(), title text);
   insert into public.articles (title) values ('Sailing at dawn');
 """
-# What the engine makes beside a table of the app: all of it lies in its schema or depends on it.
 ATTACHED = """
-  create function two_tower.follow_articles() returns trigger language plpgsql
-    as 'begin return new; end';
-  create trigger follow_articles after insert on public.articles
-    for each row execute function two_tower.follow_articles();
-  create function two_tower.newest(uuid) returns table (place integer) language sql as 'select 1';
-  create view public.articles_page as
-    select a.*, p.place from public.articles a, lateral two_tower.newest(a.id) as p;
-  create function public.recommended_articles(integer) returns setof public.articles_page
-    language sql as 'select * from public.articles_page limit $1';
+  select two_tower.attach_posts('public.articles', content => '{title}');
+  create view public.front_page as select title from public.articles_page;
 """
 ENGINE = engine_files(find_migrations(PROJECT))
 STARTER_TABLES = ("profiles", "posts", "follows")
@@ -150,9 +142,8 @@ def test_install_push_uninstall_and_install_again(
     assert [line for line in removal.output.splitlines() if line.startswith("- ")] == [
         "- column kind of table notes",
         "- constraint note_of_a_known_user on table notes",
-        "- function recommended_articles(integer)",
         "- policy operators_read on table notes",
-        "- view articles_page",
+        "- view front_page",
         "- view likers",
         "- view likes",
     ]
