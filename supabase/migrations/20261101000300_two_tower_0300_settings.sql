@@ -58,7 +58,8 @@ create table two_tower.settings (
     constraint future_event_tolerance_is_short
       check (future_event_tolerance between '0' and '1 day'),
   deleted_posts_kept_for interval not null default '30 days'
-    constraint deleted_posts_are_kept_for_an_hour_or_more check (deleted_posts_kept_for >= '1 hour'),
+    constraint deleted_posts_are_kept_for_an_hour_or_more
+      check (deleted_posts_kept_for >= '1 hour'),
   events_kept_for interval not null default '13 months'
     constraint events_are_kept_for_a_month_or_more check (events_kept_for >= '1 month'),
   training_examples_kept_for interval not null default '35 days'

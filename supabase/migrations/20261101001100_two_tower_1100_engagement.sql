@@ -64,7 +64,7 @@ begin
     raise exception '% tables of posts are attached, and none is named', cardinality(v_sources)
       using errcode = '22023', hint = 'Name the table: post_source.';
   elsif v_sources = '{}' then
-    raise exception 'no table of posts is attached%', coalesce(format(' as %s', p_name), '')
+    raise exception 'no table of posts is attached%', coalesce(' as ' || p_name, '')
       using errcode = '22023', hint = 'Attach one: select two_tower.attach_posts(...).';
   end if;
   return v_sources[1];
@@ -86,7 +86,8 @@ comment on function two_tower.find_post(text, text) is 'Returns the id of the po
 create function two_tower.refuse_post(p_post text) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
-  raise exception 'post % does not exist', left(p_post, 200) using errcode = 'foreign_key_violation',
+  raise exception 'post % does not exist', left(p_post, 200)
+    using errcode = 'foreign_key_violation',
     hint = 'Insert the post before its engagements. Nothing of the statement was stored.';
 end
 $$;

@@ -1,7 +1,7 @@
--- What is deleted for good. When a user is deleted, all that is personal goes. What is small goes at once, by foreign keys.
--- What may be long (events, training examples, user_posts) goes in bounded steps of tick(). So no
--- deletion holds locks for minutes. Posts keep their vectors: what they learned is not about one
--- person.
+-- What is deleted for good. When a user is deleted, all that is personal goes. What is small goes
+-- at once, by foreign keys. What may be long (events, training examples, user_posts) goes in
+-- bounded steps of tick(). So no deletion holds locks for minutes. Posts keep their vectors: what
+-- they learned is not about one person.
 
 create function two_tower.erase_users(p_limit integer default 1000) returns integer
 language plpgsql set search_path = pg_catalog, pg_temp as $$

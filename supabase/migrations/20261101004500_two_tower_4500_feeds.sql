@@ -1,8 +1,8 @@
--- Pages, which clients call for. Each function of public is a thin SECURITY INVOKER wrapper. The cores are
--- SECURITY DEFINER and live in two_tower, which is not exposed. They act for auth.uid() alone, so
--- that calling one directly gains nothing. A core knows ids and no text. Which of them the caller
--- may read, the app's row level security says: every page passes through find_readable(), which
--- runs as the caller.
+-- Pages, which clients call for. Each function of public is a thin SECURITY INVOKER wrapper. The
+-- cores are SECURITY DEFINER and live in two_tower, which is not exposed. They act for auth.uid()
+-- alone, so that calling one directly gains nothing. A core knows ids and no text. Which of them
+-- the caller may read, the app's row level security says: every page passes through
+-- find_readable(), which runs as the caller.
 
 create function two_tower.require_user() returns uuid
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
@@ -118,7 +118,7 @@ returns table (
   select * from two_tower.page_for(two_tower.require_user(), p_limit, p_exclude);
 $$;
 comment on function public.recommend(integer, text[]) is
-  'Returns posts for the signed-in user, best first, with score and source, of all attached tables. Only posts that the user may read. p_limit: 1 to 500, default 20. p_exclude: keys of posts to leave out, such as those already on the page. Writes nothing, so it works by GET. recommended_<table>() returns the rows themselves. Raises 42501 when nobody is signed in.';
+  'Returns posts of all attached tables for the signed-in user, best first, with score and source. Only posts that the user may read. p_limit: 1 to 500, default 20. p_exclude: keys of posts to leave out, such as those already on the page. Writes nothing, so it works by GET. The rows themselves come from recommended_<table>(). Raises 42501 when nobody is signed in.';
 
 create function public.recommend_for(p_user_id uuid, p_limit integer default 20,
   p_exclude text[] default '{}')
@@ -129,7 +129,7 @@ returns table (
   select * from two_tower.page_for(p_user_id, p_limit, p_exclude);
 $$;
 comment on function public.recommend_for(uuid, integer, text[]) is
-  'For back ends with the service role: returns what recommend() returns to a user, as for a page that a server renders, or a digest by e-mail. The service role may read all rows, so policies on the app''s tables do not count. Raises 22023 without a user.';
+  'For back ends with the service role: returns what recommend() returns to the user, as for a page that a server renders, or a digest by e-mail. The service role reads all rows, so the policies of the app''s tables do not count here. Raises 22023 without a user.';
 
 create function two_tower.rank_similar(p_post_id bigint, p_limit integer)
 returns setof two_tower.page_row

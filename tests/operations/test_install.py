@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -316,6 +317,14 @@ def test_edited_files_and_those_of_another_version_are_named_and_left(
     assert f"- Left as it is: {settings.name} was edited." in says(
         run("install", "--into", str(app))
     )
+
+
+def test_a_migration_that_the_app_begins_next_sorts_after_the_files_of_the_engine(
+    app: Path,
+) -> None:
+    says(run("install", "--into", str(app)))
+    next_stamp = datetime.now(UTC).strftime("%Y%m%d%H%M%S")
+    assert max(each.version for each in find_migrations(app)) < next_stamp
 
 
 def test_a_folder_that_is_no_project_and_stamps_that_are_no_times_are_refused(

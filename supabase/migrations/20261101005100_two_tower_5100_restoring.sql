@@ -1,6 +1,6 @@
--- A project whose rows were restored without this schema: the app's tables and engagement_events are
--- there, and nothing of them was learned, because a load fires no triggers. Reconciliation finds the
--- posts. What was learned is learned once more, from the events.
+-- A project whose rows were restored without this schema: the app's tables and engagement_events
+-- are there, and nothing of them was learned, because a load fires no triggers. Reconciliation
+-- finds the posts. What was learned is learned once more, from the events.
 
 create function two_tower.begin_learning_history() returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
