@@ -285,7 +285,8 @@ comment on function two_tower.write_readable_functions(two_tower.sources) is 'Wr
 create function two_tower.write_dispatchers() returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-  v_options text := 'language plpgsql stable set search_path = pg_catalog, pg_temp rows 20';
+  v_options text := 'language plpgsql stable set search_path = pg_catalog, pg_temp
+    set plan_cache_mode = force_generic_plan rows 20';
   v_block text := '
   begin
     return query select r from two_tower.%s r%s;
