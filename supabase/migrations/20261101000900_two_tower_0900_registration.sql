@@ -101,6 +101,9 @@ comment on function two_tower.store_posts(smallint, two_tower.post_row[]) is 'Ad
 create function two_tower.remove_posts(p_source_id smallint, p_rows two_tower.post_row[])
 returns void language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
+  if p_rows = '{}' then
+    return;
+  end if;
   with gone as materialized (
     select p.id from unnest(p_rows) r
       join two_tower.posts p on p.source_id = p_source_id and p.key = r.key
