@@ -10,7 +10,7 @@ comment on view two_tower.withheld_authors is
 -- live_embeddings follows the registry with the next tick. So what is gone between two ticks is
 -- left out where a page is made: there, few posts are asked about.
 create view two_tower.listed_posts with (security_invoker = true) as
-select p.id, p.source_id, p.key, p.author_id, p.created_at, p.encoded_hash is not null as is_encoded
+select p.id, p.source_id, p.key, p.author_id, p.created_at
 from two_tower.posts as p
 where p.is_listed and p.created_at <= two_tower.now()
   and not (select exists (

@@ -256,7 +256,8 @@ $$;
 comment on function two_tower.find_ids(smallint, text[]) is 'Returns the ids of posts of a source by their keys. Definer: clients have no grant on the registry.';
 
 -- What a caller may read is what a query of the caller returns. These are standard SQL without SET,
--- so that they become part of the query that asks.
+-- so that they become part of the query that asks. Keys are cast before the join: under a policy,
+-- Postgres uses no index for a comparison that casts, since an error of the cast could tell.
 create function two_tower.write_readable_functions(p_source two_tower.sources) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
@@ -269,8 +270,10 @@ begin
   select %1$s::bigint from %2$s t where %1$s = any (p_post_ids) and %1$s > 0',
         v_key, p_source.relation)
       else format('
-  select k.id from two_tower.find_keys(%s::smallint, p_post_ids) k
-    join %s t on %s = k.key::%s', p_source.id, p_source.relation, v_key, p_source.key_type) end,
+  select k.id
+  from (select f.id, f.key::%s as key
+        from two_tower.find_keys(%s::smallint, p_post_ids) f offset 0) k
+    join %s t on %s = k.key', p_source.key_type, p_source.id, p_source.relation, v_key) end,
     format('Returns those of the posts whose rows of %s the caller may read.', p_source.relation),
     'authenticated, service_role');
   perform two_tower.create_source_function(
@@ -292,36 +295,46 @@ end
 $$;
 comment on function two_tower.write_readable_functions(two_tower.sources) is 'Writes the functions that ask an attached table, as the caller, which posts are readable.';
 
--- One source that does not answer, because its table was changed a moment ago, leaves the others.
+-- One source that does not answer, because its table was changed a moment ago, leaves the others: a
+-- tick writes its functions anew. Only events about it are refused meanwhile, with what happened. A
+-- client without a grant may read nothing there. A back end without one is told.
 create function two_tower.write_dispatchers() returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_options text := 'language plpgsql stable set search_path = pg_catalog, pg_temp rows 20';
   v_block text := '
   begin
-    return query select r from two_tower.%s r%s;
-  exception when undefined_table or undefined_column or undefined_function then
-    null; -- the table was changed: a tick writes the functions of the source anew
+    return query select r from two_tower.%1$I(%2$s) r;
+  exception
+    when insufficient_privilege then
+      if two_tower.is_operator() then
+        raise;
+      end if;
+    when others then%4$s
+      raise warning ''source %% does not answer: %% (%%)'', %3$L, sqlerrm, sqlstate;
   end;';
   v_readable text;
   v_newest text;
 begin
-  select string_agg(case when s.check_readable
-        then format(v_block, format('%I(p_post_ids)', 'readable_' || s.name), '')
-        else format('
-  if p_is_event then
+  select string_agg(
+      case when not s.check_readable then format(E'\n  if p_is_event then
     return query select k.id from two_tower.find_keys(%s::smallint, p_post_ids) k;
-  else%s
-  end if;', s.id, format(v_block, format('%I(p_post_ids)', 'readable_' || s.name), '')) end, ''
-      order by s.id),
-    string_agg(format(v_block, format('%I(p_limit)', 'newest_readable_' || s.name),
-      format(E'\n    where p_source is null or p_source = %L', s.name)), '' order by s.id)
+  else', s.id) else '' end
+      || format(v_block, 'readable_' || s.name, 'p_post_ids', s.name, format(E'
+      if p_is_event
+        and exists (select from two_tower.find_keys(%s::smallint, p_post_ids)) then
+        raise;
+      end if;', s.id))
+      || case when not s.check_readable then E'\n  end if;' else '' end, '' order by s.id),
+    string_agg(format(E'\n  if p_source is null or p_source = %L then', s.name)
+      || format(v_block, 'newest_readable_' || s.name, 'p_limit', s.name, '')
+      || E'\n  end if;', '' order by s.id)
   into v_readable, v_newest
   from two_tower.sources s where s.role = 'posts' and s.state <> 'detached';
   perform two_tower.create_source_function(
     'find_readable(p_post_ids bigint[], p_is_event boolean default false) returns setof bigint',
     v_options, format(E'\nbegin%s\n  return;\nend\n', v_readable),
-    'Returns those of the posts whose rows the caller may read in the app''s tables. p_is_event: posts of sources without check_readable count as readable. Attaching a table writes it anew.',
+    'Returns those of the posts whose rows the caller may read in the app''s tables. p_is_event: posts of sources without check_readable count as readable, and a table that does not answer raises. Attaching a table writes it anew.',
     'authenticated, service_role');
   perform two_tower.create_source_function(
     'find_newest_readable(p_limit integer, p_source text default null) returns setof bigint',

@@ -1,8 +1,8 @@
--- Pages, which clients call for. Each function of public is a thin SECURITY INVOKER wrapper. The
--- cores are SECURITY DEFINER and live in two_tower, which is not exposed. They act for auth.uid()
--- alone, so that calling one directly gains nothing. A core knows ids and no text. Which of them
--- the caller may read, the app's row level security says: every page passes through
--- find_readable(), which runs as the caller.
+-- Pages, which clients call for. Each function of public is a thin SECURITY INVOKER wrapper of
+-- page_for(). The core, rank_for(), is SECURITY DEFINER and lives in two_tower, which is not
+-- exposed. It acts for auth.uid() alone, so that calling it directly gains nothing. It knows ids
+-- and no text. Which posts the caller may read, the app's row level security says: every page
+-- passes through find_readable(), which runs as the caller.
 
 create function two_tower.require_user() returns uuid
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
@@ -30,8 +30,10 @@ end
 $$;
 comment on function two_tower.require_reader(uuid) is 'Returns the user, if the caller may ask for this user''s page: the user, or an operator. Raises 42501 to others.';
 
+-- Keys are looked up one by one, also where they are many and the plan was made for few.
 create function two_tower.find_excluded(p_keys text[], p_source text) returns bigint[]
-language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+  set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
 begin
   return array(
     select p.id
@@ -53,15 +55,120 @@ end
 $$;
 comment on function two_tower.identify_post(bigint, text, text) is 'Returns the id of a post that a caller names by id or by key; null for an unknown key. Definer: clients have no grant on the registry.';
 
-create function two_tower.rank_for(p_user_id uuid, p_limit integer, p_exclude bigint[],
-  p_source text, p_among bigint[] default null)
-returns setof two_tower.page_row
-language sql stable security definer set search_path = pg_catalog, pg_temp as $$
-  select * from two_tower.recommend_for(two_tower.require_reader(p_user_id), p_limit, p_exclude,
-    case when p_source is not null then (two_tower.choose_source(p_source)).id end, p_among);
+-- What a page is made of beside recommend_for(). Each takes its candidates from all posts or, of
+-- p_among, from these alone.
+create function two_tower.list_similar(p_post_id bigint, p_limit integer, p_excluded bigint[],
+  p_among bigint[])
+returns table (post_id bigint, score double precision)
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  v_slot smallint := (select active_slot from two_tower.state);
+  v_vector extensions.vector := (select embedding from two_tower.live_embeddings v
+    where v.slot = v_slot and v.post_id = p_post_id);
+  v_excluded bigint[] := p_excluded || p_post_id;
+  v_near bigint[] := p_among;
+begin
+  if v_vector is null then
+    return;
+  end if;
+  if v_near is null then
+    v_near := coalesce(
+      two_tower.find_nearest_posts(v_vector, least(1000, 3 * p_limit), null, v_excluded),
+      array(select v.post_id from two_tower.live_embeddings v
+        where v.slot = v_slot and v.is_listed and v.post_id <> all (v_excluded)
+        order by v.embedding operator(extensions.<#>) v_vector limit 3 * p_limit));
+  end if;
+  return query
+  select v.post_id, -(v.embedding operator(extensions.<#>) v_vector)
+  from two_tower.live_embeddings v
+  where v.slot = v_slot and v.post_id = any (v_near) and v.post_id <> all (v_excluded);
+end
 $$;
-comment on function two_tower.rank_for(uuid, integer, bigint[], text, bigint[]) is
-  'The core of every page: ids and scores, no text. Raises 42501 for another user than the caller, and 22023 for an unknown source. Definer: clients have no grant on embeddings.';
+comment on function two_tower.list_similar(bigint, integer, bigint[], bigint[]) is 'Returns posts near to a post, with their cosine: at least p_limit, if there are so many. Returns nothing for a post that is not encoded.';
+
+create function two_tower.list_popular(p_excluded bigint[], p_among bigint[])
+returns table (post_id bigint, score double precision)
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select c.post_id, c.popularity / two_tower.compute_popularity(1, two_tower.now())
+  from (
+    select l.post_id, l.popularity from two_tower.popular_candidates l where p_among is null
+    union all
+    select v.post_id, v.popularity from two_tower.live_embeddings v
+    where v.slot = (select active_slot from two_tower.state) and v.post_id = any (p_among)
+  ) c
+  where c.post_id <> all (p_excluded);
+$$;
+comment on function two_tower.list_popular(bigint[], bigint[]) is 'Returns popular posts, with their popularity in likes of now.';
+
+create function two_tower.list_followed(p_user_id uuid, p_limit integer, p_excluded bigint[],
+  p_among bigint[])
+returns table (post_id bigint, score double precision)
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select p.id, extract(epoch from p.created_at)::double precision
+  from (
+    select n.id, n.created_at
+    from two_tower.follows f
+      cross join lateral (
+        select q.id, q.created_at from two_tower.posts q
+        where q.author_id = f.followed_id and q.is_listed and q.encoded_hash is not null
+          and q.created_at <= two_tower.now() and q.id <> all (p_excluded)
+        order by q.created_at desc limit p_limit) n
+    where f.follower_id = p_user_id and p_among is null
+    union all
+    select w.id, w.created_at
+    from (
+      select q.id, q.author_id, q.created_at, q.encoded_hash from two_tower.posts q
+      where q.is_listed and q.encoded_hash is distinct from q.content_hash
+        and q.created_at <= two_tower.now()
+      order by q.requested_at desc, q.id desc limit 1000) w
+      join two_tower.follows f on f.follower_id = p_user_id and f.followed_id = w.author_id
+    where p_among is null and w.encoded_hash is null and w.id <> all (p_excluded)
+    union all
+    select q.id, q.created_at
+    from two_tower.posts q
+      join two_tower.follows f on f.follower_id = p_user_id and f.followed_id = q.author_id
+    where q.id = any (p_among) and q.id <> all (p_excluded)
+  ) p;
+$$;
+comment on function two_tower.list_followed(uuid, integer, bigint[], bigint[]) is 'Returns posts of followed authors, with their time as score: the newest p_limit of each, and those of the newest 1,000 that wait for the encoder.';
+
+create function two_tower.rank_for(p_user_id uuid, p_limit integer, p_excluded bigint[],
+  p_source text default null, p_among bigint[] default null, p_kind text default 'recommended',
+  p_post_id bigint default null)
+returns setof two_tower.page_row
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+  set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
+declare
+  v_user_id uuid := two_tower.require_reader(p_user_id);
+  v_source_id smallint := case when p_source is not null
+    then (two_tower.choose_source(p_source)).id end;
+begin
+  if p_kind = 'recommended' then
+    return query
+    select * from two_tower.recommend_for(v_user_id, p_limit, p_excluded, v_source_id, p_among);
+    return;
+  end if;
+  return query
+  select p.id, p.key, s.name, p.author_id, p.created_at, c.score, p_kind, null::text
+  from (
+    select * from two_tower.list_similar(p_post_id, p_limit, p_excluded, p_among)
+    where p_kind = 'similar'
+    union all
+    select * from two_tower.list_popular(p_excluded, p_among) where p_kind = 'popular'
+    union all
+    select * from two_tower.list_followed(v_user_id, p_limit, p_excluded, p_among)
+    where p_kind = 'followed'
+  ) c
+    join two_tower.listed_posts p on p.id = c.post_id
+    join two_tower.sources s on s.id = p.source_id
+  where not (select exists (select from two_tower.withheld_authors a
+    where a.user_id = v_user_id and a.author_id = p.author_id))
+  order by c.score desc, p.id desc
+  limit p_limit;
+end
+$$;
+comment on function two_tower.rank_for(uuid, integer, bigint[], text, bigint[], text, bigint) is
+  'The core of every page: ids and scores, no text. p_kind: recommended, or similar (to p_post_id), popular or followed. p_source: posts of this source alone, for recommended. p_among: only of these. Does not ask who may read a post. Raises 42501 for another user than the caller, and 22023 for an unknown source. Definer: clients have no grant on embeddings.';
 
 create function two_tower.scan_limit() returns integer
 language sql stable security definer set search_path = pg_catalog, pg_temp as $$
@@ -71,8 +178,8 @@ comment on function two_tower.scan_limit() is 'Returns settings.exact_scan_limit
 
 -- Nearly always the first round fills the page. Where the caller may read few of the posts, the
 -- direction turns: what the caller may read is found first, and ranked then.
-create function two_tower.page_for(p_user_id uuid, p_limit integer, p_exclude text[],
-  p_source text default null)
+create function two_tower.page_for(p_user_id uuid, p_limit integer, p_exclude text[] default '{}',
+  p_source text default null, p_kind text default 'recommended', p_post_id bigint default null)
 returns setof two_tower.page_row
 language plpgsql stable set search_path = pg_catalog, pg_temp rows 20 as $$
 declare
@@ -85,13 +192,13 @@ declare
   v_page two_tower.page_row[] := '{}';
 begin
   foreach v_round in array '{first, wide, turned}'::text[] loop
-    v_asked := case v_round when 'wide' then greatest(v_limit, least(500, 10 * v_limit))
+    v_asked := case v_round when 'wide' then least(500, 10 * v_limit)
       else v_limit - cardinality(v_page) end;
     v_found := array(
       select r from two_tower.rank_for(p_user_id, v_asked, v_excluded, p_source,
         case v_round when 'turned' then array(
-          select n from two_tower.find_newest_readable(two_tower.scan_limit(), p_source) n)
-        end) r);
+          select n from two_tower.find_newest_readable(two_tower.scan_limit(), p_source) n) end,
+        p_kind, p_post_id) r);
     v_readable := array(
       select r from two_tower.find_readable(array(select f.post_id from unnest(v_found) f)) r);
     v_page := v_page || array(
@@ -107,8 +214,8 @@ begin
   order by f.place limit v_limit;
 end
 $$;
-comment on function two_tower.page_for(uuid, integer, text[], text) is
-  'Returns a page of posts that the caller may read in the app''s tables. Asks for a page, then for a ten times longer one, then for the best of the newest settings.exact_scan_limit posts that the caller may read. Fewer come back only if more than that are readable. Scores are rounded.';
+comment on function two_tower.page_for(uuid, integer, text[], text, text, bigint) is
+  'Returns a page of posts that the caller may read in the app''s tables. Asks for a page, then for a ten times longer one, then for the best of the newest settings.exact_scan_limit posts that the caller may read. Fewer come back only if more than that are readable. p_kind: see rank_for(). Scores are rounded.';
 
 create function public.recommend(p_limit integer default 20, p_exclude text[] default '{}')
 returns table (
@@ -118,7 +225,7 @@ returns table (
   select * from two_tower.page_for(two_tower.require_user(), p_limit, p_exclude);
 $$;
 comment on function public.recommend(integer, text[]) is
-  'Returns posts of all attached tables for the signed-in user, best first, with score and source. Only posts that the user may read. p_limit: 1 to 500, default 20. p_exclude: keys of posts to leave out, such as those already on the page. Writes nothing, so it works by GET. The rows themselves come from recommended_<table>(). Raises 42501 when nobody is signed in.';
+  'Returns posts for the signed-in user, best first, with score and source, of all attached tables. Only posts that the user may read. p_limit: 1 to 500, default 20. p_exclude: keys of posts to leave out, such as those already on the page. A key leaves out the posts of all tables that have it. Writes nothing, so it works by GET. recommended_<table>() returns the rows themselves. Raises 42501 when nobody is signed in.';
 
 create function public.recommend_for(p_user_id uuid, p_limit integer default 20,
   p_exclude text[] default '{}')
@@ -131,119 +238,41 @@ $$;
 comment on function public.recommend_for(uuid, integer, text[]) is
   'For back ends with the service role: returns what recommend() returns to the user, as for a page that a server renders, or a digest by e-mail. The service role reads all rows, so the policies of the app''s tables do not count here. Raises 22023 without a user.';
 
-create function two_tower.rank_similar(p_post_id bigint, p_limit integer)
-returns setof two_tower.page_row
-language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
-declare
-  v_user_id uuid := two_tower.require_user();
-  v_slot smallint := (select active_slot from two_tower.state);
-  v_vector extensions.vector := (select embedding from two_tower.live_embeddings v
-    where v.slot = v_slot and v.post_id = p_post_id);
-begin
-  return query
-  select p.id, r.key, s.name, p.author_id, p.created_at,
-    -(v.embedding operator(extensions.<#>) v_vector) as similarity, 'similar', null
-  from unnest(coalesce(two_tower.find_nearest_posts(v_vector, p_limit), array(
-      select n.post_id from two_tower.live_embeddings n where n.slot = v_slot and n.is_listed
-      order by n.embedding operator(extensions.<#>) v_vector limit p_limit))) as near (post_id)
-    join two_tower.live_embeddings v on v.slot = v_slot and v.post_id = near.post_id
-    join two_tower.listed_posts p on p.id = v.post_id
-    join two_tower.posts r on r.id = p.id
-    join two_tower.sources s on s.id = p.source_id
-  where v.post_id <> p_post_id
-    and not exists (select from two_tower.withheld_authors a
-                    where a.user_id = v_user_id and a.author_id = v.author_id)
-  order by similarity desc, p.id
-  limit case when v_vector is null then 0 else p_limit end;
-end
-$$;
-comment on function two_tower.rank_similar(bigint, integer) is 'The core of similar_posts(). Definer: clients have no grant on embeddings.';
-
 create function public.similar_posts(p_post_id bigint default null, p_limit integer default 20,
   p_post_key text default null, p_post_source text default null)
 returns table (post_id bigint, post_key text, post_source text, author_id uuid,
   created_at timestamptz, score double precision)
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
+  v_user_id uuid := two_tower.require_user();
   v_post_id bigint := two_tower.identify_post(p_post_id, p_post_key, p_post_source);
-  v_found two_tower.page_row[];
-  v_readable bigint[];
 begin
-  v_found := array(select r from two_tower.rank_similar(v_post_id, 200) r);
-  v_readable := array(select r from two_tower.find_readable(
-    v_post_id || array(select f.post_id from unnest(v_found) f)) r);
-  return query
-  select f.post_id, f.post_key, f.post_source, f.author_id, f.created_at,
-    round(f.score::numeric, 3)::double precision
-  from unnest(v_found) f
-  where f.post_id = any (v_readable) and v_post_id = any (v_readable)
-  limit least(100, greatest(1, coalesce(p_limit, 20)));
+  if exists (select from two_tower.find_readable(array[v_post_id])) then
+    return query
+    select f.post_id, f.post_key, f.post_source, f.author_id, f.created_at, f.score
+    from two_tower.page_for(v_user_id, least(100, coalesce(p_limit, 20)), p_kind => 'similar',
+      p_post_id => v_post_id) f;
+  end if;
 end
 $$;
 comment on function public.similar_posts(bigint, integer, text, text) is 'Returns the posts whose live embeddings are nearest to that of a post, best first. The post is named by p_post_id, or by p_post_key and, where several tables are attached, p_post_source. Only posts that the caller may read. p_limit: 1 to 100, default 20. Returns nothing for a post that is not encoded, or not readable. Raises 42501 when nobody is signed in.';
 
-create function two_tower.rank_popular(p_limit integer) returns setof two_tower.page_row
-language sql stable security definer set search_path = pg_catalog, pg_temp as $$
-  select p.id, r.key, s.name, p.author_id, p.created_at,
-    c.popularity / two_tower.compute_popularity(1, two_tower.now()), 'popular', null
-  from two_tower.popular_candidates c
-    join two_tower.listed_posts p on p.id = c.post_id
-    join two_tower.posts r on r.id = p.id
-    join two_tower.sources s on s.id = p.source_id
-  where not exists (
-    select from two_tower.withheld_authors a
-      where a.user_id = two_tower.require_user() and a.author_id = p.author_id)
-  order by c.popularity desc, p.id desc
-  limit p_limit;
-$$;
-comment on function two_tower.rank_popular(integer) is 'The core of popular_posts(). Definer: clients have no grant on popularity.';
-
 create function public.popular_posts(p_limit integer default 20)
 returns table (post_id bigint, post_key text, post_source text, author_id uuid,
   created_at timestamptz, score double precision)
-language plpgsql stable set search_path = pg_catalog, pg_temp as $$
-declare
-  v_found two_tower.page_row[] := array(select r from two_tower.rank_popular(500) r);
-  v_readable bigint[] := array(
-    select r from two_tower.find_readable(array(select f.post_id from unnest(v_found) f)) r);
-begin
-  return query
-  select f.post_id, f.post_key, f.post_source, f.author_id, f.created_at,
-    round(f.score::numeric, 3)::double precision
-  from unnest(v_found) f where f.post_id = any (v_readable)
-  limit least(100, greatest(1, coalesce(p_limit, 20)));
-end
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select f.post_id, f.post_key, f.post_source, f.author_id, f.created_at, f.score
+  from two_tower.page_for(two_tower.require_user(), least(100, coalesce(p_limit, 20)),
+    p_kind => 'popular') f;
 $$;
 comment on function public.popular_posts(integer) is 'Returns the posts with the highest decayed popularity, from a list that is a few minutes old. Only posts that the caller may read. p_limit: 1 to 100, default 20. Raises 42501 when nobody is signed in.';
-
-create function two_tower.rank_followed(p_limit integer) returns setof two_tower.page_row
-language sql stable security definer set search_path = pg_catalog, pg_temp as $$
-  select p.id, r.key, s.name, p.author_id, p.created_at, 0::double precision, 'followed', null
-  from two_tower.listed_posts p
-    join two_tower.posts r on r.id = p.id
-    join two_tower.sources s on s.id = p.source_id
-  where p.author_id in (select f.followed_id from two_tower.follows f
-      where f.follower_id = two_tower.require_user())
-    and not exists (select from two_tower.withheld_authors a
-                    where a.user_id = two_tower.require_user() and a.author_id = p.author_id)
-  order by p.created_at desc, p.id desc
-  limit p_limit;
-$$;
-comment on function two_tower.rank_followed(integer) is 'The core of recent_from_followed(). Definer: clients have no grant on the registry.';
 
 create function public.recent_from_followed(p_limit integer default 20)
 returns table (post_id bigint, post_key text, post_source text, author_id uuid,
   created_at timestamptz)
-language plpgsql stable set search_path = pg_catalog, pg_temp as $$
-declare
-  v_found two_tower.page_row[] := array(select r from two_tower.rank_followed(500) r);
-  v_readable bigint[] := array(
-    select r from two_tower.find_readable(array(select f.post_id from unnest(v_found) f)) r);
-begin
-  return query
+language sql stable set search_path = pg_catalog, pg_temp as $$
   select f.post_id, f.post_key, f.post_source, f.author_id, f.created_at
-  from unnest(v_found) f where f.post_id = any (v_readable)
-  limit least(100, greatest(1, coalesce(p_limit, 20)));
-end
+  from two_tower.page_for(two_tower.require_user(), least(100, coalesce(p_limit, 20)),
+    p_kind => 'followed') f;
 $$;
 comment on function public.recent_from_followed(integer) is 'Returns the newest posts of authors whom the signed-in user follows. Only posts that the caller may read. p_limit: 1 to 100, default 20. Raises 42501 when nobody is signed in.';

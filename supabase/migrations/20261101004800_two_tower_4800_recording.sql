@@ -1,37 +1,36 @@
 -- How clients hand in events: those that may be stored, and batches of them.
 
--- Who may not read a post cannot teach with it either. A post that is gone from the feed is not
--- asked about: late events about it are stored, and teach nothing.
-create function two_tower.find_listed(p_post_ids bigint[]) returns bigint
+-- Who may not read a post cannot teach with it either. A post that was on pages and is gone from
+-- them is not asked about: late events about it are stored, and teach nothing.
+create function two_tower.find_refused(p_post_ids bigint[]) returns setof bigint
 language sql stable security definer set search_path = pg_catalog, pg_temp as $$
-  select p.id from two_tower.posts p where p.id = any (p_post_ids) and p.is_listed
-  order by p.id limit 1;
+  select i from unnest(p_post_ids) i
+  where not exists (select from two_tower.posts p
+    where p.id = i and not p.is_listed and p.arrived_at is not null);
 $$;
-comment on function two_tower.find_listed(bigint[]) is 'Returns one of the posts that is listed, or null. Definer: clients have no grant on the registry.';
+comment on function two_tower.find_refused(bigint[]) is 'Returns those of the posts that a sender must be able to read: all but those that were listed once and are not now. Definer: clients have no grant on the registry.';
 
 create function two_tower.refuse_unreadable_posts() returns trigger
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-  v_post_ids bigint[];
-  v_post_id bigint;
+  v_asked bigint[] := array(select distinct e.post_id from new_events e);
+  v_readable bigint[] := case when two_tower.is_operator() then array_remove(v_asked, 0)
+    else array(select r from two_tower.find_readable(v_asked, true) r) end;
+  v_refused bigint[];
 begin
-  if two_tower.is_operator() then
-    return null;
-  end if;
-  v_post_ids := array(select distinct e.post_id from new_events e);
-  v_post_ids := array(
-    select i from unnest(v_post_ids) i
-    except select r from two_tower.find_readable(v_post_ids, true) r);
-  v_post_id := case when v_post_ids <> '{}' then two_tower.find_listed(v_post_ids) end;
-  if v_post_id is not null then
-    perform two_tower.refuse_post((
-      select coalesce(e.post_key, e.post_id::text) from new_events e
-      where e.post_id = v_post_id limit 1));
+  if cardinality(v_readable) < cardinality(v_asked) then
+    v_refused := array(select f from two_tower.find_refused(array(
+      select a from unnest(v_asked) a except select r from unnest(v_readable) r)) f);
+    if v_refused <> '{}' then
+      perform two_tower.refuse_post((
+        select coalesce(e.post_key, e.post_id::text) from new_events e
+        where e.post_id = any (v_refused) order by e.id limit 1));
+    end if;
   end if;
   return null;
 end
 $$;
-comment on function two_tower.refuse_unreadable_posts() is 'Refuses events about posts that the sender may not read, with the error of an unknown post: 23503. Asks the policies of the app''s tables, so it runs as the sender.';
+comment on function two_tower.refuse_unreadable_posts() is 'Raises 23503 for the first event about a post that is not known, or that the sender may not read: nothing tells one from the other. Asks the policies of the app''s tables, so it runs as the sender.';
 create trigger check_readable after insert on public.engagement_events
   referencing new table as new_events
   for each statement execute function two_tower.refuse_unreadable_posts();

@@ -119,7 +119,7 @@ comment on function two_tower.require_parts(two_tower.sources) is 'Returns the s
 
 -- The page of a source as rows of the app's table. A view, because PostgREST finds relationships of
 -- a function's rows through the view that they are of. Columns that signed-in users may not read
--- are left out.
+-- are left out. The key is cast before the join, as in readable functions.
 create function two_tower.write_page(p_source two_tower.sources) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
@@ -135,12 +135,13 @@ begin
   select array_agg(a.attname::text), string_agg(format('t.%I', a.attname), ', ' order by a.attnum),
     string_agg(format('v.%I', a.attname), ', ' order by a.attnum),
     max(a.attname) filter (
-      where 't.' || quote_ident(a.attname) = two_tower.write_argument(p_source, 'key'))
+      where two_tower.write_argument(p_source, 'key') = format('t.%I', a.attname))
   into v_names, v_columns, v_listed, v_key
   from pg_attribute a
   where a.attrelid = p_source.relation and a.attnum > 0 and not a.attisdropped
     and (has_column_privilege('authenticated', a.attrelid, a.attnum, 'select')
-      or not has_any_column_privilege('authenticated', a.attrelid, 'select'));
+      or not has_any_column_privilege('authenticated', a.attrelid, 'select')
+      or two_tower.write_argument(p_source, 'key') = format('t.%I', a.attname));
   if v_names && v_own then
     v_own := array(select 'page_' || o from unnest(v_own) o);
   end if;
@@ -159,10 +160,12 @@ begin
     returns setof %s language sql stable set search_path = pg_catalog, pg_temp rows 20 as %L',
     v_function, v_view, format('
   select r.place, r.score, r.source, r.arm, %s
-  from two_tower.page_for(two_tower.require_user(), p_limit, p_exclude, %L) with ordinality
-      as r (post_id, post_key, post_source, author_id, created_at, score, source, arm, place)
-    join %s v on v.%I = r.post_key::%s
-  order by r.place', v_listed, p_source.name, v_view, v_key, p_source.key_type));
+  from (select f.place, f.score, f.source, f.arm, f.post_key::%s as key
+        from two_tower.page_for(two_tower.require_user(), p_limit, p_exclude, %L) with ordinality
+          as f (post_id, post_key, post_source, author_id, created_at, score, source, arm, place)
+        offset 0) r
+    join %s v on v.%I = r.key
+  order by r.place', v_listed, p_source.key_type, p_source.name, v_view, v_key));
   execute format('comment on function %s(integer, text[]) is %L', v_function, format(
     'Returns rows of %s for the signed-in user, best first, with %s, %s, %s and %s: as recommend() does, of this table alone. Select, filter and embed as in a table. Order by %2$s: embedding does not keep the order.',
     p_source.relation, v_own[1], v_own[2], v_own[3], v_own[4]));

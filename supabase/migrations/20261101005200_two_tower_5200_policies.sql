@@ -41,14 +41,13 @@ grant select, insert (user_id, post_id, post_key, post_source, event_type, dwell
 grant usage on sequence two_tower.engagement_event_ids to authenticated;
 grant execute on function
   two_tower.now(), two_tower.is_operator(), two_tower.session_role(), two_tower.require_user(),
-  two_tower.page_for(uuid, integer, text[], text),
-  two_tower.rank_for(uuid, integer, bigint[], text, bigint[]),
-  two_tower.rank_similar(bigint, integer), two_tower.rank_popular(integer),
-  two_tower.rank_followed(integer), two_tower.explain_post(uuid, bigint),
-  two_tower.explain_readable(uuid, bigint), two_tower.find_excluded(text[], text),
-  two_tower.identify_post(bigint, text, text), two_tower.scan_limit(),
-  two_tower.find_keys(smallint, bigint[]), two_tower.find_ids(smallint, text[]),
-  two_tower.find_listed(bigint[]), two_tower.refuse_post(text), two_tower.begin_batch(),
+  two_tower.page_for(uuid, integer, text[], text, text, bigint),
+  two_tower.rank_for(uuid, integer, bigint[], text, bigint[], text, bigint),
+  two_tower.explain_post(uuid, bigint), two_tower.explain_readable(uuid, bigint),
+  two_tower.find_excluded(text[], text), two_tower.identify_post(bigint, text, text),
+  two_tower.scan_limit(), two_tower.find_keys(smallint, bigint[]),
+  two_tower.find_ids(smallint, text[]), two_tower.find_refused(bigint[]),
+  two_tower.refuse_post(text), two_tower.begin_batch(),
   two_tower.find_readable(bigint[], boolean), two_tower.find_newest_readable(integer, text)
   to authenticated;
 

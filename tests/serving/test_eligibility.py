@@ -177,6 +177,6 @@ def test_explain_recommendation_and_recommend_agree(db: Connection, post: int) -
     reasons = [
         *("it is your own post", "you have seen it", "you hid it"),
         *("you blocked or muted its author", "it is not available to you"),
-        *("the post is deleted", "eligible"),
+        *("the post is hidden or deleted", "eligible"),
     ]
     assert row == (post == 7, reasons[post - 1], 1 if post == 7 else None)

@@ -119,8 +119,8 @@ def test_a_reader_who_has_seen_all_that_is_near_gets_what_comes_next(
     db.execute(
         "insert into two_tower.user_posts (user_id, post_id, first_seen_at, last_event_at)"
         " select %s, n, now(), now() from unnest(two_tower.scan_posts("
-        "   two_tower.encode_user(%s), 900, %s, '{}')) n",
-        [reader, reader, reader],
+        "   two_tower.load_reader(%s), 900, '{}')) n",
+        [reader, reader],
     )
     db.execute("update two_tower.settings set exploration_share = 0")
     nearest = "select two_tower.find_nearest_posts(two_tower.encode_user(%s), 100, %s, '{}', %s)"
@@ -136,9 +136,9 @@ def test_a_reader_who_blocked_all_authors_that_are_near_is_served_by_a_scan(
     db.execute(
         "insert into public.author_blocks (user_id, author_id, kind)"
         " select %s, author_id, 'mute_author' from unnest(two_tower.scan_posts("
-        "   two_tower.encode_user(%s), 3000, %s, '{}')) n"
+        "   two_tower.load_reader(%s), 3000, '{}')) n"
         "   join public.posts p on p.id = n group by author_id on conflict do nothing",
-        [reader, reader, reader],
+        [reader, reader],
     )
     withheld = {
         row[0]
