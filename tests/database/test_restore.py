@@ -152,3 +152,36 @@ def test_rows_restored_without_the_schema_are_learned_once_more(
         assert value(connection, insert, users[0], ids[0]) > last
         with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):
             value(connection, "select two_tower.learn_history()")
+
+
+def test_restored_events_find_posts_whose_ids_are_new_by_their_keys(db: Connection) -> None:
+    users = [add_user(db) for _ in range(3)]
+    value(db, "select two_tower.detach('public.posts')")
+    db.execute("create table public.songs (slug text primary key, title text)")
+    db.execute("insert into public.songs select 'song ' || n, 'song' from generate_series(1, 9) n")
+    db.execute("alter table public.engagement_events disable trigger user")
+    insert = (
+        "insert into public.engagement_events (user_id, post_id, post_key, post_source, event_type)"
+        " values (%s, %s, %s, %s, 'like')"
+    )
+    for user in users:
+        db.execute(insert, [user, -70, "song 7", "songs"])  # the id that it had
+        db.execute(insert, [user, -80, "song 8", None])
+        db.execute(insert, [user, -1, None, None])  # nobody knows which song that was
+        db.execute(insert, [user, -1, "song 10", "songs"])  # it is gone
+        db.execute(insert, [user, -99, "song 1", "films"])  # so is its table
+    db.execute("alter table public.engagement_events enable trigger user")
+    value(db, "select two_tower.attach_posts('public.songs', content => '{title}')")
+    value(db, "select two_tower.reconcile('songs')")
+    taken = [value(db, "select two_tower.learn_history(2)") for _ in range(9)]
+    assert taken == [2] * 7 + [1, 0]
+    learned = rows(
+        db,
+        "select p.key, count(*) as users from two_tower.user_posts u"
+        " join two_tower.posts p on p.id = u.post_id group by p.key order by p.key",
+    )
+    assert [tuple(row) for row in learned] == [("song 7", 3), ("song 8", 3)]
+    moved = (
+        "select count(*) from public.engagement_events e join two_tower.posts p on p.id = e.post_id"
+    )
+    assert value(db, f"{moved} and p.key = e.post_key") == 6
