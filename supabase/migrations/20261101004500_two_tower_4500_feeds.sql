@@ -178,7 +178,8 @@ comment on function two_tower.scan_limit() is 'Returns settings.exact_scan_limit
 
 -- Nearly always the first round fills the page. Where the caller may read few of the posts, the
 -- direction turns: what the caller may read is found first, and ranked then. It turns at once where
--- nothing of the first round is readable.
+-- nothing of the first round is readable. What is recommended or followed comes back in full, so
+-- that less than was asked for is all there is.
 create function two_tower.page_for(p_user_id uuid, p_limit integer, p_exclude text[] default '{}',
   p_source text default null, p_kind text default 'recommended', p_post_id bigint default null)
 returns setof two_tower.page_row
@@ -206,7 +207,8 @@ begin
       select r from two_tower.find_readable(array(select f.post_id from unnest(v_found) f)) r);
     v_page := v_page || array(
       select f from unnest(v_found) f where f.post_id = any (v_readable));
-    exit when cardinality(v_page) >= v_limit or cardinality(v_found) < v_asked;
+    exit when cardinality(v_page) >= v_limit
+      or cardinality(v_found) < v_asked and p_kind in ('recommended', 'followed');
     v_excluded := v_excluded || array(select f.post_id from unnest(v_found) f);
   end loop;
   return query

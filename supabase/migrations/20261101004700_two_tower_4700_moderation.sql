@@ -25,7 +25,7 @@ returns void language sql set search_path = pg_catalog, pg_temp as $$
     two_tower.identify_post(p_post_id, p_post_key, p_post_source), true, p_reason);
 $$;
 comment on function public.remove_post(bigint, text, text, text) is
-  'For back ends with the service role: takes a post out of all feeds. Its author cannot bring it back. The row in the app''s table stays as it is. Raises 22023 for an unknown post.';
+  'For back ends with the service role: takes a post out of all feeds, at once. Its author cannot bring it back. The row in the app''s table stays as it is, and a row with another key is another post. Raises 22023 for an unknown post.';
 
 create function public.restore_post(p_post_id bigint default null,
   p_post_key text default null, p_post_source text default null)
@@ -34,4 +34,4 @@ returns void language sql set search_path = pg_catalog, pg_temp as $$
     two_tower.identify_post(p_post_id, p_post_key, p_post_source), false, null);
 $$;
 comment on function public.restore_post(bigint, text, text) is
-  'For back ends with the service role: takes a removal back. Raises 22023 for an unknown post.';
+  'For back ends with the service role: takes a removal back. The post is ranked again from the next tick on. Raises 22023 for an unknown post.';
