@@ -25,6 +25,7 @@ create table two_tower.source_reports (
 comment on table two_tower.source_reports is 'What triggers on attached tables report, until a tick acts on it.';
 comment on column two_tower.source_reports.event is 'broken: a write was stored and not followed. emptied: the table was truncated.';
 comment on column two_tower.source_reports.sqlstate is 'The error because of which the write was not followed.';
+comment on column two_tower.source_reports.message is 'The message of that error.';
 
 create function two_tower.change_posts(p_source_id smallint, p_rows two_tower.post_row[])
 returns void language plpgsql set search_path = pg_catalog, pg_temp as $$

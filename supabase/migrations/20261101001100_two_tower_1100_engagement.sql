@@ -86,7 +86,8 @@ comment on function two_tower.find_post(text, text) is 'Returns the id of the po
 create function two_tower.refuse_post(p_post text) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
-  raise exception 'post % does not exist', left(p_post, 200) using errcode = 'foreign_key_violation',
+  raise exception 'post % does not exist', left(p_post, 200)
+    using errcode = 'foreign_key_violation',
     hint = 'Insert the post before its engagements. Nothing of the statement was stored.';
 end
 $$;

@@ -68,7 +68,8 @@ begin
   when 'posts' then
     names := 'key, author_key, created_at, is_visible, content_hash, language, tags';
     keys := 'key';
-    parts := format('%s::text, %s::text, %s, coalesce(%s, false), hashtextextended(%s, 0), %s::text, %s::text[]',
+    parts := format('%s::text, %s::text, %s, coalesce(%s, false), hashtextextended(%s, 0),
+      %s::text, %s::text[]',
       two_tower.write_argument(s, 'key'), two_tower.write_argument(s, 'author'),
       two_tower.write_time(s), two_tower.write_argument(s, 'visible', 'true'),
       two_tower.write_text(s), two_tower.write_argument(s, 'language'),
@@ -115,7 +116,8 @@ returns void language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_function text := 'two_tower.' || regexp_replace(p_signature, ' returns .*$', '');
 begin
-  execute format('create or replace function two_tower.%s %s as %L', p_signature, p_options, p_body);
+  execute format('create or replace function two_tower.%s %s as %L', p_signature, p_options,
+    p_body);
   v_function := regexp_replace(v_function, '(\(|, )p_\w+ ', '\1', 'g');
   v_function := regexp_replace(v_function, ' default [^,)]*', '', 'g');
   execute format('comment on function %s is %L', v_function, p_comment);
@@ -175,7 +177,8 @@ exception
 end
 $body$, p_source.role, p_source.id, v_row.row_type, v_row.parts, v_row.names, v_row.keys,
       two_tower.write_filter(p_source)),
-    format('Follows what is written to %s. Whatever goes wrong here, the write of the app stands, and the source is reported as broken. Definer: who writes there has no grant on the registry.',
+    format(
+      'Follows what is written to %s. Whatever goes wrong here, the write of the app stands, and the source is reported as broken. Definer: who writes there has no grant on the registry.',
       p_source.relation));
 end
 $$;
@@ -185,7 +188,8 @@ create function two_tower.write_reading_functions(p_source two_tower.sources) re
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_row record := two_tower.write_row(p_source);
-  v_options text := 'language sql stable security definer set search_path = pg_catalog, pg_temp set row_security = off';
+  v_options text := 'language sql stable security definer
+    set search_path = pg_catalog, pg_temp set row_security = off';
 begin
   perform two_tower.create_source_function(
     format('scan_source_%s(p_first bigint, p_last bigint) returns setof %s', p_source.id,
@@ -194,7 +198,9 @@ begin
   select %s from %s t
   where t.ctid >= (''('' || p_first || '',0)'')::tid and t.ctid < (''('' || p_last || '',0)'')::tid
     and %s', v_row.parts, p_source.relation, two_tower.write_filter(p_source)),
-    format('Returns what %s says in its blocks from p_first to before p_last. Definer: all rows are read, whatever its policies say.', p_source.relation));
+    format(
+      'Returns what %s says in its blocks from p_first to before p_last. Definer: all rows are read, whatever its policies say.',
+      p_source.relation));
   perform two_tower.create_source_function(
     format('missing_in_source_%s(p_rows %s[]) returns setof %2$s', p_source.id, v_row.row_type),
     v_options,
@@ -202,7 +208,9 @@ begin
   select r.* from unnest(p_rows) r
   where not exists (select from %s t where %s and %s)', p_source.relation, v_row.matches,
       two_tower.write_filter(p_source)),
-    format('Returns those of the rows that are not in %s. Definer: all rows are read, whatever its policies say.', p_source.relation));
+    format(
+      'Returns those of the rows that are not in %s. Definer: all rows are read, whatever its policies say.',
+      p_source.relation));
   if p_source.role in ('posts', 'profiles') then
     perform two_tower.create_source_function(
       format('texts_in_source_%s(p_keys text[]) returns table (key text, content text)',
@@ -212,8 +220,11 @@ begin
   where %1$s = any (array(select k::%4$s from unnest(p_keys) k))',
         two_tower.write_argument(p_source, case p_source.role when 'posts' then 'key'
           else 'user' end),
-        two_tower.write_text(p_source), p_source.relation, coalesce(p_source.key_type, 'uuid'::regtype)),
-      format('Returns texts of rows of %s. Definer: all rows are read, whatever its policies say.', p_source.relation));
+        two_tower.write_text(p_source), p_source.relation,
+        coalesce(p_source.key_type, 'uuid'::regtype)),
+      format(
+        'Returns texts of rows of %s. Definer: all rows are read, whatever its policies say.',
+        p_source.relation));
   end if;
   if p_source.role = 'posts' then
     perform two_tower.create_source_function(
@@ -224,7 +235,9 @@ begin
   where %s = any (array(select k::%s from unnest(p_keys) k)) and %s',
         v_row.parts, p_source.relation, two_tower.write_argument(p_source, 'key'),
         p_source.key_type, two_tower.write_filter(p_source)),
-      format('Returns what %s says of the rows with these keys. Definer: all rows are read, whatever its policies say.', p_source.relation));
+      format(
+        'Returns what %s says of the rows with these keys. Definer: all rows are read, whatever its policies say.',
+        p_source.relation));
   end if;
 end
 $$;

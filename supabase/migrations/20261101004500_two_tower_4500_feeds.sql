@@ -241,7 +241,7 @@ returns table (
   select * from two_tower.page_for(p_user_id, p_limit, p_exclude);
 $$;
 comment on function public.recommend_for(uuid, integer, text[]) is
-  'For back ends with the service role: returns what recommend() returns to a user, as for a page that a server renders, or a digest by e-mail. The service role may read all rows, so policies on the app''s tables do not count. Raises 22023 without a user.';
+  'For back ends with the service role: returns what recommend() returns to the user, as for a page that a server renders, or a digest by e-mail. The service role reads all rows, so the policies of the app''s tables do not count here. Raises 22023 without a user.';
 
 create function public.similar_posts(p_post_id bigint default null, p_limit integer default 20,
   p_post_key text default null, p_post_source text default null)

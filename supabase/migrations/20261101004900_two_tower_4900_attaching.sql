@@ -10,7 +10,7 @@ begin
   if not pg_has_role(v_engine_owner, 'member')
     or not pg_has_role(v_table.relowner, 'member') then
     raise exception 'role % may not attach %', current_user, p_relation using errcode = '42501',
-      hint = format('Attach tables as the owner of the table who is also a member of %s.',
+      hint = format('Attach it as a role that owns the table and is a member of %s.',
         v_engine_owner::regrole);
   end if;
   if v_table.relkind <> 'r' or v_table.relispartition then
@@ -22,7 +22,8 @@ begin
     and (v_table.relforcerowsecurity or not pg_has_role(v_engine_owner, v_table.relowner, 'usage'))
   then
     raise exception 'role % does not see all rows of %', v_engine_owner::regrole, p_relation
-      using errcode = '42501', hint = format('Its policies apply to that role: alter table %s no force row level security, or alter role %s bypassrls.',
+      using errcode = '42501', hint = format(
+        'Its policies apply to that role: alter table %s no force row level security, or alter role %s bypassrls.',
         p_relation, v_engine_owner::regrole);
   end if;
 end
@@ -166,7 +167,7 @@ begin
     join %s v on v.%I = r.key
   order by r.place', v_listed, p_source.key_type, p_source.name, v_view, v_key));
   execute format('comment on function %s(integer, text[]) is %L', v_function, format(
-    'Returns rows of %s for the signed-in user, best first, with %s, %s, %s and %s: as recommend() does, of this table alone. Select, filter and embed as in a table. Order by %1$s, because embedding does not keep the order.',
+    'Returns rows of %s for the signed-in user, best first, with %s, %s, %s and %s: as recommend() does, of this table alone. Select, filter and embed as in a table. Order by %2$s: embedding does not keep the order.',
     p_source.relation, v_own[1], v_own[2], v_own[3], v_own[4]));
   execute format('alter function %s(integer, text[]) owner to %I', v_function, v_owner);
   execute format('revoke all on function %s(integer, text[]) from public, anon, authenticated,
@@ -262,7 +263,7 @@ begin
   if exists (select from two_tower.sources s where s.id is distinct from v_source.id
       and (s.name = v_source.name
         or s.role = p_role and p_role <> 'posts' and s.state <> 'detached')) then
-    raise exception 'another table is attached as % or as %', v_source.name, p_role
+    raise exception 'another table is attached as %, or holds the %', v_source.name, p_role
       using errcode = '42710', hint = 'Give another name =>, or detach that table first.';
   elsif v_source.id is null and p_role = 'posts'
     and to_regclass(format('public.%I', v_source.name || '_page')) is not null then
@@ -302,21 +303,21 @@ returns text language sql set search_path = pg_catalog, pg_temp as $$
     'tags', tags, 'key', key), check_readable);
 $$;
 comment on function two_tower.attach_posts(regclass, text[], text, text, text, text, text, text, text, boolean) is
-  'Attaches a table of posts: what is written to it from now on is followed, and its rows are recommended. content: columns or expressions of the text. author, created_at, language, tags (text[]): columns or expressions. visible: a condition for being recommended, such as $$status = ''published''$$. key: a unique column, if not the primary key. name: what recommended_<name> is named after; the table''s own by default. check_readable: refuse events of users who may not read the post. Call it again to change it. Returns the name. Raises what attach_source() raises.';
+  'Attaches a table of posts: its rows are recommended. Writes to it are followed from now on, and ticks read the rows that it has already. content: columns or expressions whose texts are encoded. author, created_at, language: a column or an expression each; tags: one of type text[]. visible: the condition under which a row is recommended, such as status = ''published''. key: a column that is unique and not null; by default the primary key. name: recommended_<name>() is named after it; by default the name of the table. check_readable: whether an event is refused when its sender may not read the post. Call it again to change it. Returns the name. Raises what attach_source() raises.';
 
 create function two_tower.attach_profiles(relation regclass, "user" text, content text[])
 returns text language sql set search_path = pg_catalog, pg_temp as $$
   select two_tower.attach_source('profiles', relation, null,
     jsonb_build_object('user', "user", 'content', content));
 $$;
-comment on function two_tower.attach_profiles(regclass, text, text[]) is 'Attaches the table of profiles, whose texts give new users a first vector. user: the column of the user''s id. content: columns or expressions of the text. Returns the name. Raises what attach_source() raises.';
+comment on function two_tower.attach_profiles(regclass, text, text[]) is 'Attaches the table of profiles. Their texts give new users a first vector. user: the column of the user''s id, a uuid. content: columns or expressions whose texts are encoded. Returns the name. Raises what attach_source() raises.';
 
 create function two_tower.attach_follows(relation regclass, follower text, followed text)
 returns text language sql set search_path = pg_catalog, pg_temp as $$
   select two_tower.attach_source('follows', relation, null,
     jsonb_build_object('follower', follower, 'followed', followed));
 $$;
-comment on function two_tower.attach_follows(regclass, text, text) is 'Attaches the table of who follows whom. follower: the column of the user''s id. followed: that of the author, as posts name authors. Returns the name. Raises what attach_source() raises.';
+comment on function two_tower.attach_follows(regclass, text, text) is 'Attaches the table of who follows whom. follower: the column of the user''s id, a uuid. followed: the column of the author, as posts name authors. Returns the name. Raises what attach_source() raises.';
 
 create function two_tower.attach_blocks(relation regclass, "user" text, author text,
   kind text default null)
@@ -324,7 +325,7 @@ returns text language sql set search_path = pg_catalog, pg_temp as $$
   select two_tower.attach_source('blocks', relation, null,
     jsonb_build_object('user', "user", 'author', author, 'kind', kind));
 $$;
-comment on function two_tower.attach_blocks(regclass, text, text, text) is 'Attaches the table of who blocked whom. Detach public.author_blocks first: then events of type block_author and mute_author only teach, and this table decides. user: the column of the user''s id. author: that of the author, as posts name authors. kind: block_author or mute_author; by default all are blocks. Returns the name. Raises what attach_source() raises.';
+comment on function two_tower.attach_blocks(regclass, text, text, text) is 'Attaches the table of who blocked whom. Detach public.author_blocks first. From then on this table decides, and events of type block_author and mute_author only teach. user: the column of the user''s id, a uuid. author: the column of the author, as posts name authors. kind: block_author or mute_author; by default all rows are blocks. Returns the name. Raises what attach_source() raises.';
 
 create function two_tower.detach(relation regclass) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -353,8 +354,8 @@ begin
   end if;
 end
 $$;
-comment on function two_tower.detach(regclass) is 'Detaches a table. Its posts are not recommended any more, and keep their ids and all that was learned: attached again, they are found. Raises 42501 for who may not, 22023 for a table that is not attached.';
+comment on function two_tower.detach(regclass) is 'Detaches a table. Its posts are not recommended any more. They keep their ids and what was learned of them: attach the table again, and they are found. Raises 42501 for who may not, 22023 for a table that is not attached.';
 
 -- The engine's own table of blocks goes the same way as an app's.
-select two_tower.attach_blocks('public.author_blocks', "user" => 'user_id', author => 'author_id',
+select two_tower.attach_blocks('public.author_blocks', 'user_id', author => 'author_id',
   kind => 'kind');

@@ -295,6 +295,7 @@ language sql set search_path = pg_catalog, pg_temp as $$
   update two_tower.sources set is_walk_wanted = true where state <> 'detached';
 $$;
 comment on function two_tower.request_reconciliation() is 'Asks for a walk of every attached table: the daily one.';
+
 create function two_tower.reconcile(p_name text, p_may_remove_all boolean default false)
 returns bigint language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
@@ -322,4 +323,4 @@ begin
 end
 $$;
 comment on function two_tower.reconcile(text, boolean) is
-  'Walks a whole table at once, in this transaction, as after a restore or a load with triggers off. p_may_remove_all: also where more than a tenth of its posts are gone. Returns how many steps it took. Raises 22023 for an unknown name, and 55000 for a table that cannot be followed.';
+  'Compares a whole table with the registry, in this transaction: after a restore, or a load with triggers off. p_may_remove_all: take posts out of the feed even where more than a tenth of them are gone from the table. Returns how many steps it took. Raises 22023 for an unknown name, and 55000 for a table that cannot be followed.';
