@@ -177,12 +177,14 @@ $$;
 comment on function two_tower.scan_limit() is 'Returns settings.exact_scan_limit. Definer: clients have no grant on settings.';
 
 -- Nearly always the first round fills the page. Where the caller may read few of the posts, the
--- direction turns: what the caller may read is found first, and ranked then. What is recommended or
--- followed comes back in full, so that less than was asked for is all there is.
+-- direction turns: what the caller may read is found first, and ranked then. It turns at once where
+-- nothing of the first round is readable. What is recommended or followed comes back in full, so
+-- that less than was asked for is all there is.
 create function two_tower.page_for(p_user_id uuid, p_limit integer, p_exclude text[] default '{}',
   p_source text default null, p_kind text default 'recommended', p_post_id bigint default null)
 returns setof two_tower.page_row
-language plpgsql stable set search_path = pg_catalog, pg_temp rows 20 as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp
+  set plan_cache_mode = force_generic_plan rows 20 as $$
 declare
   v_limit integer := least(500, greatest(1, coalesce(p_limit, 20)));
   v_excluded bigint[] := two_tower.find_excluded(coalesce(p_exclude, '{}'), p_source);
@@ -193,6 +195,7 @@ declare
   v_page two_tower.page_row[] := '{}';
 begin
   foreach v_round in array '{first, wide, turned}'::text[] loop
+    continue when v_round = 'wide' and v_page = '{}';
     v_asked := case v_round when 'wide' then least(500, 10 * v_limit)
       else v_limit - cardinality(v_page) end;
     v_found := array(
@@ -217,7 +220,7 @@ begin
 end
 $$;
 comment on function two_tower.page_for(uuid, integer, text[], text, text, bigint) is
-  'Returns a page of posts that the caller may read in the app''s tables. Asks for a page, then for a ten times longer one, then for the best of the newest settings.exact_scan_limit posts that the caller may read. Fewer come back only if more than that are readable. p_kind: see rank_for(). Scores are rounded.';
+  'Returns a page of posts that the caller may read in the app''s tables. Asks for a page, then (if any of that is readable) for a ten times longer one, then for the best of the newest settings.exact_scan_limit posts that the caller may read. Fewer come back only if more than that are readable. p_kind: see rank_for(). Scores are rounded.';
 
 create function public.recommend(p_limit integer default 20, p_exclude text[] default '{}')
 returns table (
