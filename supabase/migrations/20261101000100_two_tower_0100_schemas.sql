@@ -38,8 +38,13 @@
 --   around it   monitoring, safety
 --   a client    source_functions  what is written for each attached table, and asks its policies
 --               feeds, explanations, moderation, recording
+<<<<<<< HEAD
 --   any app     attaching, reconciliation: how tables are attached, and what triggers missed
 --               restoring    events that were restored, and are learned once more
+=======
+--   any app     attachable, attaching: which tables can be attached, and how
+--               mending, reconciliation: what became of the table, and what triggers missed
+>>>>>>> sources
 --   the beat    tick, policies
 --   an app      starter: tables to start from, attached like any others. Optional
 

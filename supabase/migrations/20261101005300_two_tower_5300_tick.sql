@@ -1,0 +1,159 @@
+-- The heartbeat. One call does what is due in bounded steps. pg_cron makes it where it exists, and
+-- workers make it too.
+
+create function two_tower.is_schedule_due(p_schedule two_tower.schedules) returns boolean
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select p_schedule.is_enabled
+    and not exists (select from two_tower.jobs j
+                    where j.kind = p_schedule.kind and j.state in ('pending', 'running'))
+    and case
+      when p_schedule.every is not null then
+        coalesce(p_schedule.last_run_at + p_schedule.every <= two_tower.now(), true)
+      else
+        (select filling_version is null from two_tower.state)
+        and (select count(*) from (
+               select from public.engagement_events e
+               where e.id > p_schedule.last_event_id
+                 and e.event_type in (select event_type from two_tower.signals where strength <> 0)
+               limit p_schedule.every_events) as new_events) >= p_schedule.every_events
+    end;
+$$;
+comment on function two_tower.is_schedule_due(two_tower.schedules) is
+  'Returns whether a schedule should run now. A schedule does not run while its last job is pending or running. A schedule by events does not run while a slot is being filled. Counts engagements where they are, so that no counter row slows down their writers.';
+
+create function two_tower.start_due_schedules() returns text[]
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  v_schedule two_tower.schedules;
+  v_started text[] := '{}';
+begin
+  for v_schedule in select * from two_tower.schedules where is_enabled
+    order by kind for update skip locked loop
+    continue when not two_tower.is_schedule_due(v_schedule);
+    update two_tower.schedules set
+      last_run_at = two_tower.now(),
+      last_event_id = coalesce((select max(e.id) from public.engagement_events e), last_event_id)
+    where kind = v_schedule.kind;
+    if v_schedule.runs_in = 'worker' then
+      perform two_tower.enqueue_job(v_schedule.kind);
+    else
+      perform two_tower.try_call(v_schedule.kind);
+    end if;
+    v_started := v_started || v_schedule.kind;
+  end loop;
+  return v_started;
+end
+$$;
+comment on function two_tower.start_due_schedules() is
+  'Starts what is due: adds a job for the workers, or calls a bounded function here. One that fails opens an alert and stops no other. Returns the kinds.';
+
+-- Learning locks users before posts, and posts in order of id. Two such steps in one transaction
+-- would break that order. So a tick takes one step: the next, in turn, that has something to do.
+-- The turn moves on even if the step fails: what is broken in one must not stop the others.
+create function two_tower.take_step() returns jsonb
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  v_steps text[] := '{fold_steps, learn_deferred, apply_post_changes, reconcile_sources, fill_slot,
+    restore_users, erase_users, purge_posts, compact_numbers}';
+  v_limits integer[] := '{1000, 500, 1000, 1, 2000, 2000, 1000, 1000, 1000}';
+  v_place integer;
+  v_turn bigint;
+  v_step text;
+  v_done record;
+begin
+  v_done := two_tower.try_call('freeze_on_drift');
+  if v_done.answer::boolean then
+    return '{"froze": 1}';
+  end if;
+  update two_tower.cursors set position = position + 1 where name = 'tick'
+    returning position into v_turn;
+  for v_offset in 1..cardinality(v_steps) loop
+    v_place := 1 + (v_turn + v_offset) % cardinality(v_steps);
+    v_step := v_steps[v_place];
+    v_done := two_tower.try_call(v_step, v_limits[v_place]);
+    if v_done.has_failed then
+      return jsonb_build_object('failed', v_step);
+    elsif v_done.answer::integer > 0 then
+      return jsonb_build_object(v_step, v_done.answer::integer);
+    end if;
+  end loop;
+  if (select filling_version is not null from two_tower.state)
+    and not two_tower.needs_serving_index() then
+    v_done := two_tower.try_call('flip_slots');
+    return jsonb_build_object('flip_slots', coalesce(v_done.answer::boolean, false)::integer);
+  end if;
+  return '{}';
+end
+$$;
+comment on function two_tower.take_step() is 'Takes one bounded step of what was deferred, in turn. Takes the flip when nothing else is left, a slot is full and no serving index is needed. Returns the step and its count, or {} if nothing was left to do. A step that fails changes nothing, opens an alert, and is tried again in its turn.';
+
+create function two_tower.tick() returns jsonb
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_started text[];
+  v_done record;
+begin
+  if not pg_try_advisory_xact_lock(two_tower.tick_lock()) then
+    return '{"skipped": "another tick is running"}';
+  end if;
+  perform two_tower.enqueue_job(w.kind)
+  from (
+    select 'encode_posts' as kind where exists (select from two_tower.posts_to_encode(1))
+    union all
+    select 'encode_profiles' where exists (select from two_tower.profiles_to_encode(1))
+    union all
+    select 'build_serving_index' where two_tower.is_serving_build_due()
+  ) w
+  where not exists (select from two_tower.jobs j
+                    where j.kind = w.kind and j.state in ('pending', 'running'));
+  v_done := two_tower.try_call('improve_first_tower');
+  if v_done.answer is not null then
+    return jsonb_build_object(v_done.answer, 1);
+  end if;
+  v_started := two_tower.start_due_schedules();
+  if v_started <> '{}' then
+    return jsonb_build_object('started', v_started);
+  end if;
+  return two_tower.take_step() || jsonb_build_object('serving_refreshed',
+    coalesce((two_tower.try_call('refresh_serving_index', 500)).answer::integer, 0));
+end
+$$;
+comment on function two_tower.tick() is
+  'Does what is due, in bounded steps, and returns what it did. Call it at any time, from anywhere: one runs at a time, and one makes up for missed calls. Definer: workers have no grant on tables.';
+
+create function two_tower.prune_cron_history() returns integer
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_deleted integer := 0;
+begin
+  if to_regclass('cron.job_run_details') is not null then
+    execute '
+      delete from cron.job_run_details d using cron.job j
+      where j.jobid = d.jobid and j.jobname = ''two_tower_tick''
+        and d.end_time < pg_catalog.now() - interval ''1 day''';
+    get diagnostics v_deleted = row_count;
+  end if;
+  return v_deleted;
+end
+$$;
+comment on function two_tower.prune_cron_history() is
+  'Deletes what pg_cron keeps of ticks that ended more than a day ago: 17,280 rows a day. Returns how many. Definer: workers have no grant on cron.';
+
+do $$
+declare
+  -- The platform ends statements after two minutes, those of its scheduler too.
+  v_command text := 'set statement_timeout = 0; select two_tower.tick()';
+begin
+  if exists (select from pg_catalog.pg_available_extensions where name = 'pg_cron') then
+    create extension if not exists pg_cron;
+    begin
+      perform cron.schedule('two_tower_tick', '5 seconds', v_command);
+    exception when invalid_parameter_value then
+      -- Before 1.5 pg_cron knows no seconds.
+      perform cron.schedule('two_tower_tick', '* * * * *', v_command);
+    end;
+  end if;
+exception when others then
+  raise notice 'pg_cron is not used (%): only the workers call two_tower.tick()', sqlerrm;
+end
+$$;

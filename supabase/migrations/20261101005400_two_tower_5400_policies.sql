@@ -1,0 +1,102 @@
+-- Who may do what, in one place. Everything is revoked first. Projects differ in what they grant by
+-- default on new objects. A grant on a table would let a client write columns that are the
+-- server's, such as created_at.
+
+revoke all on public.author_blocks, public.engagement_events
+  from public, anon, authenticated, service_role;
+revoke all on all tables in schema two_tower from public, anon, authenticated, service_role;
+revoke all on all sequences in schema two_tower from public, anon, authenticated, service_role;
+revoke execute on all functions in schema two_tower from public, anon, authenticated, service_role;
+revoke execute on function
+  public.recommend(integer, text[]), public.similar_posts(bigint, integer, text, text),
+  public.popular_posts(integer), public.recent_from_followed(integer),
+  public.explain_recommendation(bigint, text, text), public.record_engagements(jsonb),
+  public.recommend_for(uuid, integer, text[]), public.explain_for(uuid, bigint, text, text),
+  public.remove_post(bigint, text, text, text), public.restore_post(bigint, text, text)
+  from public, anon, authenticated, service_role;
+
+-- The service role is the backend and the workers. It bypasses row level security everywhere in
+-- Supabase.
+grant all on public.author_blocks, public.engagement_events to service_role;
+grant all on all tables in schema two_tower to service_role;
+grant all on all sequences in schema two_tower to service_role;
+grant execute on all functions in schema two_tower to service_role;
+grant execute on function
+  public.recommend(integer, text[]), public.similar_posts(bigint, integer, text, text),
+  public.popular_posts(integer), public.recent_from_followed(integer),
+  public.explain_recommendation(bigint, text, text), public.record_engagements(jsonb)
+  to authenticated, service_role;
+grant execute on function
+  public.recommend_for(uuid, integer, text[]), public.explain_for(uuid, bigint, text, text),
+  public.remove_post(bigint, text, text, text), public.restore_post(bigint, text, text)
+  to service_role;
+
+-- What signed-in users may write, column by column. created_at is never among them.
+grant select, delete on public.author_blocks to authenticated;
+grant select, insert (user_id, post_id, post_key, post_source, event_type, dwell_ms,
+    client_event_id)
+  on public.engagement_events to authenticated;
+
+-- Defaults of columns and bodies of the public wrappers run with the caller's rights.
+grant usage on sequence two_tower.engagement_event_ids to authenticated;
+grant execute on function
+  two_tower.now(), two_tower.is_operator(), two_tower.session_role(), two_tower.require_user(),
+  two_tower.page_for(uuid, integer, text[], text, text, bigint),
+  two_tower.rank_for(uuid, integer, bigint[], text, bigint[], text, bigint),
+  two_tower.explain_post(uuid, bigint), two_tower.explain_readable(uuid, bigint),
+  two_tower.find_excluded(text[], text), two_tower.identify_post(bigint, text, text),
+  two_tower.scan_limit(), two_tower.find_keys(smallint, bigint[]),
+  two_tower.find_ids(smallint, text[]), two_tower.find_refused(bigint[]),
+  two_tower.refuse_post(text), two_tower.begin_batch(),
+  two_tower.find_readable(bigint[], boolean), two_tower.find_newest_readable(integer, text)
+  to authenticated;
+
+-- A worker can do its work and nothing else: it calls these functions, and has no grant on a table.
+-- Its login is a member: create role worker login password '...' in role two_tower_worker.
+do $$
+begin
+  if not exists (select from pg_catalog.pg_roles where rolname = 'two_tower_worker') then
+    create role two_tower_worker nologin;
+  end if;
+exception when duplicate_object or unique_violation then
+  null; -- another database of this server made it at the same moment
+end
+$$;
+grant usage on schema two_tower, extensions to two_tower_worker;
+grant execute on function
+  two_tower.tick(), two_tower.claim_job(text, text[], interval),
+  two_tower.heartbeat_job(bigint, text, interval), two_tower.complete_job(bigint, text, jsonb),
+  two_tower.fail_job(bigint, text, text),
+  two_tower.posts_to_encode(integer), two_tower.profiles_to_encode(integer),
+  two_tower.store_base_embeddings(bigint[], extensions.vector[], bigint[]),
+  two_tower.store_profile_embeddings(uuid[], extensions.vector[], bigint[]),
+  two_tower.read_settings(), two_tower.active_version(text), two_tower.read_version(bigint),
+  two_tower.read_tensors(bigint), two_tower.read_model_authors(bigint),
+  two_tower.held_out_from(), two_tower.candidate_tower_pairs(bigint),
+  two_tower.read_base_embeddings(bigint[]), two_tower.live_anchors(bigint, integer),
+  two_tower.users_to_train(bigint), two_tower.users_to_judge(bigint),
+  two_tower.users_to_encode(uuid, integer), two_tower.user_histories(bigint, uuid[]),
+  two_tower.random_posts_as_of(bigint, integer), two_tower.event_types_to_train(),
+  two_tower.read_author_embeddings(uuid[]),
+  two_tower.store_weights(text, text[], integer[], extensions.vector[], jsonb, jsonb, bigint,
+    bigint, bigint, uuid[], extensions.vector[]),
+  two_tower.reject_training(text, text, jsonb, jsonb, bigint, bigint, bigint),
+  two_tower.judge_candidate_tower(bigint),
+  two_tower.judge_user_tower(bigint, uuid[], extensions.vector[], extensions.vector[]),
+  two_tower.store_user_encodings(bigint, uuid[], extensions.vector[]),
+  two_tower.project_profiles(uuid, integer), two_tower.build_serving_index(text),
+  two_tower.check_serving_index(integer)
+  to two_tower_worker;
+
+alter table public.author_blocks enable row level security;
+alter table public.engagement_events enable row level security;
+
+create policy "users read their own blocks" on public.author_blocks
+  for select to authenticated using (user_id = (select auth.uid()));
+create policy "users lift their own blocks" on public.author_blocks
+  for delete to authenticated using (user_id = (select auth.uid()));
+
+create policy "users read their own engagements" on public.engagement_events
+  for select to authenticated using (user_id = (select auth.uid()));
+create policy "users record their own engagements" on public.engagement_events
+  for insert to authenticated with check (user_id = (select auth.uid()));
