@@ -32,19 +32,16 @@
 --   a like      lessons, locks, verdicts, draws, rules, learning: the trigger, in its order
 --               folding      the steps that it left for later
 --   a post      encoding     from a text to vectors, and the events that waited for them
+--               numbering    keeps the numbers dense by which posts are drawn
 --   a user      author_blocks, checkpoints, erasure
 --   a version   jobs, priors, model_switch, training_data, promotion_gate, first_projection
 --   a page      experiments, serving_index, exploration, serving_upkeep, candidates, ranking
 --   around it   monitoring, safety
 --   a client    source_functions  what is written for each attached table, and asks its policies
 --               feeds, explanations, moderation, recording
-<<<<<<< HEAD
---   any app     attaching, reconciliation: how tables are attached, and what triggers missed
---               restoring    events that were restored, and are learned once more
-=======
 --   any app     attachable, attaching: which tables can be attached, and how
 --               mending, reconciliation: what became of the table, and what triggers missed
->>>>>>> sources
+--               restoring    events that were restored, and are learned once more
 --   the beat    tick, policies
 --   an app      starter: tables to start from, attached like any others. Optional
 

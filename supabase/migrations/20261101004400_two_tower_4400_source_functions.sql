@@ -162,15 +162,11 @@ comment on function two_tower.create_source_function(text, text, text, text, tex
   'Writes one function of a source, or writes it anew. p_roles: who may execute it beside its owner.';
 
 -- A changed row is one that is not as it was: an update that touches nothing of what the source
-<<<<<<< HEAD
--- says costs a comparison. The error of a conflict with another session is the app's to see: it
--- would have met it without the engine, too. Statements are planned once a session, for any number
--- of rows: planning is most of what a row costs. The plan may be made while the registry is empty.
-=======
 -- says costs a comparison. A table of follows or blocks may name a pair twice: one that is gone
 -- from a row is looked for in the others. The error of a conflict with another session is the app's
--- to see: it would have met it without the engine, too.
->>>>>>> sources
+-- to see: it would have met it without the engine, too. Statements are planned once a session, for
+-- any number of rows: planning is most of what a row costs. The plan may be made while the registry
+-- is empty.
 create function two_tower.write_follow_function(p_source two_tower.sources) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
@@ -179,12 +175,8 @@ declare
 begin
   perform two_tower.create_source_function(
     format('follow_source_%s() returns trigger', p_source.id),
-<<<<<<< HEAD
-    'language plpgsql security definer set search_path = pg_catalog, pg_temp
+    'language plpgsql security definer ' || two_tower.write_settings() || '
       set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off',
-=======
-    'language plpgsql security definer ' || two_tower.write_settings(),
->>>>>>> sources
     format($body$
 #variable_conflict use_column
 begin
