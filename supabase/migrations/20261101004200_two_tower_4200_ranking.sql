@@ -169,7 +169,7 @@ begin
     union all
     (select l.post_id, null, 0 from two_tower.popular_candidates l
      where p_rule = 'popular' and p_among is null
-     order by l.popularity desc, l.post_id desc)
+     order by l.popularity desc, l.number desc)
     union all
     (select q.id, q.author_id, 0 from two_tower.posts q
      where p_rule = 'recent' and p_among is null

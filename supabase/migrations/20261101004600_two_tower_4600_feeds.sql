@@ -163,7 +163,7 @@ begin
     join two_tower.sources s on s.id = p.source_id
   where not (select exists (select from two_tower.withheld_authors a
     where a.user_id = v_user_id and a.author_id = p.author_id))
-  order by c.score desc, p.id desc
+  order by c.score desc, p.created_at desc
   limit p_limit;
 end
 $$;
