@@ -38,7 +38,8 @@
 --   around it   monitoring, safety
 --   a client    source_functions  what is written for each attached table, and asks its policies
 --               feeds, explanations, moderation, recording
---   any app     attaching, reconciliation: how tables are attached, and what triggers missed
+--   any app     attachable, attaching: which tables can be attached, and how
+--               mending, reconciliation: what became of the table, and what triggers missed
 --   the beat    tick, policies
 --   an app      starter: tables to start from, attached like any others. Optional
 

@@ -4,13 +4,13 @@
 
 create table two_tower.sources (
   id smallint generated always as identity primary key,
-  name text not null unique constraint name_is_short check (length(name) between 1 and 48),
+  name text not null constraint name_is_short check (octet_length(name) between 1 and 127),
   role text not null constraint role_is_known
     check (role in ('posts', 'profiles', 'follows', 'blocks')),
   relation regclass not null unique,
+  relation_id oid not null,
   arguments jsonb not null,
   columns jsonb not null,
-  written_for jsonb,
   key_type regtype,
   lends_ids boolean not null default false,
   check_readable boolean not null default true,
@@ -28,8 +28,8 @@ comment on column two_tower.sources.name is 'The name of the source. Events give
 comment on column two_tower.sources.role is 'What the table holds. At most one table holds profiles, one follows, one blocks.';
 comment on column two_tower.sources.relation is 'The table. It follows renames.';
 comment on column two_tower.sources.arguments is 'What was attached: a column or an expression for each part of a row.';
-comment on column two_tower.sources.columns is 'The numbers of the columns by the names that they had when the table was attached. So a renamed column is found.';
-comment on column two_tower.sources.written_for is 'The columns of the table when the functions of the source were written last. Where they differ, a tick writes the functions anew.';
+comment on column two_tower.sources.relation_id is 'The table by its number. A dump does not keep the number, so a restored table is known by it, and the numbers in columns do not count there.';
+comment on column two_tower.sources.columns is 'The columns of the table when the functions of the source were written last: number, type, and whether clients may read them. Where they differ now, a tick writes the functions anew. A renamed column is found by its number.';
 comment on column two_tower.sources.key_type is 'The type of the key of posts.';
 comment on column two_tower.sources.lends_ids is 'Whether the keys of its posts are their ids in the registry. That is so if the table was the first one, and its keys are positive numbers.';
 comment on column two_tower.sources.check_readable is 'Whether an event is refused when its sender may not read the post.';
@@ -41,12 +41,13 @@ comment on column two_tower.sources.is_walk_wanted is 'Whether another walk is d
 comment on column two_tower.sources.reconciled_at is 'When the last walk ended.';
 create unique index one_source_of_profiles_follows_blocks on two_tower.sources (role)
   where role <> 'posts' and state <> 'detached';
+create unique index one_source_of_a_name on two_tower.sources (name) where state <> 'detached';
 
 -- An author is a user or any other key of the app, and gets a uuid in either case.
 create function two_tower.author_id_of(p_key text) returns uuid
 language sql immutable
 return case
-  when p_key ~ '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$' then p_key::uuid
+  when p_key ~* '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$' then p_key::uuid
   else md5(p_key)::uuid end;
 comment on function two_tower.author_id_of(text) is 'Returns the id of an author by the app''s key: the key itself if it is a uuid, else a uuid made of its md5.';
 
