@@ -132,6 +132,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
 $$;
 comment on function two_tower.list_followed(uuid, integer, bigint[], bigint[]) is 'Returns posts of followed authors, with their time as score: the newest p_limit of each, and those of the newest 1,000 that wait for the encoder.';
 
+-- Beside what is recommended, posts are looked up from the best one down until the page is full.
 create function two_tower.rank_for(p_user_id uuid, p_limit integer, p_excluded bigint[],
   p_source text default null, p_among bigint[] default null, p_kind text default 'recommended',
   p_post_id bigint default null)
@@ -149,22 +150,27 @@ begin
     return;
   end if;
   return query
-  select p.id, p.key, s.name, p.author_id, p.created_at, c.score, p_kind, null::text
+  select p.id, p.key, s.name, p.author_id, p.created_at, r.score, p_kind, null::text
   from (
-    select * from two_tower.list_similar(p_post_id, p_limit, p_excluded, p_among)
-    where p_kind = 'similar'
-    union all
-    select * from two_tower.list_popular(p_excluded, p_among) where p_kind = 'popular'
-    union all
-    select * from two_tower.list_followed(v_user_id, p_limit, p_excluded, p_among)
-    where p_kind = 'followed'
-  ) c
-    join two_tower.listed_posts p on p.id = c.post_id
+    select c.post_id, c.score
+    from (
+      select * from two_tower.list_similar(p_post_id, p_limit, p_excluded, p_among)
+      where p_kind = 'similar'
+      union all
+      select * from two_tower.list_popular(p_excluded, p_among) where p_kind = 'popular'
+      union all
+      select * from two_tower.list_followed(v_user_id, p_limit, p_excluded, p_among)
+      where p_kind = 'followed'
+      order by score desc, post_id desc offset 0
+    ) c
+    where (select exists (select from two_tower.listed_posts p
+      where p.id = c.post_id and not exists (select from two_tower.withheld_authors a
+        where a.user_id = v_user_id and a.author_id = p.author_id)))
+    limit p_limit
+  ) r
+    join two_tower.posts p on p.id = r.post_id
     join two_tower.sources s on s.id = p.source_id
-  where not (select exists (select from two_tower.withheld_authors a
-    where a.user_id = v_user_id and a.author_id = p.author_id))
-  order by c.score desc, p.id desc
-  limit p_limit;
+  order by r.score desc, p.id desc;
 end
 $$;
 comment on function two_tower.rank_for(uuid, integer, bigint[], text, bigint[], text, bigint) is

@@ -7,7 +7,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from python_jobs.db import Connection
+from python_jobs.db import Connection, value
 from tests.support.catalogue import INLINED, READABLE
 from tests.support.database import add_user, as_user
 
@@ -148,6 +148,37 @@ def test_every_definer_function_says_why(db: Connection) -> None:
         )
         == []
     )
+
+
+def test_no_function_that_clients_may_call_answers_about_another_user(db: Connection) -> None:
+    me, other = add_user(db), add_user(db)
+    post = value(db, "insert into public.posts (content) values ('open') returning id")
+    functions = names(
+        db,
+        "select oid::regproc::text from pg_proc where pronamespace = 'two_tower'::regnamespace"
+        " and has_function_privilege('authenticated', oid, 'execute')"
+        " and proargtypes::oid[] @> array['uuid'::regtype::oid]",
+    )
+    given = {"p_limit": 5, "p_excluded": [], "p_post_id": post}
+    arguments = {
+        "page_for": ["p_limit"],
+        "rank_for": ["p_limit", "p_excluded"],
+        "explain_post": ["p_post_id"],
+        "explain_readable": ["p_post_id"],
+    }
+    assert set(functions) == {f"two_tower.{name}" for name in arguments}
+    for name, parts in arguments.items():
+        listed = "".join(f", {part} => %s" for part in parts)
+        call = f"select * from two_tower.{name}(p_user_id => %s{listed})".encode()
+        for user in (other, None):
+            with (
+                pytest.raises(psycopg.errors.InsufficientPrivilege),
+                db.transaction(),
+                as_user(db, me),
+            ):
+                db.execute(call, [user, *(given[part] for part in parts)])
+        with as_user(db, me):
+            assert db.execute(call, [me, *(given[part] for part in parts)]).fetchall()
 
 
 @pytest.mark.parametrize(
