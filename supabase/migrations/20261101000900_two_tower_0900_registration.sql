@@ -71,6 +71,8 @@ begin
       else v_now end,
     r.is_visible, r.language, r.tags, r.content_hash, greatest(r.created_at, v_now)
   from unnest(p_rows) r
+  where not exists (select from two_tower.posts p
+                    where p.source_id = p_source_id and p.key = r.key)
   on conflict (source_id, key) do nothing;
   get diagnostics v_added = row_count;
   return v_added;
@@ -79,25 +81,14 @@ $$;
 comment on function two_tower.add_posts(smallint, two_tower.post_row[], boolean) is
   'Adds the posts that the registry lacks. Imported ones arrive when they were created, others now. Returns how many it added.';
 
--- A walk may add a post meanwhile, from what it read before this statement changed the row.
+-- A walk may add a post meanwhile, from what it read before this statement changed the row. So what
+-- was not added here is compared.
 create function two_tower.store_posts(p_source_id smallint, p_rows two_tower.post_row[])
 returns void language plpgsql set search_path = pg_catalog, pg_temp as $$
-declare
-  v_new two_tower.post_row[];
 begin
-  if p_rows = '{}' then
-    return;
-  end if;
-  v_new := array(
-    select r from unnest(p_rows) r
-    where not exists (select from two_tower.posts p
-                      where p.source_id = p_source_id and p.key = r.key));
-  if cardinality(v_new) < cardinality(p_rows) then
+  if p_rows <> '{}'
+    and two_tower.add_posts(p_source_id, p_rows, two_tower.is_operator()) < cardinality(p_rows) then
     perform two_tower.change_posts(p_source_id, p_rows);
-  end if;
-  if v_new <> '{}'
-    and two_tower.add_posts(p_source_id, v_new, two_tower.is_operator()) < cardinality(v_new) then
-    perform two_tower.change_posts(p_source_id, v_new);
   end if;
 end
 $$;

@@ -175,8 +175,9 @@ declare
 begin
   perform two_tower.create_source_function(
     format('follow_source_%s() returns trigger', p_source.id),
-    'language plpgsql security definer ' || two_tower.write_settings() || '
+    format('language plpgsql security definer %s
       set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off',
+      two_tower.write_settings()),
     format($body$
 #variable_conflict use_column
 begin
