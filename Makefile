@@ -27,6 +27,7 @@ eval: $(STAMP)
 bench: $(STAMP) faiss
 	@$(VENV)/bin/two-tower bench inserts
 	@$(VENV)/bin/two-tower bench serving
+	@$(VENV)/bin/two-tower bench sources
 
 bench-large: $(STAMP) faiss
 	@$(VENV)/bin/two-tower bench growth

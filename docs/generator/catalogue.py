@@ -77,9 +77,19 @@ class Catalogue:
         """The table, view or type of that name."""
         return next(each for each in self.relations if (each.schema, each.name) == (schema, name))
 
+    def answer_of(self, function: Function) -> list[Argument]:
+        """The columns of the rows that a function returns; none for a value or for nothing."""
+        kind = function.result.removeprefix("setof ")
+        named = (
+            each for each in self.relations if kind in (each.name, f"{each.schema}.{each.name}")
+        )
+        columns = [each for found in named for each in found.columns]
+        return function.columns or [Argument(each.name, each.type, "") for each in columns]
 
+
+# Functions are written for each attached table: those for the table of posts stand for all.
 _FUNCTIONS = """
-    select n.nspname as schema, p.proname as name,
+    select n.nspname as schema, regexp_replace(p.proname, '_source_[0-9]+$', '_source_N') as name,
       coalesce(obj_description(p.oid, 'pg_proc'), '') as comment,
       pg_get_function_result(p.oid) as result,
       array(
@@ -91,7 +101,9 @@ _FUNCTIONS = """
         order by place
       ) as arguments
     from pg_proc p join pg_namespace n on n.oid = p.pronamespace
-    where n.nspname in ('public', 'two_tower')
+    where n.nspname in ('public', 'two_tower') and not exists (
+      select from two_tower.sources s
+      where s.role <> 'posts' and p.proname ~ ('_source_' || s.id || '$'))
     order by schema, name, pg_get_function_identity_arguments(p.oid)
 """
 

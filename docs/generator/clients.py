@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from docs.generator.catalogue import Argument, Catalogue, Function, Relation
-from docs.generator.examples import EXAMPLES, Example, answer, seed
+from docs.generator.catalogue import Argument, Catalogue, Relation
+from docs.generator.examples import BACK_END, EXAMPLES, Example, answer, seed
 from docs.generator.house import in_order
 from docs.generator.markdown import block, code, prose, table
 from docs.generator.relations import columns_of
@@ -15,6 +15,7 @@ from docs.generator.signatures import call
 from python_jobs.db import Connection
 
 LINE = 80
+BACK_ENDS = [each.function for each in EXAMPLES if each.role == BACK_END]
 SHOWN_TIME = "2026-11-01T09:00:00+00:00"
 
 _RIGHTS = """
@@ -45,14 +46,17 @@ def functions_section(catalogue: Catalogue, connection: Connection) -> Section:
     blocks = []
     for example in EXAMPLES:
         function = public[example.function]
-        row = answer(connection, function, example)[0]
+        row = answer(connection, function, example.role, example.arguments)[0]
         blocks += [f"### {function.name}", prose(function.comment), block(call(function), "sql")]
-        blocks += ["For example:", block(_call(example), "js"), _result(function, row)]
+        blocks += ["For example:", block(_call(example), "js")]
+        blocks += [_result(catalogue.answer_of(function), row)]
     return Section(
         "What clients call",
-        "For whoever writes the app. Each function acts for the signed-in user, but the last two:"
-        " they are for back ends, and the service role alone may call them. The answers come from a"
-        " database with `supabase/seed.sql`; times are replaced and numbers rounded.",
+        "For whoever writes the app. Each function acts for the signed-in user. The last"
+        f" {len(BACK_ENDS)} are for back ends: the service role alone may call them. Attaching a"
+        " table of posts adds a function `recommended_<table>`; here it is that of the starter"
+        " app's `posts`. The answers come from a database with `supabase/seed.sql`; times are"
+        " replaced and numbers rounded.",
         blocks,
         [example.function for example in EXAMPLES],
     )
@@ -64,7 +68,8 @@ def tables_section(catalogue: Catalogue, connection: Connection) -> Section:
     blocks = []
     for each in tables:
         blocks += [f"### {each.name}", prose(each.comment), *columns_of(each)]
-        blocks += ["A signed-in user may:", _rights(connection, each)]
+        if each.kind == "table":
+            blocks += ["A signed-in user may:", _rights(connection, each)]
     return Section(
         "What clients read and write",
         "For whoever writes the app. What is not listed is refused; a request without a user may do"
@@ -88,7 +93,10 @@ def _rights(connection: Connection, relation: Relation) -> str:
 def _call(example: Example) -> str:
     """The call with supabase-js."""
     arguments = _javascript(example.arguments)
-    return f"const {{ data }} = await supabase.rpc('{example.function}', {arguments})"
+    call = (
+        f"const {{ data }} = await supabase.rpc('{example.function}', {arguments}){example.shows}"
+    )
+    return f"{call}\n// or: {_javascript(example.instead)}" if example.instead else call
 
 
 def _javascript(value: Any) -> str:
@@ -104,18 +112,22 @@ def _javascript(value: Any) -> str:
     return f"'{value}'" if isinstance(value, str) else json.dumps(value)
 
 
-def _result(function: Function, row: dict[str, Any]) -> str:
+def _result(columns: list[Argument], row: dict[str, Any]) -> str:
+    if not columns:
+        return "It returns nothing."
     return table(
         ["column", "type", "in the first row"],
         (
             [code(each.name), code(each.type), code(_shown(each, row[each.name]))]
-            for each in function.columns
+            for each in columns
         ),
     )
 
 
 def _shown(column: Argument, value: Any) -> str:
     """A value as JSON: numbers with two digits, times of one day."""
-    if column.type == "double precision" and value is not None:
+    if value is None:
+        return "null"
+    if column.type == "double precision":
         return f"{round(value, 2):g}"
     return json.dumps(SHOWN_TIME if column.type == "timestamptz" else value)

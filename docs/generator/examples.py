@@ -6,7 +6,7 @@ The page shows what really came back; times, which are of the day, are replaced.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,21 +21,40 @@ FOLLOWED = "00000000-0000-4000-8000-000000000002"
 WIDTH = 384
 
 
+CLIENT = "authenticated"
+BACK_END = "service_role"
+# The first post, as the app knows it.
+BY_KEY = {"p_post_key": "1", "p_post_source": "posts"}
+THE_POST = ("p_post_id", *BY_KEY)
+
+
 @dataclass(frozen=True)
 class Example:
-    """A call of a function of schema public: by the caller or, for back ends, the service role."""
+    """A call of a function of schema public: by the caller or, for back ends, the service role.
+
+    instead: arguments that name the post in another way.
+    shows:   what follows the call in the client library.
+    """
 
     function: str
     arguments: dict[str, Any]
-    is_for_back_ends: bool = False
+    instead: dict[str, Any] = field(default_factory=dict)
+    role: str = CLIENT
+    shows: str = ""
+
+    def calls(self) -> list[dict[str, Any]]:
+        """The arguments of each way to call it."""
+        others = {name: given for name, given in self.arguments.items() if name not in THE_POST}
+        return [self.arguments, *([{**others, **self.instead}] if self.instead else [])]
 
 
 EXAMPLES = (
-    Example("recommend", {"p_limit": 10, "p_exclude": [4, 5]}),
-    Example("similar_posts", {"p_post_id": 1, "p_limit": 5}),
+    Example("recommend", {"p_limit": 10, "p_exclude": ["4", "5"]}),
+    Example("recommended_posts", {"p_limit": 10, "p_exclude": ["4", "5"]}, shows=".order('place')"),
+    Example("similar_posts", {**BY_KEY, "p_limit": 5}, {"p_post_id": 1}),
     Example("popular_posts", {"p_limit": 5}),
     Example("recent_from_followed", {"p_limit": 5}),
-    Example("explain_recommendation", {"p_post_id": 3}),
+    Example("explain_recommendation", {"p_post_id": 3}, {**BY_KEY, "p_post_key": "3"}),
     Example(
         "record_engagements",
         {
@@ -45,12 +64,16 @@ EXAMPLES = (
                     "event_type": "like",
                     "client_event_id": "6f1c2a34-5b7d-4e8f-9a01-23456789abcd",
                 },
-                {"post_id": 6, "event_type": "dwell", "dwell_ms": 8000},
+                {"post_key": "6", "event_type": "dwell", "dwell_ms": 8000},
             ]
         },
     ),
-    Example("recommend_for", {"p_user_id": CALLER, "p_limit": 10, "p_exclude": [4]}, True),
-    Example("explain_for", {"p_user_id": CALLER, "p_post_id": 1}, True),
+    Example(
+        "recommend_for", {"p_user_id": CALLER, "p_limit": 10, "p_exclude": ["4"]}, role=BACK_END
+    ),
+    Example("explain_for", {"p_user_id": CALLER, **BY_KEY}, {"p_post_id": 1}, role=BACK_END),
+    Example("remove_post", {**BY_KEY, "p_reason": "spam"}, {"p_post_id": 1}, role=BACK_END),
+    Example("restore_post", {"p_post_id": 1}, BY_KEY, role=BACK_END),
 )
 
 
@@ -78,16 +101,21 @@ def seed(connection: Connection) -> None:
     connection.execute("select two_tower.refresh_popular_candidates()")
 
 
-def answer(connection: Connection, function: Function, example: Example) -> list[dict[str, Any]]:
-    """The rows that the caller gets, as the REST server passes arguments and rows on."""
-    given = {each.name: each.type for each in function.arguments if each.name in example.arguments}
+def answer(
+    connection: Connection, function: Function, role: str, arguments: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """The rows that the caller gets, as the REST server passes arguments and rows on.
+
+    A function that returns nothing answers with one empty row.
+    """
+    given = {each.name: each.type for each in function.arguments if each.name in arguments}
     columns = ", ".join(f"{name} {kind}" for name, kind in given.items())
     passed = ", ".join(f"{name} => given.{name}" for name in given)
     query = (
         f"select to_jsonb(answer) from jsonb_to_record(%s::jsonb) as given ({columns})"
         f" cross join lateral public.{function.name}({passed}) as answer"
     )
-    who = (None, "service_role") if example.is_for_back_ends else (CALLER, "authenticated")
-    with connection.transaction(force_rollback=True), as_user(connection, *who):
-        found = rows(connection, query, json.dumps(example.arguments))
-    return [row[0] for row in found]
+    who = CALLER if role == CLIENT else None
+    with connection.transaction(force_rollback=True), as_user(connection, who, role):
+        found = rows(connection, query, json.dumps(arguments))
+    return [row[0] or {} for row in found]

@@ -11,6 +11,8 @@ from tests.support.migrations import statements
 
 Thing = TypeVar("Thing", Relation, Function, Relation | Function)
 
+ATTACHING = "Written for an attached table"
+
 
 @cache
 def _files() -> dict[str, str]:
@@ -19,11 +21,12 @@ def _files() -> dict[str, str]:
 
 
 def in_order(things: Iterable[Thing]) -> list[Thing]:
-    """Things in the order in which the migrations make them."""
+    """Things in the order in which the migrations make them; what attaching writes comes last."""
     places = {makes: place for place, makes in enumerate(_files())}
-    return sorted(things, key=lambda each: places[f"{each.schema}.{each.name}"])
+    return sorted(things, key=lambda each: places.get(f"{each.schema}.{each.name}", len(places)))
 
 
 def file_of(thing: Relation | Function) -> str:
-    """The name of the file that makes it, without its number."""
-    return _files()[f"{thing.schema}.{thing.name}"].split("_", 1)[1]
+    """The name of the file that makes it, without its number. ATTACHING for what a call writes."""
+    file = _files().get(f"{thing.schema}.{thing.name}")
+    return file.split("_", 4)[4] if file else ATTACHING

@@ -10,6 +10,7 @@ _CODE = re.compile(
     r"""
       (?P<quoted>`[^`]*`)
     | (?P<json>\[?\{"[^{}]*\}(?:,\ \.\.\.)?\]?)
+    | (?P<family>\b[a-z]\w*<[a-z]+>\w*(?:\(\))?|<[a-z]+>_\w+)
     | (?P<variable>\b[A-Z]+(?:_[A-Z]+)+\b)
     | (?P<name>(?<![\w"'])[a-z]\w*(?:\.[a-z]\w*)*(?:\(\))?(?![\w"'(]))
     """,
@@ -43,7 +44,8 @@ def prose(comment: str) -> str:
     end = 0
     for found in _CODE.finditer(comment):
         text = found[0]
-        if found["name"] and not ("_" in text or text.startswith("settings.") or text[-1] == ")"):
+        is_code = "_" in text or text.startswith(("settings.", "public.")) or text[-1] == ")"
+        if found["name"] and not is_code:
             continue
         pieces += [_escape(comment[end : found.start()]), code(text.strip("`"))]
         end = found.end()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from docs.generator.attaching import attaching_section
 from docs.generator.catalogue import prepare, read_catalogue
 from docs.generator.clients import functions_section, tables_section
 from docs.generator.commands import commands_section
@@ -35,10 +36,13 @@ def generate(database_url: str) -> str:
         with connection.transaction(force_rollback=True):
             connection.execute("reset search_path")
             clients = functions_section(catalogue, connection)
+        with connection.transaction(force_rollback=True):
+            attaching = attaching_section(catalogue, connection)
         prepare(connection)
         sections = [
             clients,
             tables_section(catalogue, connection),
+            attaching,
             settings_section(catalogue),
             signals_section(connection),
             errors_section(connection),

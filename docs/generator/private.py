@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import groupby
 
+from docs.generator.attaching import CALLS
 from docs.generator.catalogue import Catalogue, Function, Relation
 from docs.generator.house import file_of, in_order
 from docs.generator.markdown import block, code, link, prose
@@ -26,7 +27,11 @@ OPERATORS_FUNCTIONS = (
     "build_serving_index",
     "enqueue_job",
     "create_partitions_back_to",
+    "learn_history",
 )
+
+
+SHOWN_ABOVE = {*OPERATORS_FUNCTIONS, *(call.function for call in CALLS)}
 
 
 def operators_section(catalogue: Catalogue) -> Section:
@@ -84,6 +89,6 @@ def _functions(made: Iterable[Relation | Function]) -> Iterable[str]:
 
 
 def _item(function: Function) -> str:
-    if function.name in OPERATORS_FUNCTIONS:
+    if function.name in SHOWN_ABOVE:
         return f"- {link(code(function.name + '()'), function.name + '()')}"
     return f"- {code(compact(function))}\\\n  {prose(function.comment)}"

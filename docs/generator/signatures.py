@@ -5,6 +5,8 @@ from __future__ import annotations
 from docs.generator.catalogue import Argument, Function
 
 WIDTH = 72
+# Names of arguments that SQL takes for something else.
+RESERVED = ("user",)
 
 
 def call(function: Function) -> str:
@@ -36,4 +38,5 @@ def _bracket(arguments: list[Argument]) -> str:
 
 def _argument(argument: Argument) -> str:
     default = f" default {argument.default}" if argument.default else ""
-    return f"{argument.name} {argument.type}{default}".strip()
+    name = f'"{argument.name}"' if argument.name in RESERVED else argument.name
+    return f"{name} {argument.type}{default}".strip()

@@ -15,7 +15,8 @@
 -- There are two schemas. public holds what clients touch, each table under row level security.
 -- two_tower holds everything else. It is never exposed over the API, and no client role has a grant
 -- on its tables. A function of public is a thin SECURITY INVOKER wrapper. Where it needs rights, it
--- calls a SECURITY DEFINER core in two_tower.
+-- calls a SECURITY DEFINER core in two_tower. The core knows ids and no text. Which posts a caller
+-- may get, the policies of the app's tables say.
 --
 -- The plan of the house: a file is one room, and uses only what stands in it or before it. Only
 -- rows of tables (schedules, cursors) name functions of later files.
@@ -31,12 +32,17 @@
 --   a like      lessons, locks, verdicts, draws, rules, learning: the trigger, in its order
 --               folding      the steps that it left for later
 --   a post      encoding     from a text to vectors, and the events that waited for them
+--               numbering    keeps the numbers dense by which posts are drawn
 --   a user      author_blocks, checkpoints, erasure
 --   a version   jobs, priors, model_switch, training_data, promotion_gate, first_projection
 --   a page      experiments, serving_index, exploration, serving_upkeep, candidates, ranking
---   around it   monitoring, safety, tick, policies
---   any app     source_functions, attaching, reconciliation: what follows the app's tables
---   a client    feeds, explanations, moderation, recording
+--   around it   monitoring, safety
+--   a client    source_functions  what is written for each attached table, and asks its policies
+--               feeds, explanations, moderation, recording
+--   any app     attachable, attaching: which tables can be attached, and how
+--               mending, reconciliation: what became of the table, and what triggers missed
+--               restoring    events that were restored, and are learned once more
+--   the beat    tick, policies
 --   an app      starter: tables to start from, attached like any others. Optional
 
 create schema if not exists extensions;

@@ -1,20 +1,26 @@
 -- Who this session is, and what time it is. Tests and replays of history set the clock.
 
+-- PL/pgSQL, because every statement of a client asks this, and a function in SQL is planned anew in
+-- each statement.
 create function two_tower.session_role() returns text
-language sql stable set search_path = pg_catalog, pg_temp as $$
-  select coalesce(nullif(current_setting('role', true), 'none'), session_user::text);
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  return coalesce(nullif(current_setting('role', true), 'none'), session_user::text);
+end
 $$;
 comment on function two_tower.session_role() is
   'Returns the role that this session acts as. Inside a SECURITY DEFINER function it stays the caller''s, which current_user does not.';
 
 create function two_tower.is_operator() returns boolean
-language sql stable set search_path = pg_catalog, pg_temp as $$
-  select two_tower.session_role() = 'service_role'
-      or pg_has_role(two_tower.session_role()::name,
-                     (select nspowner from pg_namespace where nspname = 'two_tower'), 'member');
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_role name := two_tower.session_role();
+begin
+  return v_role = 'service_role' or pg_has_role(v_role, current_user, 'member');
+end
 $$;
 comment on function two_tower.is_operator() is
-  'Returns whether the session acts for an operator: the service role, or a member of the role that owns this schema. Operators may set the clock and insert history.';
+  'Returns whether the session acts for an operator: the service role, or a member of the role that owns this schema. Operators may set the clock and insert history. Definer: so the owner is the current user, and need not be looked up.';
 
 create function two_tower.now() returns timestamptz
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$

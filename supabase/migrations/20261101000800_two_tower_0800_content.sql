@@ -4,13 +4,13 @@
 
 create table two_tower.sources (
   id smallint generated always as identity primary key,
-  name text not null unique constraint name_is_short check (length(name) between 1 and 48),
+  name text not null constraint name_is_short check (octet_length(name) between 1 and 127),
   role text not null constraint role_is_known
     check (role in ('posts', 'profiles', 'follows', 'blocks')),
   relation regclass not null unique,
+  relation_id oid not null,
   arguments jsonb not null,
   columns jsonb not null,
-  written_for jsonb,
   key_type regtype,
   lends_ids boolean not null default false,
   check_readable boolean not null default true,
@@ -23,30 +23,33 @@ create table two_tower.sources (
   reconciled_at timestamptz,
   attached_at timestamptz not null default two_tower.now()
 );
-comment on table two_tower.sources is 'Tables of the app that are attached: attach_posts() and its kin write the rows.';
-comment on column two_tower.sources.name is 'What events call the source (post_source), and recommended_<name> and readable_<name> are named after.';
-comment on column two_tower.sources.role is 'What the table holds. One table at most holds profiles, one follows, one blocks.';
+comment on table two_tower.sources is 'The app''s tables that are or were attached. attach_posts() and its kin write the rows.';
+comment on column two_tower.sources.name is 'The name of the source. Events give it as post_source. recommended_<name>() and <name>_page are named after it.';
+comment on column two_tower.sources.role is 'What the table holds. At most one table holds profiles, one follows, one blocks.';
 comment on column two_tower.sources.relation is 'The table. It follows renames.';
-comment on column two_tower.sources.arguments is 'What was attached: for each part of a row, a column or an expression.';
-comment on column two_tower.sources.columns is 'Numbers of the columns by the names that they had, so that a renamed column is found.';
-comment on column two_tower.sources.written_for is 'Its columns when its functions were written last.';
+comment on column two_tower.sources.arguments is 'What was attached: a column or an expression for each part of a row.';
+comment on column two_tower.sources.relation_id is 'The table by its number. A dump does not keep the number, so a restored table is known by it, and the numbers in columns do not count there.';
+comment on column two_tower.sources.columns is 'The columns of the table when the functions of the source were written last: number, type, and whether clients may read them. Where they differ now, a tick writes the functions anew. A renamed column is found by its number.';
 comment on column two_tower.sources.key_type is 'The type of the key of posts.';
-comment on column two_tower.sources.lends_ids is 'Whether the keys of its posts are their ids in the registry.';
-comment on column two_tower.sources.check_readable is 'Whether an event is refused whose sender may not read the post.';
-comment on column two_tower.sources.state is 'attached. broken: a write of the app was not followed, and reconciliation mends it. detached: its posts are not recommended, and keep their ids.';
-comment on column two_tower.sources.walk is 'How far reconciliation has come. rows: it reads the table. registry: it looks for what is gone from the table. removal: it removes that from the registry. Null: none runs.';
-comment on column two_tower.sources.position is 'Where that reading stands: a block of the table, or the last key of the registry.';
-comment on column two_tower.sources.may_remove_all is 'Whether this walk may find more than a tenth of the posts gone, as after a truncate.';
-comment on column two_tower.sources.is_walk_wanted is 'Whether another walk is due.';
+comment on column two_tower.sources.lends_ids is 'Whether the keys of its posts are their ids in the registry. That is so if the table was the first one, and its keys are positive numbers.';
+comment on column two_tower.sources.check_readable is 'Whether an event is refused when its sender may not read the post.';
+comment on column two_tower.sources.state is 'attached: its rows are followed. broken: a write was stored and not followed, or the table cannot be followed any more. Reconciliation mends the one, attaching it again the other. detached: its posts are not recommended. They keep their ids.';
+comment on column two_tower.sources.walk is 'What reconciliation does. rows: it reads the table. registry: it looks for posts that the table lacks. removal: it takes those out of the feed. Null: no walk runs.';
+comment on column two_tower.sources.position is 'Where the walk goes on: a block of the table, or the last key of the registry. Null: at the start.';
+comment on column two_tower.sources.may_remove_all is 'Whether the next walk may find more than a tenth of the posts gone, as after a truncate.';
+comment on column two_tower.sources.is_walk_wanted is 'Whether another walk is due. A tick begins it.';
 comment on column two_tower.sources.reconciled_at is 'When the last walk ended.';
 create unique index one_source_of_profiles_follows_blocks on two_tower.sources (role)
   where role <> 'posts' and state <> 'detached';
+create unique index one_source_of_a_name on two_tower.sources (name) where state <> 'detached';
 
--- An author is a user or any other key of the app, and gets a uuid in either case.
+-- An author is a user or any other key of the app, and gets a uuid in either case. Whether a key is
+-- a uuid is asked without a regular expression, which would take longer than all else here.
 create function two_tower.author_id_of(p_key text) returns uuid
 language sql immutable
 return case
-  when p_key ~ '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$' then p_key::uuid
+  when p_key like '________-____-____-____-____________'
+    and translate(p_key, '0123456789abcdefABCDEF', '') = '----' then p_key::uuid
   else md5(p_key)::uuid end;
 comment on function two_tower.author_id_of(text) is 'Returns the id of an author by the app''s key: the key itself if it is a uuid, else a uuid made of its md5.';
 
@@ -81,18 +84,23 @@ comment on column two_tower.posts.id is 'The id by which the engine knows the po
 comment on column two_tower.posts.source_id is 'The source: sources.id. No foreign key: it would cost each insert of the app a lookup.';
 comment on column two_tower.posts.key is 'The key of the row in the app''s table, as text.';
 comment on column two_tower.posts.author_key is 'The author as the app names it. Null for none.';
-comment on column two_tower.posts.created_at is 'The app''s time of the post. A time to come means not yet published.';
-comment on column two_tower.posts.arrived_at is 'When the post was first visible here. Imports arrive when they were created. Freshness counts from the later of this and created_at.';
-comment on column two_tower.posts.is_visible is 'What the source''s expression visible says of the row.';
+comment on column two_tower.posts.author_id is 'The author as a uuid, which author_id_of() makes of the key.';
+comment on column two_tower.posts.created_at is 'The time of the post, as the source names it. A post whose time is to come is not published yet.';
+comment on column two_tower.posts.arrived_at is 'When the post was first visible here. Imported posts arrive when they were created. Freshness counts from the later of this and created_at.';
+comment on column two_tower.posts.is_visible is 'Whether the row meets the condition visible of its source.';
 comment on column two_tower.posts.deleted_at is 'When the row was found to be gone from the app''s table.';
-comment on column two_tower.posts.removed_at is 'When an operator removed the post: remove_post(). What the author does to the row does not bring it back.';
+comment on column two_tower.posts.removed_at is 'When an operator removed the post by remove_post(). The author cannot bring it back.';
 comment on column two_tower.posts.removed_by is 'The role that removed it.';
+comment on column two_tower.posts.removal_reason is 'The reason that remove_post() was given.';
 comment on column two_tower.posts.is_listed is 'Whether the post may be recommended at all: visible, not deleted, not removed.';
+comment on column two_tower.posts.language is 'The language of the text, as the source names it. Null for none.';
+comment on column two_tower.posts.tags is 'The tags of the post, as the source names them. Null for none.';
 comment on column two_tower.posts.content_hash is 'A hash of the text. An encoding of another text is not stored.';
 comment on column two_tower.posts.encoded_hash is 'The hash of the text that was encoded last. Null until then.';
-comment on column two_tower.posts.requested_at is 'When the encoding was asked for, or is due.';
+comment on column two_tower.posts.requested_at is 'When the encoding was asked for. A post that is not published yet waits for its time.';
 create index posts_to_encode_idx on two_tower.posts (requested_at, id)
   where is_listed and encoded_hash is distinct from content_hash;
+create index posts_deleted_at_idx on two_tower.posts (deleted_at) where deleted_at is not null;
 -- The two below hold encoded posts only, so that an insert of the app pays for neither.
 create index posts_author_id_created_at_idx on two_tower.posts (author_id, created_at desc)
   where is_listed and encoded_hash is not null;
@@ -110,7 +118,7 @@ create table two_tower.vanished_posts (
   key text collate "C" not null,
   primary key (source_id, key)
 );
-comment on table two_tower.vanished_posts is 'Posts that a walk did not find in the app''s table, until it ends and removes them from the feed.';
+comment on table two_tower.vanished_posts is 'Posts that a walk did not find in the app''s table. When the walk has seen all of them, it takes them out of the feed.';
 
 create table two_tower.follows (
   follower_id uuid not null,
@@ -118,7 +126,7 @@ create table two_tower.follows (
   primary key (follower_id, followed_id)
 );
 create index follows_followed_id_idx on two_tower.follows (followed_id);
-comment on table two_tower.follows is 'Who follows whom: a mirror of the app''s table. A table that is not attached has no row here.';
+comment on table two_tower.follows is 'Who follows whom: a mirror of the app''s table. Empty while none is attached.';
 comment on column two_tower.follows.followed_id is 'The author, as author_id_of() names it.';
 
 create table two_tower.blocks (

@@ -25,17 +25,15 @@ create table two_tower.source_reports (
 comment on table two_tower.source_reports is 'What triggers on attached tables report, until a tick acts on it.';
 comment on column two_tower.source_reports.event is 'broken: a write was stored and not followed. emptied: the table was truncated.';
 comment on column two_tower.source_reports.sqlstate is 'The error because of which the write was not followed.';
+comment on column two_tower.source_reports.message is 'The message of that error.';
 
 create function two_tower.change_posts(p_source_id smallint, p_rows two_tower.post_row[])
 returns void language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
-  with changed as materialized (
+  with known as materialized (
     select p.id, r.*
     from unnest(p_rows) r
       join two_tower.posts p on p.source_id = p_source_id and p.key = r.key
-    where (p.author_key, p.is_visible, p.content_hash, p.language, p.tags)
-        is distinct from (r.author_key, r.is_visible, r.content_hash, r.language, r.tags)
-      or p.created_at <> coalesce(r.created_at, p.created_at) or p.deleted_at is not null
     order by p.id for no key update of p
   ), updated as (
     update two_tower.posts p set
@@ -44,62 +42,64 @@ begin
       is_visible = c.is_visible, deleted_at = null, language = c.language, tags = c.tags,
       content_hash = c.content_hash,
       requested_at = greatest(two_tower.now(), coalesce(c.created_at, p.created_at))
-    from changed c where p.id = c.id
-    returning p.id, p.encoded_hash
+    from known c
+    where p.id = c.id
+      and ((p.author_key, p.is_visible, p.content_hash, p.language, p.tags)
+          is distinct from (c.author_key, c.is_visible, c.content_hash, c.language, c.tags)
+        or p.created_at <> coalesce(c.created_at, p.created_at) or p.deleted_at is not null)
+    returning p.id
   )
-  insert into two_tower.post_changes (post_id)
-  select u.id from updated u where u.encoded_hash is not null order by u.id;
+  insert into two_tower.post_changes (post_id) select u.id from updated u order by u.id;
 end
 $$;
 comment on function two_tower.change_posts(smallint, two_tower.post_row[]) is
   'Brings posts of the registry to what their source says. Passes over rows that it lacks.';
 
-create function two_tower.add_posts(p_source_id smallint, p_rows two_tower.post_row[])
-returns void language plpgsql set search_path = pg_catalog, pg_temp as $$
+create function two_tower.add_posts(p_source_id smallint, p_rows two_tower.post_row[],
+  p_is_import boolean)
+returns integer language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_now timestamptz := two_tower.now();
-  v_is_import boolean := two_tower.is_operator();
+  v_added integer;
   v_lends_ids boolean := (select lends_ids from two_tower.sources where id = p_source_id);
 begin
   insert into two_tower.posts (id, source_id, key, author_key, created_at, arrived_at, is_visible,
     language, tags, content_hash, requested_at)
   select case when v_lends_ids then r.key::bigint else nextval('two_tower.post_ids') end,
     p_source_id, r.key, r.author_key, coalesce(r.created_at, v_now),
-    case when not r.is_visible then null when v_is_import then least(r.created_at, v_now)
+    case when not r.is_visible then null when p_is_import then least(r.created_at, v_now)
       else v_now end,
     r.is_visible, r.language, r.tags, r.content_hash, greatest(r.created_at, v_now)
   from unnest(p_rows) r
+  where not exists (select from two_tower.posts p
+                    where p.source_id = p_source_id and p.key = r.key)
   on conflict (source_id, key) do nothing;
+  get diagnostics v_added = row_count;
+  return v_added;
 end
 $$;
-comment on function two_tower.add_posts(smallint, two_tower.post_row[]) is
-  'Adds the posts that the registry lacks. Those of an operator''s session arrive when they were created, others now.';
+comment on function two_tower.add_posts(smallint, two_tower.post_row[], boolean) is
+  'Adds the posts that the registry lacks. Imported ones arrive when they were created, others now. Returns how many it added.';
 
+-- A walk may add a post meanwhile, from what it read before this statement changed the row. So what
+-- was not added here is compared.
 create function two_tower.store_posts(p_source_id smallint, p_rows two_tower.post_row[])
 returns void language plpgsql set search_path = pg_catalog, pg_temp as $$
-declare
-  v_new two_tower.post_row[];
 begin
-  if p_rows = '{}' then
-    return;
-  end if;
-  v_new := array(
-    select r from unnest(p_rows) r
-    where not exists (select from two_tower.posts p
-                      where p.source_id = p_source_id and p.key = r.key));
-  if cardinality(v_new) < cardinality(p_rows) then
+  if p_rows <> '{}'
+    and two_tower.add_posts(p_source_id, p_rows, two_tower.is_operator()) < cardinality(p_rows) then
     perform two_tower.change_posts(p_source_id, p_rows);
-  end if;
-  if v_new <> '{}' then
-    perform two_tower.add_posts(p_source_id, v_new);
   end if;
 end
 $$;
-comment on function two_tower.store_posts(smallint, two_tower.post_row[]) is 'Adds or changes posts of the registry, to what their source says.';
+comment on function two_tower.store_posts(smallint, two_tower.post_row[]) is 'Adds or changes posts of the registry, to what a statement of the app wrote. What an operator''s session writes is imported.';
 
 create function two_tower.remove_posts(p_source_id smallint, p_rows two_tower.post_row[])
 returns void language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
+  if p_rows = '{}' then
+    return;
+  end if;
   with gone as materialized (
     select p.id from unnest(p_rows) r
       join two_tower.posts p on p.source_id = p_source_id and p.key = r.key
@@ -107,7 +107,7 @@ begin
     order by p.id for no key update of p
   ), removed as (
     update two_tower.posts p set deleted_at = two_tower.now() from gone g where p.id = g.id
-    returning p.id, p.encoded_hash
+    returning p.id
   )
   insert into two_tower.post_changes (post_id) select r.id from removed r order by r.id;
 end
@@ -137,7 +137,7 @@ returns void language sql set search_path = pg_catalog, pg_temp as $$
   select distinct on (r.user_id, r.author_id) r.user_id, r.author_id, r.kind
   from unnest(p_rows) r
   where r.user_id is not null and r.author_id is not null
-  order by r.user_id, r.author_id
+  order by r.user_id, r.author_id, r.kind
   on conflict (user_id, author_id) do update set kind = excluded.kind
   where b.kind <> excluded.kind;
 $$;

@@ -64,7 +64,7 @@ begin
     raise exception '% tables of posts are attached, and none is named', cardinality(v_sources)
       using errcode = '22023', hint = 'Name the table: post_source.';
   elsif v_sources = '{}' then
-    raise exception 'no table of posts is attached%', coalesce(format(' as %s', p_name), '')
+    raise exception 'no table of posts is attached%', coalesce(' as ' || p_name, '')
       using errcode = '22023', hint = 'Attach one: select two_tower.attach_posts(...).';
   end if;
   return v_sources[1];
@@ -86,14 +86,15 @@ comment on function two_tower.find_post(text, text) is 'Returns the id of the po
 create function two_tower.refuse_post(p_post text) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
-  raise exception 'post % does not exist', left(p_post, 200) using errcode = 'foreign_key_violation',
+  raise exception 'post % does not exist', left(p_post, 200)
+    using errcode = 'foreign_key_violation',
     hint = 'Insert the post before its engagements. Nothing of the statement was stored.';
 end
 $$;
 comment on function two_tower.refuse_post(text) is 'Raises 23503. What is said of a post that does not exist is said of one that the sender may not read, too.';
 
--- 0 is no post's id. An unknown key is not refused here, because in a batch that would tell it from
--- one that the sender may not read: check_readable refuses both.
+-- 0 is no post's id. A client's unknown key is not refused here, because in a batch that would tell
+-- it from one that the client may not read: check_readable refuses both.
 create function two_tower.resolve_post_key() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
@@ -101,11 +102,17 @@ begin
     raise exception 'the event names no post' using errcode = 'not_null_violation',
       hint = 'Give post_id or post_key. Nothing of the statement was stored.';
   end if;
-  new.post_id := coalesce(two_tower.find_post(new.post_key, new.post_source), 0);
+  new.post_id := two_tower.find_post(new.post_key, new.post_source);
+  if new.post_id is null then
+    if two_tower.is_operator() then
+      perform two_tower.refuse_post(new.post_key);
+    end if;
+    new.post_id := 0;
+  end if;
   return new;
 end
 $$;
-comment on function two_tower.resolve_post_key() is 'Finds the post of an event that names it by its key. It is 0 for an unknown one. Raises 23502 without a key, and 22023 where the source is not clear. Definer: clients have no grant on the registry.';
+comment on function two_tower.resolve_post_key() is 'Finds the post of an event that names it by its key. Of a client''s event it is 0 for an unknown one; to an operator, raises 23503. Raises 23502 without a key, and 22023 where the source is not clear. Definer: clients have no grant on the registry.';
 create trigger resolve_post_key before insert on public.engagement_events
   for each row when (new.post_id is null) execute function two_tower.resolve_post_key();
 

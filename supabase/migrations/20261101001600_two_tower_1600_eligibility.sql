@@ -12,9 +12,10 @@ comment on view two_tower.withheld_authors is
 create view two_tower.listed_posts with (security_invoker = true) as
 select p.id, p.source_id, p.key, p.author_id, p.created_at
 from two_tower.posts as p
-where p.is_listed and p.created_at <= two_tower.now()
+where p.is_listed and p.created_at <= (select two_tower.now())
   and not (select exists (
-    select from auth.users as a where a.id = p.author_id and a.banned_until > two_tower.now()));
+    select from auth.users as a
+    where a.id = p.author_id and a.banned_until > (select two_tower.now())));
 comment on view two_tower.listed_posts is
   'Posts that may be recommended now: listed, published, and not of an author whom Auth has banned.';
 

@@ -37,32 +37,48 @@ language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 begin
   return query execute format('select t.key, t.content from two_tower.texts_in_source_%s($1) t',
     p_source_id) using p_keys;
-exception when undefined_table or undefined_column or undefined_function then
-  return; -- the table has changed since: reconciliation writes the function anew
+exception when others then
+  return; -- the table has changed since, or a row of it cannot be read: reconciliation tells
 end
 $$;
-comment on function two_tower.read_texts(smallint, text[]) is 'Returns the texts of rows of a source. Returns nothing for a table that has changed since it was attached, until reconciliation has followed.';
+comment on function two_tower.read_texts(smallint, text[]) is 'Returns the texts of rows of a source. Returns nothing for a table that cannot be read as it was attached, until reconciliation has followed or has opened an alert.';
 
+-- Posts whose text is not there, or is not the one that the registry knows, are passed over until
+-- reconciliation has found out. Others behind them do not wait.
 create function two_tower.posts_to_encode(p_limit integer default 256)
 returns table (post_id bigint, content_hash bigint, content text)
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_due two_tower.posts[];
+  v_left integer := p_limit;
+  v_found integer;
+  v_last_at timestamptz := '-infinity';
+  v_last_id bigint := 0;
 begin
-  return query
-  with due as materialized (
-    select p.id, p.source_id, p.key, p.content_hash, p.requested_at from two_tower.posts p
-    where p.is_listed and p.encoded_hash is distinct from p.content_hash
-      and p.requested_at <= two_tower.now()
-    order by p.requested_at, p.id limit p_limit
-  )
-  select d.id, hashtextextended(t.content, 0), t.content
-  from (
-    select d.source_id, array_agg(d.key) as keys from due d
-      join two_tower.sources s on s.id = d.source_id and s.state <> 'detached'
-    group by d.source_id
-  ) s
-    cross join lateral two_tower.read_texts(s.source_id, s.keys) t
-    join due d on d.source_id = s.source_id and d.key = t.key
-  order by d.requested_at, d.id;
+  for v_round in 1..50 loop
+    v_due := array(
+      select p from two_tower.posts p
+      where p.is_listed and p.encoded_hash is distinct from p.content_hash
+        and p.requested_at <= two_tower.now()
+        and (p.requested_at, p.id) > (v_last_at, v_last_id)
+      order by p.requested_at, p.id limit greatest(p_limit, 256));
+    return query
+    select d.id, d.content_hash, t.content
+    from (
+      select n.source_id, array_agg(n.key) as keys from unnest(v_due) n
+        join two_tower.sources s on s.id = n.source_id and s.state <> 'detached'
+      group by n.source_id
+    ) s
+      cross join lateral two_tower.read_texts(s.source_id, s.keys) t
+      join unnest(v_due) d on d.source_id = s.source_id and d.key = t.key
+    where hashtextextended(t.content, 0) = d.content_hash
+    order by d.requested_at, d.id limit v_left;
+    get diagnostics v_found = row_count;
+    v_left := v_left - v_found;
+    exit when v_left <= 0 or cardinality(v_due) < greatest(p_limit, 256);
+    v_last_at := v_due[cardinality(v_due)].requested_at;
+    v_last_id := v_due[cardinality(v_due)].id;
+  end loop;
 end
 $$;
 comment on function two_tower.posts_to_encode(integer) is 'Returns at most p_limit posts whose text waits for the encoder, oldest request first. Definer: workers have no grant on tables.';
@@ -108,29 +124,62 @@ begin
   end if;
   perform pg_advisory_xact_lock_shared(two_tower.switch_lock());
   v_active := (select active_slot from two_tower.state);
-  with changed as materialized (
-    select v.slot, v.post_id, p.author_id, greatest(p.created_at, p.arrived_at) as created_at,
-      p.is_listed
-    from two_tower.live_embeddings v join two_tower.posts p on p.id = v.post_id
-    where v.slot in (0, 1) and v.post_id = any (v_post_ids)
-      and (v.author_id, v.created_at, v.is_listed)
-        is distinct from (p.author_id, greatest(p.created_at, p.arrived_at), p.is_listed)
-    order by v.post_id, v.slot <> v_active for no key update of v
-  )
-  update two_tower.live_embeddings v
-  set is_listed = c.is_listed, author_id = c.author_id, created_at = c.created_at,
-    number = case when c.is_listed then v.number end
-  from changed c where v.slot = c.slot and v.post_id = c.post_id;
+  perform from two_tower.live_embeddings v
+  where v.slot in (0, 1) and v.post_id = any (v_post_ids)
+  order by v.post_id, v.slot <> v_active for no key update;
+  -- A statement of its own: it sees the rows that fill_slot() added while this one waited.
+  update two_tower.live_embeddings v set
+    is_listed = p.is_listed, author_id = p.author_id,
+    created_at = greatest(p.created_at, p.arrived_at),
+    number = case when p.is_listed then v.number end
+  from two_tower.posts p
+  where v.slot in (0, 1) and v.post_id = any (v_post_ids) and p.id = v.post_id
+    and (v.author_id, v.created_at, v.is_listed)
+      is distinct from (p.author_id, greatest(p.created_at, p.arrived_at), p.is_listed);
   return v_taken;
 end
 $$;
 comment on function two_tower.apply_post_changes(integer) is
   'Carries at most p_limit changes of the registry into live_embeddings. Locks posts in the order in which learning locks them. Returns how many it took.';
 
+create function two_tower.mark_encoded(p_stored bigint[], p_post_ids bigint[], p_hashes bigint[])
+returns integer language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  v_encoded integer;
+begin
+  with locked as materialized (
+    select p.id from two_tower.posts p
+    where p.id = any (p_stored)
+    order by p.id for no key update of p skip locked
+  ), encoded as (
+    update two_tower.posts p set encoded_hash = p.content_hash
+    from locked l
+    where p.id = l.id and (p_hashes is null or exists (
+      select from unnest(p_post_ids, p_hashes) as g (post_id, hash)
+      where g.post_id = p.id and coalesce(g.hash, p.content_hash) = p.content_hash))
+    returning p.id, p.author_id, greatest(p.created_at, p.arrived_at) as created_at, p.is_listed
+  ), changed as (
+    insert into two_tower.post_changes (post_id)
+    select v.post_id from two_tower.live_embeddings v left join encoded e on e.id = v.post_id
+    where v.slot in (0, 1) and v.post_id = any (p_stored)
+      and (v.author_id, v.created_at, v.is_listed)
+        is distinct from (e.author_id, e.created_at, e.is_listed)
+    group by v.post_id
+  )
+  select count(*) into v_encoded from encoded;
+  return v_encoded;
+end
+$$;
+comment on function two_tower.mark_encoded(bigint[], bigint[], bigint[]) is 'Notes of posts whose embeddings were stored that their texts are encoded, unless they were changed meanwhile or a transaction of the app holds them. Returns of how many.';
+
 -- Where the encoder hands in what it computed. New posts get their live embedding, then deferred
 -- events are learned, and only then are rows touched that others may hold. So no lock is waited for
--- while one is held out of order. A post that the app's transaction holds is passed over: its text
--- may be another one then.
+-- while one is held out of order.
+--
+-- The registry comes last, and waits for nobody: a transaction of the app may hold a post there and
+-- wait for what is locked here. A post that it holds, or whose text has changed meanwhile, stays
+-- due. Whatever may have changed since the embedding was made is looked at by apply_post_changes(),
+-- after both have committed: the app's transaction asks for that, too.
 create function two_tower.store_base_embeddings(
   p_post_ids bigint[], p_embeddings extensions.vector[], p_hashes bigint[] default null
 ) returns integer language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
@@ -154,15 +203,11 @@ begin
       coalesce(p_hashes, array_fill(null::bigint, array[cardinality(p_post_ids)])))
          as g (post_id, embedding, hash)
     order by g.post_id
-  ), locked as materialized (
-    select p.id, g.embedding from two_tower.posts p join given g on g.post_id = p.id
-    where g.hash is null or g.hash = p.content_hash
-    order by p.id for no key update of p skip locked
-  ), encoded as (
-    update two_tower.posts p set encoded_hash = p.content_hash from locked l where p.id = l.id
   ), stored as (
     insert into two_tower.base_embeddings (post_id, base_embedding)
-    select l.id, l.embedding from locked l order by l.id
+    select p.id, g.embedding from two_tower.posts p join given g on g.post_id = p.id
+    where g.hash is null or g.hash = p.content_hash
+    order by p.id
     on conflict (post_id) do update set
       base_embedding = excluded.base_embedding, encoded_at = excluded.encoded_at
     returning post_id
@@ -214,8 +259,8 @@ begin
   )
   update two_tower.live_embeddings v set embedding = a.embedding
   from again a where v.slot = a.slot and v.post_id = a.post_id;
-  return coalesce(cardinality(v_stored), 0);
+  return two_tower.mark_encoded(v_stored, p_post_ids, p_hashes);
 end
 $$;
 comment on function two_tower.store_base_embeddings(bigint[], extensions.vector[], bigint[]) is
-  'Stores base embeddings, projects them with the candidate tower, and learns at most 500 of the events that waited for them. Passes over an encoding of a text that has changed since (another hash). Returns how many it stored. Raises 22023 for arrays of different lengths. Definer: workers have no grant on tables.';
+  'Stores base embeddings, projects them with the candidate tower, and learns at most 500 of the events that waited for them. Passes over an encoding of a text that has changed since (another hash), and leaves due what a transaction of the app holds. Returns how many posts are encoded by it. Raises 22023 for arrays of different lengths. Definer: workers have no grant on tables.';

@@ -73,7 +73,6 @@ create policy "users unfollow for themselves" on public.follows
 
 select two_tower.attach_posts('public.posts', content => '{content}', author => 'author_id',
   created_at => 'created_at', visible => 'deleted_at is null');
-select two_tower.attach_profiles('public.profiles', "user" => 'user_id',
-  content => '{bio,interests}');
+select two_tower.attach_profiles('public.profiles', 'user_id', content => '{bio,interests}');
 select two_tower.attach_follows('public.follows', follower => 'follower_id',
   followed => 'followed_id');

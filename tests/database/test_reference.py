@@ -9,6 +9,7 @@ from itertools import islice
 
 import pytest
 
+from docs.generator.attaching import CALLS, Attaching
 from docs.generator.catalogue import Function, read_catalogue
 from docs.generator.examples import EXAMPLES, Example, answer, seed
 from docs.generator.expressions import readable_limit
@@ -62,7 +63,7 @@ def client_functions(seeded: Connection) -> dict[str, Function]:
 def test_every_function_of_clients_has_an_example_of_all_its_arguments(
     client_functions: dict[str, Function],
 ) -> None:
-    assert {each.function: set(each.arguments) for each in EXAMPLES} == {
+    assert {each.function: {*each.arguments, *each.instead} for each in EXAMPLES} == {
         each.name: {argument.name for argument in each.arguments}
         for each in client_functions.values()
     }
@@ -72,11 +73,15 @@ def test_every_function_of_clients_has_an_example_of_all_its_arguments(
 def test_an_example_answers_a_signed_in_user_with_the_columns_that_it_says(
     seeded: Connection, client_functions: dict[str, Function], example: Example
 ) -> None:
+    catalogue = read_catalogue(seeded)
+    seeded.rollback()
     function = client_functions[example.function]
-    rows = answer(seeded, function, example)
-    assert rows
-    for row in rows:
-        assert set(row) == {column.name for column in function.columns}
+    columns = {column.name for column in catalogue.answer_of(function)}
+    answers = [answer(seeded, function, example.role, each) for each in example.calls()]
+    assert answers[0]
+    assert [row.get("post_id") for row in answers[0]] == [row.get("post_id") for row in answers[-1]]
+    for row in answers[0]:
+        assert set(row) == columns
 
 
 @pytest.mark.parametrize("role", ["anon", "authenticated"])
@@ -87,7 +92,16 @@ def test_nobody_else_may_call_it(seeded: Connection, example: Example, role: str
         " where pronamespace = 'public'::regnamespace and proname = %s",
         [role, example.function],
     ).fetchone()
-    assert allowed == (role == "authenticated" and not example.is_for_back_ends,)
+    assert allowed == (role == example.role,)
+
+
+@pytest.mark.parametrize("call", CALLS, ids=lambda call: call.function)
+def test_a_call_that_attaches_shows_all_its_arguments(db: Connection, call: Attaching) -> None:
+    functions = read_catalogue(db).functions
+    (function,) = (each for each in functions if each.name == call.function)
+    names = [argument.name for argument in function.arguments]
+    assert {*names[: len(call.places)], *call.names} == set(names)
+    assert len(call.places) + len(call.names) == len(names)
 
 
 def test_every_function_table_view_and_type_has_a_comment(db: Connection) -> None:
@@ -133,6 +147,10 @@ def test_a_check_is_read_as_a_person_says_it(
     ("comment", "text"),
     [
         ("Reads user_posts, then calls tick().", "Reads `user_posts`, then calls `tick()`."),
+        (
+            "As recommended_<table>(), of public.posts.",
+            "As `recommended_<table>()`, of `public.posts`.",
+        ),
         ("See settings.temperature, e.g. 1.", "See `settings.temperature`, e.g. 1."),
         ('Takes [{"post_id", "dwell_ms"?}].', 'Takes `[{"post_id", "dwell_ms"?}]`.'),
         ("a * b, and *bold* <b>", r"a * b, and \*bold\* &lt;b>"),

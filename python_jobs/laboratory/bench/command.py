@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
-from python_jobs.laboratory.bench import growth, inserts, serving, towers
+from python_jobs.laboratory.bench import growth, inserts, serving, sources, towers
 from python_jobs.laboratory.bench.feed import AUTHORS, READERS, fill_feed
 from python_jobs.laboratory.bench.plan import explain_page
 from python_jobs.laboratory.bench.world import filled_world, world
@@ -107,6 +107,32 @@ def bench_serving(
         click.echo(json.dumps(report, indent=2, default=str))
     else:
         show_serving(report)
+    if check and not all(line["is_kept"] for line in report["budgets"]):
+        sys.exit(1)
+
+
+@bench.command("sources")
+@size("posts", 200_000, 1000)
+@click.option("--quick", is_flag=True, help="Three rounds, for a first look.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--check", is_flag=True, help="Exit with 1 when a budget is exceeded.")
+def bench_sources(posts: int, quick: bool, as_json: bool, check: bool) -> None:
+    """What attaching a table costs: its writes, its pages, and events by its keys.
+
+    Writes are compared with those to the same table bare.
+    """
+    with (
+        progress("filling a database") as status,
+        world(READERS + AUTHORS, posts) as target,
+    ):
+        fill_feed(target)
+        status.update("building the serving index")
+        serving.build(target)
+        report = sources.measure(target, 3 if quick else 15, status.update)
+    if as_json:
+        click.echo(json.dumps(report, indent=2))
+    else:
+        show_sources(report)
     if check and not all(line["is_kept"] for line in report["budgets"]):
         sys.exit(1)
 
@@ -259,6 +285,23 @@ def show_serving(report: dict[str, Any]) -> None:
             f"{recall:.3f}" for recall in report["rebuilt_recall"].values()
         )
     show_facts(console, {**facts, **report["versions"]})
+
+
+def show_sources(report: dict[str, Any]) -> None:
+    """Tables for people."""
+    console = wide_console()
+    rows = []
+    for name, cases in report["groups"].items():
+        for number, case in enumerate(cases):
+            figures = [f"{case['p50_ms']:.2f}", f"{case['cpu_us']:,.0f}"]
+            if number:
+                figures += [f"{case['p50_ratio']:.2f}", f"{case['cpu_ratio']:.2f}"]
+                figures += [f"{case['more_cpu_us_per_row']:,.1f}"]
+            rows.append(["" if number else name, case["case"], *figures])
+    head = ["", "", "p50 ms", "CPU us", "p50 ratio", "CPU ratio", "CPU us more a row"]
+    console.print(table("Attached tables, against the first of each group", head, rows))
+    console.print(table("Budgets", ["budget", "figure", "bound", ""], budget_rows(report)))
+    show_facts(console, report["versions"])
 
 
 def budget_rows(report: dict[str, Any]) -> list[list[str]]:

@@ -18,6 +18,7 @@ _FILL = """
 
   insert into public.posts (author_id, content, created_at)
   select {author_id}, 'post ' || g, now() - interval '1 day' from generate_series(1, {posts}) g;
+  select two_tower.reconcile('posts');
 
   -- Random directions: synthetic, and as spread as vectors can be.
   insert into two_tower.live_embeddings

@@ -9,6 +9,7 @@ create function two_tower.reconcile_posts(p_source_id smallint, p_rows two_tower
 returns void language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_keys text[];
+  v_known text[];
   v_rows two_tower.post_row[];
 begin
   v_keys := array(
@@ -21,15 +22,19 @@ begin
   if v_keys = '{}' then
     return;
   end if;
-  perform from two_tower.posts p
-  where p.source_id = p_source_id and p.key = any (v_keys)
-  order by p.id for no key update;
+  v_known := array(
+    select p.key from two_tower.posts p
+    where p.source_id = p_source_id and p.key = any (v_keys)
+    order by p.id for no key update);
   execute format('select array(select f from two_tower.find_in_source_%s($1) f)', p_source_id)
   into v_rows using v_keys;
-  perform two_tower.store_posts(p_source_id, v_rows);
+  perform two_tower.change_posts(p_source_id, array(
+    select r from unnest(v_rows) r where r.key = any (v_known)));
+  perform two_tower.add_posts(p_source_id, array(
+    select r from unnest(v_rows) r where r.key <> all (v_known)), p_is_import => true);
 end
 $$;
-comment on function two_tower.reconcile_posts(smallint, two_tower.post_row[]) is 'Brings the registry to what the source says of posts now, where it differs.';
+comment on function two_tower.reconcile_posts(smallint, two_tower.post_row[]) is 'Brings the registry to what the source says of posts now, where it differs. Posts that it lacks are imported: they arrived when they were created.';
 
 -- What of the registry and the mirrors is next on a walk, and where that ends.
 create function two_tower.list_posts(p_source_id smallint, p_after text, p_limit integer,
@@ -38,7 +43,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   select array_agg(row(n.key, null, null, null, null, null, null)::two_tower.post_row), max(n.key)
   from (
     select p.key, p.deleted_at from two_tower.posts p
-    where p.source_id = p_source_id and p.key > coalesce(p_after, '')
+    where p.source_id = p_source_id and (p_after is null or p.key > p_after)
     order by p.key limit p_limit) n;
 $$;
 create function two_tower.list_profiles(p_source_id smallint, p_after text, p_limit integer,
@@ -110,11 +115,23 @@ end
 $$;
 comment on function two_tower.walk_rows(two_tower.sources) is 'Reads the next 100 blocks of a table into the registry. Returns the source as it stands then.';
 
+-- The next table of follows or blocks has the mirror: its walk takes out what it lacks.
+create function two_tower.is_replaced(p_source two_tower.sources) returns boolean
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select p_source.state = 'detached' and p_source.role <> 'posts' and exists (
+    select from two_tower.sources s where s.role = p_source.role and s.state <> 'detached');
+$$;
+comment on function two_tower.is_replaced(two_tower.sources) is 'Returns whether another table holds what this one held before it was detached.';
+
 create function two_tower.walk_registry(p_source two_tower.sources) returns two_tower.sources
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_last record;
 begin
+  if two_tower.is_replaced(p_source) then
+    p_source.walk := 'removal';
+    return p_source;
+  end if;
   execute format('
       with next as materialized (select * from two_tower.list_%1$s($1, $2, 1000)), taken as (
         select two_tower.%2$s($1, array(select m from %3$s m)) from next)
@@ -137,16 +154,35 @@ comment on function two_tower.walk_registry(two_tower.sources) is 'Asks of the n
 -- A table that seems to have lost much may be half restored. Nothing is removed then.
 create function two_tower.is_removal_refused(p_source two_tower.sources) returns boolean
 language sql stable set search_path = pg_catalog, pg_temp as $$
-  select not p_source.may_remove_all and v.count > 20 and v.count > (
+  select p_source.state <> 'detached' and not p_source.may_remove_all and v.count > 20
+    and v.count > (
     select count(*) / 10 from two_tower.posts p
     where p.source_id = p_source.id and p.deleted_at is null)
   from (select count(*) from two_tower.vanished_posts v where v.source_id = p_source.id) v;
 $$;
 comment on function two_tower.is_removal_refused(two_tower.sources) is 'Returns whether a walk found more than a tenth of the posts gone, and more than 20, without having been told to expect it.';
 
+-- What was reported meanwhile is for the next walk, and so is leave to remove all.
+create function two_tower.end_walk(p_source two_tower.sources) returns two_tower.sources
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  p_source.walk := null;
+  p_source.position := null;
+  p_source.reconciled_at := two_tower.now();
+  if not p_source.is_walk_wanted then
+    p_source.may_remove_all := false;
+    p_source.state := case p_source.state when 'broken' then 'attached' else p_source.state end;
+    perform two_tower.close_alert('source_broken', p_source.name);
+  end if;
+  return p_source;
+end
+$$;
+comment on function two_tower.end_walk(two_tower.sources) is 'Returns a source whose walk has ended. Closes its alert, and it is attached again, unless another walk is wanted already.';
+
 create function two_tower.walk_removal(p_source two_tower.sources) returns two_tower.sources
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
+  v_keys text[];
   v_rows two_tower.post_row[];
 begin
   if p_source.position is null and two_tower.is_removal_refused(p_source) then
@@ -161,28 +197,23 @@ begin
         select n.key from two_tower.vanished_posts n where n.source_id = p_source.id limit 1000)
       returning v.key
     )
-    select array_agg(row(g.key, null, null, null, null, null, null)::two_tower.post_row)
-    into v_rows from gone g;
-    if p_source.state <> 'detached' and v_rows is not null then
-      execute format('select array(select m from two_tower.missing_in_source_%s($1) m)',
-        p_source.id) into v_rows using v_rows;
-    end if;
-    if v_rows is not null then
+    select array_agg(g.key) into v_keys from gone g;
+    if v_keys is not null then
+      v_rows := array(
+        select row(p.key, null, null, null, null, null, null)::two_tower.post_row
+        from two_tower.posts p where p.source_id = p_source.id and p.key = any (v_keys)
+        order by p.id for no key update);
+      if p_source.state <> 'detached' then
+        execute format('select array(select m from two_tower.missing_in_source_%s($1) m)',
+          p_source.id) into v_rows using v_rows;
+      end if;
       perform two_tower.remove_posts(p_source.id, v_rows);
       p_source.position := 'begun';
       return p_source;
     end if;
     perform two_tower.close_alert('source_lost_posts', p_source.name);
   end if;
-  p_source.walk := null;
-  p_source.position := null;
-  p_source.may_remove_all := false;
-  p_source.reconciled_at := two_tower.now();
-  if p_source.state = 'broken' then
-    p_source.state := 'attached';
-    perform two_tower.close_alert('source_broken', p_source.name);
-  end if;
-  return p_source;
+  return two_tower.end_walk(p_source);
 end
 $$;
 comment on function two_tower.walk_removal(two_tower.sources) is 'Removes the next 1,000 posts that are gone, and ends the walk when there are none. Opens an alert instead when is_removal_refused(). Returns the source as it stands then.';
@@ -195,7 +226,8 @@ begin
   for v_report in
     with taken as (
       delete from two_tower.source_reports r where r.id in (
-        select n.id from two_tower.source_reports n order by n.id limit 1000 for update skip locked)
+        select n.id from two_tower.source_reports n order by n.id limit 100000
+        for update skip locked)
       returning r.source_id, r.event, r.sqlstate, r.message
     )
     select s.id, s.name, s.relation, t.event, min(t.sqlstate) as sqlstate,
@@ -217,34 +249,6 @@ begin
 end
 $$;
 comment on function two_tower.take_source_reports() is 'Acts on what triggers reported: marks sources as broken, opens alerts and asks for walks.';
-
--- Columns that were renamed, added or dropped since the functions of the source were written.
-create function two_tower.mend_source(p_source two_tower.sources) returns boolean
-language plpgsql set search_path = pg_catalog, pg_temp as $$
-declare
-  v_columns jsonb := two_tower.read_columns(p_source.relation);
-begin
-  if p_source.state = 'detached' or v_columns = p_source.written_for then
-    return true;
-  elsif v_columns is null then
-    update two_tower.sources s set state = 'detached', walk = null, position = null,
-      is_walk_wanted = true, may_remove_all = true
-    where s.id = p_source.id;
-    perform two_tower.write_dispatchers();
-    return true;
-  end if;
-  perform two_tower.write_source(p_source);
-  perform two_tower.write_triggers(p_source);
-  return true;
-exception when others then
-  perform two_tower.open_alert('source_broken', p_source.name, format(
-      'The table of source %s has changed, and cannot be followed: %s. Attach the table again, or detach it.',
-      p_source.name, sqlerrm), jsonb_build_object('sqlstate', sqlstate));
-  update two_tower.sources set state = 'broken' where id = p_source.id;
-  return false;
-end
-$$;
-comment on function two_tower.mend_source(two_tower.sources) is 'Writes the functions of a source anew where its table has changed. A table that is gone is detached. Returns whether it can be followed; if not, opens an alert.';
 
 create function two_tower.walk_source(p_source two_tower.sources) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -271,32 +275,57 @@ end
 $$;
 comment on function two_tower.walk_source(two_tower.sources) is 'Takes one step of a source''s walk: as far as it reads enough for now. A small table is walked in one.';
 
-create function two_tower.reconcile_sources(p_limit integer default 1) returns integer
+-- A step that would wait for the app is not taken now: nothing of the app waits for a step that
+-- waits. One that fails leaves the steps of other sources.
+create function two_tower.try_step(p_source two_tower.sources) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  perform two_tower.walk_source(p_source);
+  return true;
+exception
+  when lock_not_available then
+    return false;
+  when others then
+    perform two_tower.open_alert('source_broken', p_source.name, format(
+      'Rows of %s cannot be read: %s. Mend the row, or attach the table again with parts that every row has.',
+      p_source.relation, sqlerrm), jsonb_build_object('sqlstate', sqlstate));
+    update two_tower.sources s set state = 'broken' where s.id = p_source.id;
+    return false;
+end
+$$;
+comment on function two_tower.try_step(two_tower.sources) is 'Takes one step of a walk. Returns whether it did; opens an alert where the step failed. Run it under a lock_timeout.';
+
+-- Which walk goes on is drawn, so that none waits for the end of another.
+create function two_tower.reconcile_sources(p_limit integer default 1) returns integer
+language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '200ms' as $$
 declare
   v_source two_tower.sources;
-  v_steps integer := 0;
+  v_steps integer;
 begin
   perform two_tower.take_source_reports();
-  for v_source in select * from two_tower.sources order by id for no key update skip locked loop
-    if two_tower.mend_source(v_source) and v_steps < p_limit
-      and (v_source.walk is not null or v_source.is_walk_wanted) then
-      perform two_tower.walk_source((select s from two_tower.sources s where s.id = v_source.id));
-      v_steps := v_steps + 1;
-    end if;
+  v_steps := two_tower.mend_sources();
+  for v_source in
+    select s.* from two_tower.sources s
+    where (s.walk is not null or s.is_walk_wanted)
+      and (s.state = 'detached' or two_tower.is_written(s))
+    order by random() limit p_limit for no key update skip locked
+  loop
+    v_steps := v_steps + two_tower.try_step(v_source)::integer;
   end loop;
   return v_steps;
 end
 $$;
-comment on function two_tower.reconcile_sources(integer) is 'Acts on reports of triggers, mends sources whose table has changed, and takes a step of the walks that are due, of at most p_limit sources. Returns how many steps it took.';
+comment on function two_tower.reconcile_sources(integer) is 'Acts on reports of triggers, mends sources whose table has changed, and takes a step of at most p_limit of the walks that are due. Waits for nothing that the app holds. Returns how many sources it mended and steps it took.';
 
 create function two_tower.request_reconciliation() returns void
 language sql set search_path = pg_catalog, pg_temp as $$
   update two_tower.sources set is_walk_wanted = true where state <> 'detached';
 $$;
 comment on function two_tower.request_reconciliation() is 'Asks for a walk of every attached table: the daily one.';
+
 create function two_tower.reconcile(p_name text, p_may_remove_all boolean default false)
-returns bigint language plpgsql set search_path = pg_catalog, pg_temp as $$
+returns bigint language plpgsql
+set search_path = pg_catalog, pg_temp set lock_timeout = '200ms' as $$
 declare
   v_source two_tower.sources;
   v_steps bigint := 0;
@@ -304,22 +333,33 @@ begin
   perform two_tower.take_source_reports();
   update two_tower.sources s set walk = null, position = null, is_walk_wanted = true,
     may_remove_all = s.may_remove_all or p_may_remove_all
-  where s.name = p_name returning * into v_source;
+  where s.id = (select n.id from two_tower.sources n where n.name = p_name
+                order by n.state = 'detached', n.id desc limit 1)
+  returning * into v_source;
   if not found then
     raise exception 'no table is attached as %', p_name using errcode = '22023',
       hint = 'Attached tables: select name, relation from two_tower.sources.';
-  elsif not two_tower.mend_source(v_source) then
-    raise exception 'the table of % cannot be followed', p_name using errcode = '55000',
-      hint = 'The alert source_broken says why. Attach the table again, or detach it.';
   end if;
+  perform two_tower.mend_sources();
   loop
-    perform two_tower.walk_source(v_source);
+    select * into v_source from two_tower.sources s where s.id = v_source.id;
+    if v_source.state <> 'detached' and not two_tower.is_written(v_source) then
+      raise exception 'the table of % cannot be followed', p_name using errcode = '55000',
+        hint = coalesce((
+          select a.message from two_tower.alerts a
+          where a.kind = 'source_broken' and a.subject = p_name and a.closed_at is null),
+          'The app holds a lock on it. Try again.');
+    end if;
+    exit when v_steps > 0 and v_source.walk is null;
+    if not two_tower.try_step(v_source) then
+      raise warning 'the app holds what comes next of %, or it cannot be read: ticks go on',
+        p_name;
+      exit;
+    end if;
     v_steps := v_steps + 1;
-    select * into v_source from two_tower.sources s where s.name = p_name;
-    exit when v_source.walk is null;
   end loop;
   return v_steps;
 end
 $$;
 comment on function two_tower.reconcile(text, boolean) is
-  'Walks a whole table at once, in this transaction, as after a restore or a load with triggers off. p_may_remove_all: also where more than a tenth of its posts are gone. Returns how many steps it took. Raises 22023 for an unknown name, and 55000 for a table that cannot be followed.';
+  'Compares a whole table with the registry, in this transaction: after a restore, or a load with triggers off. p_may_remove_all: take posts out of the feed even where more than a tenth of them are gone from the table. Leaves to ticks what the app holds. Returns how many steps it took. Raises 22023 for an unknown name, and 55000 for a table that cannot be followed.';

@@ -57,7 +57,8 @@ begin
     two_tower.first_bigint())
   where name = 'serving_round';
   delete from two_tower.exploration_pool p using two_tower.live_embeddings v
-  where p.post_id = any (v_post_ids) and v.slot = v_slot and v.post_id = p.post_id and not v.is_listed;
+  where p.post_id = any (v_post_ids) and v.slot = v_slot and v.post_id = p.post_id
+    and not v.is_listed;
   v_written := v_written + two_tower.copy_to_serving_index(v_post_ids);
   if v_written > 0 then
     update two_tower.serving_builds set replaced = replaced + v_written

@@ -161,7 +161,8 @@ begin
       union all
       select * from two_tower.list_followed(v_user_id, p_limit, p_excluded, p_among)
       where p_kind = 'followed'
-      order by score desc, post_id desc offset 0
+      -- Of equal ones the newest first: ids that no key lent count down.
+      order by score desc, greatest(post_id, ~post_id) desc offset 0
     ) c
     where (select exists (select from two_tower.listed_posts p
       where p.id = c.post_id and not exists (select from two_tower.withheld_authors a
@@ -170,7 +171,7 @@ begin
   ) r
     join two_tower.posts p on p.id = r.post_id
     join two_tower.sources s on s.id = p.source_id
-  order by r.score desc, p.id desc;
+  order by r.score desc, greatest(p.id, ~p.id) desc;
 end
 $$;
 comment on function two_tower.rank_for(uuid, integer, bigint[], text, bigint[], text, bigint) is
@@ -183,12 +184,14 @@ $$;
 comment on function two_tower.scan_limit() is 'Returns settings.exact_scan_limit. Definer: clients have no grant on settings.';
 
 -- Nearly always the first round fills the page. Where the caller may read few of the posts, the
--- direction turns: what the caller may read is found first, and ranked then. What is recommended or
--- followed comes back in full, so that less than was asked for is all there is.
+-- direction turns: what the caller may read is found first, and ranked then. It turns at once where
+-- nothing of the first round is readable. What is recommended or followed comes back in full, so
+-- that less than was asked for is all there is.
 create function two_tower.page_for(p_user_id uuid, p_limit integer, p_exclude text[] default '{}',
   p_source text default null, p_kind text default 'recommended', p_post_id bigint default null)
 returns setof two_tower.page_row
-language plpgsql stable set search_path = pg_catalog, pg_temp rows 20 as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp
+  set plan_cache_mode = force_generic_plan rows 20 as $$
 declare
   v_limit integer := least(500, greatest(1, coalesce(p_limit, 20)));
   v_excluded bigint[] := two_tower.find_excluded(coalesce(p_exclude, '{}'), p_source);
@@ -199,6 +202,7 @@ declare
   v_page two_tower.page_row[] := '{}';
 begin
   foreach v_round in array '{first, wide, turned}'::text[] loop
+    continue when v_round = 'wide' and v_page = '{}';
     v_asked := case v_round when 'wide' then least(500, 10 * v_limit)
       else v_limit - cardinality(v_page) end;
     v_found := array(
@@ -223,7 +227,7 @@ begin
 end
 $$;
 comment on function two_tower.page_for(uuid, integer, text[], text, text, bigint) is
-  'Returns a page of posts that the caller may read in the app''s tables. Asks for a page, then for a ten times longer one, then for the best of the newest settings.exact_scan_limit posts that the caller may read. Fewer come back only if more than that are readable. p_kind: see rank_for(). Scores are rounded.';
+  'Returns a page of posts that the caller may read in the app''s tables. Asks for a page, then (if any of that is readable) for a ten times longer one, then for the best of the newest settings.exact_scan_limit posts that the caller may read. Fewer come back only if more than that are readable. p_kind: see rank_for(). Scores are rounded.';
 
 create function public.recommend(p_limit integer default 20, p_exclude text[] default '{}')
 returns table (
@@ -244,7 +248,7 @@ returns table (
   select * from two_tower.page_for(p_user_id, p_limit, p_exclude);
 $$;
 comment on function public.recommend_for(uuid, integer, text[]) is
-  'For back ends with the service role: returns what recommend() returns to a user, as for a page that a server renders, or a digest by e-mail. The service role may read all rows, so policies on the app''s tables do not count. Raises 22023 without a user.';
+  'For back ends with the service role: returns what recommend() returns to the user, as for a page that a server renders, or a digest by e-mail. The service role reads all rows, so the policies of the app''s tables do not count here. Raises 22023 without a user.';
 
 create function public.similar_posts(p_post_id bigint default null, p_limit integer default 20,
   p_post_key text default null, p_post_source text default null)
