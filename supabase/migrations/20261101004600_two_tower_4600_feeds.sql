@@ -154,15 +154,18 @@ begin
   from (
     select c.post_id, c.score
     from (
-      select * from two_tower.list_similar(p_post_id, p_limit, p_excluded, p_among)
-      where p_kind = 'similar'
-      union all
-      select * from two_tower.list_popular(p_excluded, p_among) where p_kind = 'popular'
-      union all
-      select * from two_tower.list_followed(v_user_id, p_limit, p_excluded, p_among)
-      where p_kind = 'followed'
+      select u.post_id, u.score
+      from (
+        select * from two_tower.list_similar(p_post_id, p_limit, p_excluded, p_among)
+        where p_kind = 'similar'
+        union all
+        select * from two_tower.list_popular(p_excluded, p_among) where p_kind = 'popular'
+        union all
+        select * from two_tower.list_followed(v_user_id, p_limit, p_excluded, p_among)
+        where p_kind = 'followed'
+      ) u
       -- Of equal ones the newest first: ids that no key lent count down.
-      order by score desc, greatest(post_id, ~post_id) desc offset 0
+      order by u.score desc, greatest(u.post_id, ~u.post_id) desc offset 0
     ) c
     where (select exists (select from two_tower.listed_posts p
       where p.id = c.post_id and not exists (select from two_tower.withheld_authors a

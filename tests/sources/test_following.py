@@ -1,6 +1,9 @@
 """x"""
+
 from __future__ import annotations
+
 from tests.support.app import App, differences
+
 
 def test_first(app: App) -> None:
     app.create_articles()

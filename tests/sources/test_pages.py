@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from python_jobs.db import Connection, rows, value
-from tests.support.apps import Articles, create_articles, without_starter
+from tests.support.articles import Articles, create_articles, without_starter
 from tests.support.database import add_user, as_user
 
 PAGE = ["place", "score", "source", "arm"]

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from python_jobs.db import Connection, rows, value
-from tests.support.apps import Articles, create_articles, without_starter
+from tests.support.articles import Articles, create_articles, without_starter
 from tests.support.database import add_user, as_user
 
 # Every page of a limit; similar_posts() also takes a post.
