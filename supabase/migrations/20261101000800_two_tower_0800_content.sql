@@ -9,6 +9,7 @@ create table two_tower.sources (
     check (role in ('posts', 'profiles', 'follows', 'blocks')),
   relation regclass not null unique,
   relation_id oid not null,
+  relation_name text not null,
   arguments jsonb not null,
   columns jsonb not null,
   key_type regtype,
@@ -29,6 +30,7 @@ comment on column two_tower.sources.role is 'What the table holds. At most one t
 comment on column two_tower.sources.relation is 'The table. It follows renames.';
 comment on column two_tower.sources.arguments is 'What was attached: a column or an expression for each part of a row.';
 comment on column two_tower.sources.relation_id is 'The table by its number. A dump does not keep the number, so a restored table is known by it, and the numbers in columns do not count there.';
+comment on column two_tower.sources.relation_name is 'The name of the table when the functions of the source were written last.';
 comment on column two_tower.sources.columns is 'The columns of the table when the functions of the source were written last: number, type, and whether clients may read them. Where they differ now, a tick writes the functions anew. A renamed column is found by its number.';
 comment on column two_tower.sources.key_type is 'The type of the key of posts.';
 comment on column two_tower.sources.lends_ids is 'Whether the keys of its posts are their ids in the registry. That is so if the table was the first one, and its keys are positive numbers.';

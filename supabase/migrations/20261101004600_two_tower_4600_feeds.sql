@@ -154,7 +154,8 @@ begin
   from (
     select c.post_id, c.score
     from (
-      select u.* from (
+      select u.post_id, u.score
+      from (
         select * from two_tower.list_similar(p_post_id, p_limit, p_excluded, p_among)
         where p_kind = 'similar'
         union all

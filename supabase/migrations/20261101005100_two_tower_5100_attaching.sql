@@ -79,6 +79,7 @@ begin
     service_role', v_function);
   execute format('grant execute on function %s(integer, text[]) to authenticated, service_role',
     v_function);
+  perform two_tower.close_alert('page_is_old', p_source.name);
 end
 $$;
 comment on function two_tower.write_page(two_tower.sources) is 'Writes the view <name>_page and the function recommended_<name>() of a source of posts.';
@@ -121,7 +122,8 @@ begin
     perform two_tower.write_dispatchers();
   end if;
   update two_tower.sources s set arguments = p_source.arguments, key_type = p_source.key_type,
-    relation_id = s.relation::oid, columns = two_tower.read_columns(s.relation)
+    relation_id = s.relation::oid, relation_name = s.relation::text,
+    columns = two_tower.read_columns(s.relation)
   where s.id = p_source.id;
 end
 $$;
@@ -143,7 +145,8 @@ comment on function two_tower.list_source_functions(two_tower.sources) is 'Retur
 create function two_tower.is_written(p_source two_tower.sources) returns boolean
 language sql stable set search_path = pg_catalog, pg_temp as $$
   select p_source.columns = two_tower.read_columns(p_source.relation)
-    and p_source.relation_id = p_source.relation::oid
+    and (p_source.relation_id, p_source.relation_name)
+      = (p_source.relation::oid, p_source.relation::text)
     and (select count(*) from pg_trigger t join pg_proc p on p.oid = t.tgfoid
       where t.tgrelid = p_source.relation and p.proname = 'follow_source_' || p_source.id) = 4
     and not exists (
@@ -196,6 +199,7 @@ begin
   end loop;
   perform two_tower.close_alert('source_broken', p_source.name);
   perform two_tower.close_alert('source_lost_posts', p_source.name);
+  perform two_tower.close_alert('page_is_old', p_source.name);
 end
 $$;
 comment on function two_tower.drop_source(two_tower.sources) is 'Drops what was written for a source that is detached: page, functions, and with them the triggers.';
@@ -263,10 +267,10 @@ declare
   v_source two_tower.sources;
 begin
   if p_old.id is null then
-    insert into two_tower.sources (name, role, relation, relation_id, arguments, columns, key_type,
-      lends_ids, check_readable, is_walk_wanted)
+    insert into two_tower.sources (name, role, relation, relation_id, relation_name, arguments,
+      columns, key_type, lends_ids, check_readable, is_walk_wanted)
     values (p_source.name, p_source.role, p_source.relation, p_source.relation,
-      p_source.arguments, two_tower.read_columns(p_source.relation), p_source.key_type,
+      p_source.relation::text, p_source.arguments, two_tower.read_columns(p_source.relation), p_source.key_type,
       coalesce(p_source.lends_ids, false), p_check_readable,
       p_source.role <> 'posts' or pg_relation_size(p_source.relation) > 0)
     returning * into v_source;

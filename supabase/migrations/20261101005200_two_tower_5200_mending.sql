@@ -21,7 +21,6 @@ begin
   if v_source.role = 'posts' then
     begin
       perform two_tower.write_page(v_source);
-      perform two_tower.close_alert('page_is_old', v_source.name);
     exception when dependent_objects_still_exist then
       perform two_tower.open_alert('page_is_old', v_source.name, format(
         'The columns of %s have changed, and %I cannot follow: %s. Drop what depends on it, and attach the table again.',

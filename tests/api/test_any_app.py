@@ -16,7 +16,7 @@ from supabase import Client
 from python_jobs.db import connect, rows, value
 from python_jobs.local.node import NodeTools, find_node
 from tests.support.api import Api
-from tests.support.apps import without_starter
+from tests.support.articles import without_starter
 from tests.support.database import PROJECT, as_user
 from tests.support.engagements import base_vectors, store
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -18,9 +18,9 @@ def app(db: Connection) -> App:
 
 
 @pytest.fixture
-def own_url(fresh_database: Callable[[], str]) -> Iterator[str]:
+def own_url(fresh_database: Callable[[], str]) -> str:
     """A database of this test alone, where nothing but public.author_blocks is attached."""
     url = fresh_database()
     with connect(url, autocommit=True) as connection:
         detach_starter(connection)
-    yield url
+    return url

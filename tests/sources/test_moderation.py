@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from python_jobs.db import Connection, rows
-from tests.support.apps import Articles, create_articles
+from tests.support.articles import Articles, create_articles
 from tests.support.database import add_user, as_user
 
 

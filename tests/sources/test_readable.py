@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from python_jobs.db import Connection, rows, value
-from tests.support.apps import Articles, create_articles, without_starter
+from tests.support.articles import Articles, create_articles, without_starter
 from tests.support.database import add_user, as_user
 
 # Every page of a limit; similar_posts() also takes a post.
@@ -434,3 +434,44 @@ def test_a_table_that_was_changed_a_moment_ago_leaves_the_others(
             " values (%s, 'notes', 'view')",
             [key],
         )
+
+
+def test_an_event_about_a_table_that_does_not_answer_is_refused_with_what_happened(
+    db: Connection, two_sources: tuple[Articles, Articles]
+) -> None:
+    articles, _ = two_sources
+    author, reader = add_user(db), add_user(db)
+    (post,) = articles.write(1, author)
+    key = articles.key_of(post)
+    db.execute("alter table public.articles rename to stories")
+    for event in ({"post_id": post}, {"post_key": key, "post_source": "articles"}):
+        for statement in sent([event]):
+            assert refusal(db, reader, statement)[0] == "42P01"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "alter table public.articles rename to stories",
+        "alter table public.articles set schema two_tower",
+        "alter table public.articles rename column id to slug",
+        "alter table public.articles rename column published_at to at",
+        "alter table public.articles drop column is_draft cascade; select two_tower.attach_posts("
+        "'public.articles', content => '{title}', author => 'author_id')",
+        "revoke select on public.articles from authenticated;"
+        " grant select (id, title, author_id) on public.articles to authenticated",
+    ],
+)
+def test_a_tick_makes_a_table_that_was_changed_answer_again(
+    db: Connection, two_sources: tuple[Articles, Articles], change: str
+) -> None:
+    articles, notes = two_sources
+    author, reader = add_user(db), add_user(db)
+    written = articles.write(9, author) + notes.write(9, author)
+    page(db, reader, "recommend", 40, 0)
+    db.execute(change.encode())
+    for _ in range(5):
+        db.execute("select two_tower.tick()")
+    assert set(page(db, reader, "recommend", 40, 0)) == set(written)
+    with as_user(db, reader):
+        assert len(rows(db, "select * from public.recommended_articles(40)")) == 9

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from python_jobs.db import Connection, connect, rows
-from tests.support.apps import Articles, create_articles, without_starter
+from tests.support.articles import Articles, create_articles, without_starter
 from tests.support.database import add_user, as_user
 from tests.support.engagements import base_vectors, store
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import psycopg
+import pytest
+
 from python_jobs.db import Connection, rows, value
 from tests.support.patience import wait_until
 
@@ -61,11 +64,13 @@ def source(connection: Connection, name: str = "articles") -> Any:
 
 
 def open_alerts(connection: Connection) -> dict[str, str]:
-    """Messages of open alerts by their kinds."""
+    """Messages of open alerts about sources, and of failed steps, by their kinds."""
     return {
         row.kind: row.message
         for row in rows(
-            connection, "select kind, message from two_tower.alerts where closed_at is null"
+            connection,
+            "select kind, message from two_tower.alerts"
+            " where closed_at is null and kind <> 'metric_out_of_range'",
         )
     }
 
@@ -81,6 +86,11 @@ def tick_until_quiet(connection: Connection, name: str = "articles") -> None:
             and state.walk is None
             and not state.is_walk_wanted
             and value(connection, "select count(*) from two_tower.source_reports") == 0
+            and value(
+                connection,
+                "select two_tower.is_written(s) from two_tower.sources s where name = %s",
+                name,
+            )
         )
 
     wait_until(is_quiet)
@@ -91,11 +101,13 @@ class App:
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
+        self.key_type = "bigint"
 
     def run(self, statement: str, *parameters: Any) -> Any:
         return self.connection.execute(statement.encode(), parameters or None)
 
     def create_articles(self, key: str = "bigint", name: str = "public.articles") -> None:
+        self.key_type = key
         self.run(ARTICLES.format(name=name, key=key))
 
     def attach_articles(self, name: str = "public.articles") -> str:
@@ -115,15 +127,14 @@ class App:
 
     def refusal(self, statement: str, *parameters: Any) -> tuple[str, str, str]:
         """SQLSTATE, message and hint of a statement that must fail, which leaves nothing."""
-        import psycopg
-
-        try:
-            with self.connection.transaction(force_rollback=True):
-                self.connection.execute(statement.encode(), parameters or None)
-        except psycopg.Error as error:
-            assert error.sqlstate is not None
-            return error.sqlstate, error.diag.message_primary or "", error.diag.message_hint or ""
-        raise AssertionError(f"it was not refused: {statement}")
+        with (
+            pytest.raises(psycopg.Error) as caught,
+            self.connection.transaction(force_rollback=True),
+        ):
+            self.connection.execute(statement.encode(), parameters or None)
+        error = caught.value
+        said = error.diag.message_primary or "", error.diag.message_hint or ""
+        return str(error.sqlstate), *said
 
     def insert(self, keys: Sequence[Any], title: str = "a title", **columns: Any) -> None:
         names = ["id", "title", *columns]
