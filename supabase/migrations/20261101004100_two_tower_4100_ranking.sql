@@ -69,8 +69,8 @@ $$;
 comment on function two_tower.rank_posts(two_tower.reader, integer, bigint[], bigint[]) is
   'Returns the best p_limit of the candidates, none of which the reader has seen: first those to explore, then by score. Posts of an author beyond settings.posts_per_author come behind all others. Looks authors and the registry up from the best post down, until the page is full.';
 
--- Of a source that has few of the posts, the index would find few. How many it has is known from the
--- last analyze, which lists sources by their share: to count them costs more than the page.
+-- Of a source that has few of the posts, the index would find few. Its share is known from the last
+-- analyze: to count its posts would take a fifth of the page.
 create function two_tower.choose_searches(p_reader two_tower.reader) returns text[]
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 begin
