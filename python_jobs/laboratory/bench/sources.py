@@ -220,7 +220,7 @@ def restricted_groups() -> list[Group]:
                 ),
                 Case("recommended_posts", _RECOMMENDED, count=5),
             ),
-            _POLICY.format(f"id % {ONE_READABLE_IN} = 1"),
+            _POLICY.format(f"deleted_at is null and id % {ONE_READABLE_IN} = 1"),
             _POLICY.format("deleted_at is null or author_id = (select auth.uid())"),
         )
     ]
