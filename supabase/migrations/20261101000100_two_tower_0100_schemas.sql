@@ -32,6 +32,7 @@
 --   a like      lessons, locks, verdicts, draws, rules, learning: the trigger, in its order
 --               folding      the steps that it left for later
 --   a post      encoding     from a text to vectors, and the events that waited for them
+--               numbering    keeps the numbers dense by which posts are drawn
 --   a user      author_blocks, checkpoints, erasure
 --   a version   jobs, priors, model_switch, training_data, promotion_gate, first_projection
 --   a page      experiments, serving_index, exploration, serving_upkeep, candidates, ranking
@@ -40,6 +41,7 @@
 --               feeds, explanations, moderation, recording
 --   any app     attachable, attaching: which tables can be attached, and how
 --               mending, reconciliation: what became of the table, and what triggers missed
+--               restoring    events that were restored, and are learned once more
 --   the beat    tick, policies
 --   an app      starter: tables to start from, attached like any others. Optional
 

@@ -124,19 +124,18 @@ begin
   end if;
   perform pg_advisory_xact_lock_shared(two_tower.switch_lock());
   v_active := (select active_slot from two_tower.state);
-  with changed as materialized (
-    select v.slot, v.post_id, p.author_id, greatest(p.created_at, p.arrived_at) as created_at,
-      p.is_listed
-    from two_tower.live_embeddings v join two_tower.posts p on p.id = v.post_id
-    where v.slot in (0, 1) and v.post_id = any (v_post_ids)
-      and (v.author_id, v.created_at, v.is_listed)
-        is distinct from (p.author_id, greatest(p.created_at, p.arrived_at), p.is_listed)
-    order by v.post_id, v.slot <> v_active for no key update of v
-  )
-  update two_tower.live_embeddings v
-  set is_listed = c.is_listed, author_id = c.author_id, created_at = c.created_at,
-    number = case when c.is_listed then v.number end
-  from changed c where v.slot = c.slot and v.post_id = c.post_id;
+  perform from two_tower.live_embeddings v
+  where v.slot in (0, 1) and v.post_id = any (v_post_ids)
+  order by v.post_id, v.slot <> v_active for no key update;
+  -- A statement of its own: it sees the rows that fill_slot() added while this one waited.
+  update two_tower.live_embeddings v set
+    is_listed = p.is_listed, author_id = p.author_id,
+    created_at = greatest(p.created_at, p.arrived_at),
+    number = case when p.is_listed then v.number end
+  from two_tower.posts p
+  where v.slot in (0, 1) and v.post_id = any (v_post_ids) and p.id = v.post_id
+    and (v.author_id, v.created_at, v.is_listed)
+      is distinct from (p.author_id, greatest(p.created_at, p.arrived_at), p.is_listed);
   return v_taken;
 end
 $$;

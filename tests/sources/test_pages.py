@@ -89,8 +89,10 @@ def test_a_column_that_the_source_is_made_of_need_not_be_readable(
     articles.attach()
     assert set(columns(db, reader)) == {*PAGE, *granted}
     # Few readable ones among many: the direction turns, which asks for the newest.
-    articles.write(300, add_user(db), is_private=True)
-    assert set(columns(db, reader)) == {*PAGE, *granted}
+    articles.write(600, add_user(db), is_private=True)
+    with as_user(db, reader):
+        for name in ("recommend", "recommended_articles"):
+            assert len(rows(db, f"select * from public.{name}()")) == 3
 
 
 def test_a_table_of_which_clients_may_read_nothing_has_an_empty_page(
@@ -233,6 +235,32 @@ def test_the_view_tells_postgrest_which_columns_of_the_table_its_own_are(
         " where oid = 'public.recommended_articles(integer, text[])'::regprocedure and proretset",
     )
     assert returned == "articles_page"
+
+
+def test_pages_write_nothing_whatever_it_takes_to_fill_them(
+    db: Connection, articles: Articles
+) -> None:
+    author, reader = add_user(db), add_user(db)
+    db.execute("insert into public.follows (follower_id, followed_id) values (%s, %s)",
+               [reader, author])  # fmt: skip
+    posts = articles.write(5, author)
+    articles.write(600, author, is_private=True)
+    db.execute("select two_tower.refresh_popular_candidates()")
+    calls = ("recommend", "recommended_articles", "similar_posts", "popular_posts",
+             "recent_from_followed", "explain_recommendation")  # fmt: skip
+    volatile = rows(
+        db,
+        "select proname from pg_proc where pronamespace = 'public'::regnamespace"
+        " and proname = any (%s) and provolatile <> 's'",
+        list(calls),
+    )
+    assert volatile == []
+    db.execute("set transaction read only")
+    with as_user(db, reader):
+        for call in calls:
+            argument = posts[0] if call in ("similar_posts", "explain_recommendation") else 50
+            found = rows(db, f"select * from public.{call}(%s)", argument)
+            assert len(found) == {"explain_recommendation": 1, "similar_posts": 4}.get(call, 5)
 
 
 @pytest.mark.parametrize(

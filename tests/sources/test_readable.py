@@ -434,3 +434,16 @@ def test_a_table_that_was_changed_a_moment_ago_leaves_the_others(
             " values (%s, 'notes', 'view')",
             [key],
         )
+
+
+def test_an_event_about_a_table_that_does_not_answer_is_refused_with_what_happened(
+    db: Connection, two_sources: tuple[Articles, Articles]
+) -> None:
+    articles, _ = two_sources
+    author, reader = add_user(db), add_user(db)
+    (post,) = articles.write(1, author)
+    key = articles.key_of(post)
+    db.execute("alter table public.articles rename to stories")
+    for event in ({"post_id": post}, {"post_key": key, "post_source": "articles"}):
+        for statement in sent([event]):
+            assert refusal(db, reader, statement)[0] == "42P01"

@@ -81,12 +81,13 @@ def test_of_a_table_with_few_of_the_posts_the_exact_best_come(
         [reader, written[:3]],
     )
     db.execute("analyze two_tower.posts")
-    assert value(
-        db,
-        "select two_tower.choose_searches(two_tower.load_reader(%s, %s::smallint))",
-        reader,
-        notes.source_id,
-    ) == ["scan"]
+    for table, is_small in ((articles, False), (notes, True)):
+        found = value(db, "select two_tower.is_small_source(%s::smallint)", table.source_id)
+        assert found is is_small
+    with as_user(db, reader):
+        mixed = rows(db, "select source from public.recommend(20)")
+        own = rows(db, "select source from public.recommended_articles(20)")
+    assert {row.source for row in mixed + own} == {"personal"}
     user = np.array(value(db, "select two_tower.encode_user(%s)::real[]", reader), float)
     live = {
         row[0]: np.array(row[1], float)

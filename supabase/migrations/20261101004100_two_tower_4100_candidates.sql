@@ -6,26 +6,29 @@
 
 create table two_tower.popular_candidates (
   post_id bigint primary key references two_tower.posts (id) on delete cascade,
-  popularity double precision not null
+  popularity double precision not null,
+  number bigint not null
 );
 comment on table two_tower.popular_candidates is 'The most popular posts, at most 1,000, listed every few minutes: candidates beside the personal ones.';
+comment on column two_tower.popular_candidates.number is 'live_embeddings.number: of equally popular posts, the newest come first.';
 comment on column two_tower.popular_candidates.popularity is 'live_embeddings.popularity when the list was made.';
 create index popular_candidates_popularity_idx
-  on two_tower.popular_candidates (popularity desc, post_id desc);
+  on two_tower.popular_candidates (popularity desc, number desc);
 
 create function two_tower.refresh_popular_candidates() returns void
 language sql set search_path = pg_catalog, pg_temp as $$
   with top as materialized (
-    select v.post_id, v.popularity from two_tower.live_embeddings v
-    where v.slot = (select active_slot from two_tower.state) and v.is_listed
-    order by v.popularity desc, v.post_id desc limit 1000
+    select v.post_id, v.popularity, v.number from two_tower.live_embeddings v
+    where v.slot = (select active_slot from two_tower.state) and v.number is not null
+    order by v.popularity desc, v.number desc limit 1000
   ), gone as (
     delete from two_tower.popular_candidates p
       where not exists (select from top t where t.post_id = p.post_id)
   )
-  insert into two_tower.popular_candidates as p (post_id, popularity)
-  select post_id, popularity from top order by post_id
-  on conflict (post_id) do update set popularity = excluded.popularity;
+  insert into two_tower.popular_candidates as p (post_id, popularity, number)
+  select post_id, popularity, number from top order by post_id
+  on conflict (post_id) do update set
+    popularity = excluded.popularity, number = excluded.number;
 $$;
 comment on function two_tower.refresh_popular_candidates() is 'Lists the 1,000 most popular posts.';
 
@@ -78,7 +81,7 @@ begin
   return row(
     p_user_id, p_source_id, v_vector, sqrt(least(1, v_share)), v_now, v_unit,
     ln(1 + greatest(1, (select popularity from two_tower.popular_candidates
-                        order by popularity desc, post_id desc limit 1) / v_unit)),
+                        order by popularity desc, number desc limit 1) / v_unit)),
     v_settings.popularity_weight, v_settings.recency_weight,
     extract(epoch from v_settings.recency_half_life), v_settings.followed_weight,
     v_settings.exploration_share, v_settings.posts_per_author,
@@ -162,7 +165,7 @@ begin
     select c.post_id
     from (
       (select post_id from two_tower.popular_candidates
-       order by popularity desc, post_id desc limit p_limit)
+       order by popularity desc, number desc limit p_limit)
       union all
       (select id from two_tower.posts where is_listed and encoded_hash is not null
          and created_at <= p_reader.time

@@ -294,12 +294,23 @@ comment on function two_tower.find_ids(smallint, text[]) is 'Returns the ids of 
 
 -- What a caller may read is what a query of the caller returns. These are standard SQL without SET,
 -- so that they become part of the query that asks. Keys are cast before the join: under a policy,
--- Postgres uses no index for a comparison that casts, since an error of the cast could tell.
+-- Postgres uses no index for a comparison that casts, since an error of the cast could tell. Where
+-- clients may not read a column that says which rows are visible or new, the last keys count.
 create function two_tower.write_readable_functions(p_source two_tower.sources) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_key text := two_tower.write_argument(p_source, 'key');
+  v_newest text := format('where %s order by %s desc nulls last',
+    two_tower.write_argument(p_source, 'visible', 'true'),
+    two_tower.write_argument(p_source, 'created_at', v_key));
 begin
+  if exists (
+    select from pg_catalog.pg_attribute a
+    where a.attrelid = p_source.relation and a.attnum > 0 and not a.attisdropped
+      and not has_column_privilege('authenticated', a.attrelid, a.attnum, 'select')
+      and strpos(v_newest, a.attname) > 0) then
+    v_newest := format('order by %s desc', v_key);
+  end if;
   perform two_tower.create_source_function(
     format('%I(p_post_ids bigint[]) returns setof bigint', 'readable_' || p_source.name),
     'language sql stable rows 20',
@@ -317,15 +328,11 @@ begin
     format('%I(p_limit integer) returns setof bigint', 'newest_readable_' || p_source.name),
     'language sql stable rows 1000',
     format(case when p_source.lends_ids then '
-  select n.key::bigint from (
-    select %1$s as key from %3$s t where %5$s order by %4$s desc nulls last limit p_limit) n'
+  select n.key::bigint from (select %1$s as key from %3$s t %4$s limit p_limit) n'
       else '
   select i from two_tower.find_ids(%2$s::smallint, array(
-    select %1$s::text from %3$s t where %5$s order by %4$s desc nulls last limit p_limit)) i' end,
-      v_key, p_source.id, p_source.relation,
-      case when p_source.arguments ->> 'created_at' is null then v_key
-        else two_tower.write_argument(p_source, 'created_at') end,
-      two_tower.write_argument(p_source, 'visible', 'true')),
+    select %1$s::text from %3$s t %4$s limit p_limit)) i' end,
+      v_key, p_source.id, p_source.relation, v_newest),
     format('Returns the newest posts whose rows of %s the caller may read.', p_source.relation),
     'authenticated, service_role');
 end

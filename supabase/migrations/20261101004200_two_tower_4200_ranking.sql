@@ -69,24 +69,19 @@ $$;
 comment on function two_tower.rank_posts(two_tower.reader, integer, bigint[], bigint[]) is
   'Returns the best p_limit of the candidates, none of which the reader has seen: first those to explore, then by score. Posts of an author beyond settings.posts_per_author come behind all others. Looks authors and the registry up from the best post down, until the page is full.';
 
--- Of a source that has few of the posts, the index would find few. Its share is known from the last
--- analyze: to count its posts would take a fifth of the page.
-create function two_tower.choose_searches(p_reader two_tower.reader) returns text[]
-language plpgsql stable set search_path = pg_catalog, pg_temp as $$
-begin
-  if p_reader.source_id is not null and exists (
-    select from pg_catalog.pg_stats s
-    where s.schemaname = 'two_tower' and s.tablename = 'posts' and s.attname = 'source_id'
-      and coalesce(s.most_common_freqs[array_position(
-        s.most_common_vals::text::smallint[], p_reader.source_id)], 0) < 0.05)
-  then
-    return '{scan}';
-  end if;
-  return '{index, wide, scan}';
-end
+-- Of a source that has few of the posts, the index would find few, and a scan would read all
+-- others. Statistics tell, because counting would take as long as the page.
+create function two_tower.is_small_source(p_source_id smallint) returns boolean
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select coalesce(sum(m.share) filter (where m.source_id = p_source_id), 0) < 0.05
+  from pg_catalog.pg_stats s
+    cross join unnest(s.most_common_vals::text::smallint[], s.most_common_freqs)
+      as m (source_id, share)
+  where s.schemaname = 'two_tower' and s.tablename = 'posts' and s.attname = 'source_id'
+  having count(*) > 0;
 $$;
-comment on function two_tower.choose_searches(two_tower.reader) is
-  'Returns the searches for a page, in the order in which they are tried. A source with less than a twentieth of the posts, at the last analyze, is scanned at once.';
+comment on function two_tower.is_small_source(smallint) is
+  'Returns whether a source has less than a twentieth of the posts, as of the last analyze. Returns null before the first one.';
 
 create function two_tower.leave_out_seen(p_user_id uuid, p_post_ids bigint[], p_excluded bigint[])
 returns bigint[] language plpgsql stable set search_path = pg_catalog, pg_temp as $$
@@ -107,21 +102,26 @@ language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
   v_reader two_tower.reader := two_tower.load_reader(p_user_id, p_source_id);
   v_count integer := least(1000, greatest(v_reader.over_fetch, 3 * p_limit));
+  v_among bigint[] := p_among;
   v_explored bigint[];
   v_listed bigint[];
   v_near bigint[];
   v_search text;
 begin
-  if p_among is not null then
+  if v_among is null and p_source_id is not null and two_tower.is_small_source(p_source_id) then
+    v_among := array(select p.id from two_tower.posts p
+      where p.source_id = p_source_id and p.is_listed and p.encoded_hash is not null);
+  end if;
+  if v_among is not null then
     select r.ids, r.scores, r.sources into ids, scores, sources
     from two_tower.rank_posts(v_reader, p_limit,
-      two_tower.leave_out_seen(p_user_id, p_among, p_excluded), '{}') r;
+      two_tower.leave_out_seen(p_user_id, v_among, p_excluded), '{}') r;
     return;
   end if;
   v_explored := two_tower.choose_explored_posts(v_reader, p_limit, p_excluded);
   v_listed := two_tower.list_candidates(v_reader,
     case when v_reader.warmth < 1 then v_count else p_limit end, p_excluded);
-  foreach v_search in array two_tower.choose_searches(v_reader) loop
+  foreach v_search in array '{index, wide, scan}'::text[] loop
     if v_reader.vector is not null then
       v_near := case v_search
         when 'scan' then two_tower.scan_posts(v_reader, v_count, p_excluded)
@@ -136,7 +136,7 @@ begin
 end
 $$;
 comment on function two_tower.make_page(uuid, integer, bigint[], smallint, bigint[]) is
-  'Returns a page by the live embeddings, best first, explored posts before all. The candidates come from the serving index. Where that leaves the page short, they come from a wider search, then from a scan of all posts. Without an index they come from the scan. p_source_id: posts of this source alone. p_among: these are the candidates, and nothing is searched.';
+  'Returns a page by the live embeddings, best first, explored posts before all. The candidates come from the serving index. Where that leaves the page short, they come from a wider search, then from a scan of all posts. Without an index they come from the scan. p_source_id: posts of this source alone. Those of a small source are all candidates. p_among: these are the candidates, and nothing is searched.';
 
 -- Simpler rules, for what is left of a page. They look at posts alone. recent meets those that wait
 -- for the encoder first: they are the newest.
@@ -169,7 +169,7 @@ begin
     union all
     (select l.post_id, null, 0 from two_tower.popular_candidates l
      where p_rule = 'popular' and p_among is null
-     order by l.popularity desc, l.post_id desc)
+     order by l.popularity desc, l.number desc)
     union all
     (select q.id, q.author_id, 0 from two_tower.posts q
      where p_rule = 'recent' and p_among is null
@@ -210,7 +210,7 @@ comment on column two_tower.page_row.arm is 'The arm of the experiment that serv
 create function two_tower.recommend_for(p_user_id uuid, p_limit integer default 20,
   p_exclude bigint[] default '{}', p_source_id smallint default null, p_among bigint[] default null)
 returns setof two_tower.page_row
-language plpgsql stable set search_path = pg_catalog, pg_temp set jit = off
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp set jit = off
   set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
 declare
   v_limit integer := least(500, greatest(1, coalesce(p_limit, 20)));
@@ -254,4 +254,4 @@ begin
 end
 $$;
 comment on function two_tower.recommend_for(uuid, integer, bigint[], smallint, bigint[]) is
-  'Returns a page for a user, best first. p_limit is clamped to 1..500; null is 20. The page is full if there are enough eligible posts. A failure is logged as a warning, and simpler rules fill the page: text alone, popular posts, recent posts. p_source_id: posts of this source alone. p_among: only of these. Does not ask who may read a post in the app''s table: find_readable() does. Raises 22023 without a user.';
+  'Returns a page for a user, best first. p_limit is clamped to 1..500; null is 20. The page is full if there are enough eligible posts. A failure is logged as a warning, and simpler rules fill the page: text alone, popular posts, recent posts. p_source_id: posts of this source alone. p_among: only of these. Does not ask who may read a post in the app''s table: find_readable() does. Raises 22023 without a user. Definer: the service role may not read auth.users, where bans are.';

@@ -161,7 +161,8 @@ begin
       union all
       select * from two_tower.list_followed(v_user_id, p_limit, p_excluded, p_among)
       where p_kind = 'followed'
-      order by score desc, post_id desc offset 0
+      -- Of equal ones the newest first: ids that no key lent count down.
+      order by score desc, greatest(post_id, ~post_id) desc offset 0
     ) c
     where (select exists (select from two_tower.listed_posts p
       where p.id = c.post_id and not exists (select from two_tower.withheld_authors a
@@ -170,7 +171,7 @@ begin
   ) r
     join two_tower.posts p on p.id = r.post_id
     join two_tower.sources s on s.id = p.source_id
-  order by r.score desc, p.id desc;
+  order by r.score desc, greatest(p.id, ~p.id) desc;
 end
 $$;
 comment on function two_tower.rank_for(uuid, integer, bigint[], text, bigint[], text, bigint) is
