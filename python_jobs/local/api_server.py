@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from python_jobs.errors import LocalStackError
-from python_jobs.local.node import NodeTools
+from python_jobs.local.node import POSTGREST_IS_MISSING, NodeTools
 from python_jobs.local.postgres import HOST, port_answers
 from python_jobs.state import ApiKeys
 
@@ -24,7 +24,6 @@ class ApiServer:
     """REST and Auth over one database, on 127.0.0.1.
 
     database_url: as role `authenticator`.
-    schema_url:   as role `postgres`; the schema is read once: start it after the migrations.
     """
 
     def __init__(
@@ -35,11 +34,9 @@ class ApiServer:
         log_path: Path,
         *,
         database_url: str,
-        schema_url: str,
     ) -> None:
         self.tools = tools
         self.database_url = database_url
-        self.schema_url = schema_url
         self.port = port
         self.keys = keys
         self.log_path = log_path
@@ -63,8 +60,12 @@ class ApiServer:
     def start(self) -> int:
         """Starts the server and returns its process id once it answers.
 
-        Raises LocalStackError when the port is taken or the server ends at once.
+        Raises LocalStackError when there is no PostgREST, the port is taken or the server ends at
+        once.
         """
+        postgrest = self.tools.find_postgrest()
+        if postgrest is None:
+            raise LocalStackError(POSTGREST_IS_MISSING)
         if port_answers(self.port):
             raise LocalStackError(
                 f"Port {self.port} is in use by another program: stop it, or choose another port"
@@ -72,8 +73,8 @@ class ApiServer:
             )
         settings = {
             "database_url": self.database_url,
-            "schema_url": self.schema_url,
             "port": self.port,
+            "postgrest": str(postgrest),
             **asdict(self.keys),
         }
         with self.log_path.open("w") as log:
@@ -92,7 +93,7 @@ class ApiServer:
                 return process.pid
             time.sleep(0.05)
         if process.poll() is None:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
         errors = [line for line in self.log_path.read_text().splitlines() if "rror" in line]
         raise LocalStackError(
             f"The REST and Auth server did not start ({(errors or ['no message'])[0].strip()}):"
