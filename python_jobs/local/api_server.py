@@ -47,9 +47,15 @@ class ApiServer:
         return f"http://{HOST}:{self.port}"
 
     def is_running(self) -> bool:
-        """True when a server with these very keys answers: only it accepts the secret one."""
+        """True when a server with these very keys answers: only it accepts the secret one.
+
+        It does so without the database too.
+        """
+        return self._answers("/auth/v1/health")
+
+    def _answers(self, path: str) -> bool:
         request = urllib.request.Request(
-            f"{self.url}/rest/v1/", headers={"apikey": self.keys.secret_key}
+            f"{self.url}{path}", headers={"apikey": self.keys.secret_key}
         )
         try:
             with urllib.request.urlopen(request, timeout=10) as answer:
@@ -89,11 +95,11 @@ class ApiServer:
             )
         deadline = time.monotonic() + START_TIMEOUT_S
         while process.poll() is None and time.monotonic() < deadline:
-            if port_answers(self.port) and self.is_running():
+            if port_answers(self.port) and self._answers("/rest/v1/"):
                 return process.pid
             time.sleep(0.05)
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
         errors = [line for line in self.log_path.read_text().splitlines() if "rror" in line]
         raise LocalStackError(
             f"The REST and Auth server did not start ({(errors or ['no message'])[0].strip()}):"

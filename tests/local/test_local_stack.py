@@ -17,10 +17,11 @@ import pytest
 
 from python_jobs.errors import CommandError, LocalStackError
 from python_jobs.local import node, postgres
+from python_jobs.local.api_server import ApiServer
 from python_jobs.local.node import NodeTools
 from python_jobs.local.postgres import SUPERUSER, Cluster, find_binaries, free_port
 from python_jobs.local.stack import Stack
-from python_jobs.state import read_state
+from python_jobs.state import ApiKeys, read_state
 from tests.support.api import Api
 from tests.support.database import PROJECT, as_user, reachable_folder
 from tests.support.patience import wait_until
@@ -311,6 +312,35 @@ def test_the_api_server_grants_nothing(probe_api: Api) -> None:
             " has_table_privilege('service_role', 'public.notes', 'select')"
         ).fetchone()
     assert row == (False, False)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_nothing_of_the_api_server_outlives_it(
+    how: signal.Signals,
+    node_tools: NodeTools,
+    create_database: Callable[..., str],
+    tmp_path: Path,
+) -> None:
+    url = create_database()
+    if node_tools.find_postgrest() is None:
+        pytest.skip("no PostgREST")
+    login = url.replace("//postgres:", "//authenticator:")
+    server = ApiServer(
+        node_tools, free_port(), ApiKeys.generate(), tmp_path / "log", database_url=login
+    )
+    pid = server.start()
+    with psycopg.connect(url, autocommit=True) as connection:
+
+        def logins() -> int:
+            row = connection.execute(
+                "select count(*) from pg_stat_activity"
+                " where datname = current_database() and usename = 'authenticator'"
+            ).fetchone()
+            return row[0] if row else 0
+
+        assert logins() > 0
+        os.kill(pid, how)
+        wait_until(lambda: logins() == 0)
 
 
 def test_the_command_line_starts_without_loading_torch() -> None:

@@ -15,13 +15,13 @@ const UNSUPPORTED = [
 ];
 
 class Refusal extends Error {
-  constructor(status, code, message) {
+  constructor(status, code, message, more = {}) {
     super(message);
-    Object.assign(this, { status, code });
+    Object.assign(this, { status, code, more });
   }
 }
 const invalid = (message) => new Refusal(400, "validation_failed", message);
-const unsupported = (what) => new Refusal(501, "not_implemented", `${what}: the local stack has none. Use supabase start.`);
+const unsupported = (what) => new Refusal(422, "not_implemented", `${what}: the local stack has none. Use supabase start.`);
 
 // Returns a function from a Request to a Response. sql: a connection that may write schema auth.
 export const createAdmin = (sql) => {
@@ -124,10 +124,10 @@ export const createAdmin = (sql) => {
 
   const route = async (request) => {
     const [, id] = new URL(request.url).pathname.match(/^\/auth\/v1\/admin\/users(?:\/([^/]*))?\/?$/) ?? [null, null];
-    const operation = { "GET/": users.list, "POST/": users.create, "GET/id": users.read, "PUT/id": users.update, "DELETE/id": users.delete };
-    const answer = id !== null && operation[`${request.method}/${id ? "id" : ""}`];
-    if (!answer) throw unsupported("This call of the Auth admin API");
-    return answer(request, id);
+    const operations = id ? { GET: users.read, PUT: users.update, DELETE: users.delete } : { GET: users.list, POST: users.create };
+    const operation = id !== null && operations[request.method];
+    if (!operation) throw unsupported("This call of the Auth admin API");
+    return operation(request, id);
   };
 
   return async (request) => {
@@ -135,7 +135,7 @@ export const createAdmin = (sql) => {
       return await route(request);
     } catch (error) {
       if (!(error instanceof Refusal)) throw error;
-      const body = { code: error.status, error_code: error.code, msg: error.message };
+      const body = { code: error.status, error_code: error.code, msg: error.message, ...error.more };
       return Response.json(body, { status: error.status, headers: { "X-Sb-Error-Code": error.code } });
     }
   };
@@ -175,7 +175,10 @@ const readEmail = (email) => {
 };
 
 const hash = (password) => {
-  if (password.length < 6) throw new Refusal(422, "weak_password", "Password should be at least 6 characters.");
+  if (password.length < 6) {
+    const more = { weak_password: { reasons: ["length"] } };
+    throw new Refusal(422, "weak_password", "Password should be at least 6 characters.", more);
+  }
   if (Buffer.byteLength(password) > 72) throw invalid("Password cannot be longer than 72 characters");
   return bcrypt.hash(password, 10);
 };

@@ -7,6 +7,11 @@ import { createAuth } from "./auth.mjs";
 import { Gateway } from "./gateway.mjs";
 import { startPostgrest } from "./rest.mjs";
 
+const NO_ROUTE = {
+  message: "no Route matched with those values",
+  hint: "The local stack has REST and Auth. Use supabase start for the rest of Supabase.",
+};
+
 const settings = JSON.parse(process.env.TWO_TOWER_API);
 const gateway = new Gateway(settings);
 const rest = startPostgrest(settings);
@@ -16,7 +21,7 @@ const server = createServer(async (request, response) => {
   if (gateway.answersForeignOrigin(request, response)) return;
   const [, service, path] = request.url.match(/^\/(rest|auth)\/v1(?=[/?]|$)(.*)$/) ?? [];
   if (service === "auth") return auth(request, response);
-  if (service !== "rest") return gateway.refuse(response, 404, { message: "no Route matched with those values" });
+  if (service !== "rest") return gateway.refuse(response, 404, NO_ROUTE);
   const token = await gateway.token(request, response);
   if (token) rest(request, response, path, token);
 });

@@ -8,6 +8,9 @@ import { join } from "node:path";
 
 const agent = new Agent({ keepAlive: true });
 
+// PostgREST ends with this process, also where a SIGKILL leaves no time to end it: the pipe closes then.
+const WATCHED = 'exec 3<&0; "$0" & child=$!; { read -r _ <&3; kill $child; } & wait $child';
+
 // Returns a function that forwards a request: its path below /rest/v1, and the token for it.
 export const startPostgrest = (settings) => {
   const folder = mkdtempSync(join(tmpdir(), "two-tower-"));
@@ -21,17 +24,17 @@ export const startPostgrest = (settings) => {
     PGRST_JWT_SECRET: settings.jwt_secret,
     PGRST_SERVER_UNIX_SOCKET: socketPath,
   };
-  const child = spawn(settings.postgrest, { env: { ...process.env, ...environment }, stdio: "inherit" });
+  const child = spawn("/bin/sh", ["-c", WATCHED, settings.postgrest], {
+    env: { ...process.env, ...environment },
+    stdio: ["pipe", "inherit", "inherit"],
+  });
   const fail = (reason) => {
     console.error(`Error: PostgREST ended (${reason})`);
     process.exit(1);
   };
   child.on("error", (error) => fail(error.message));
   child.on("exit", (code, signal) => fail(signal ?? code));
-  process.on("exit", () => {
-    child.kill();
-    rmSync(folder, { recursive: true, force: true });
-  });
+  process.on("exit", () => rmSync(folder, { recursive: true, force: true }));
 
   return (request, response, path, token) => {
     const headers = { ...request.headers, authorization: `Bearer ${token}` };
