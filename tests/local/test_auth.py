@@ -113,6 +113,28 @@ def test_the_admin_api_names_what_is_wrong_with_a_call(app: Api, back_end: Clien
     assert invited.code == "not_implemented"
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        "signInAnonymously()",
+        'signInWithOtp({ phone: "+41790000000" })',
+        'mfa.enroll({ factorType: "totp" })',
+        'admin.generateLink({ type: "magiclink", email: "x@example.com" })',
+    ],
+)
+def test_what_there_is_not_is_refused_with_an_error_that_has_a_code(
+    call: str, run_js: Callable[[str], Any]
+) -> None:
+    new = credentials()
+    error = run_js(f"""
+        const client = connect(secretKey);
+        await client.auth.signUp({{ email: "{new["email"]}", password: "{new["password"]}" }});
+        return (await client.auth.{call}).error;
+    """)
+    assert error["name"] == "AuthApiError"
+    assert error["code"]
+
+
 def test_what_a_projects_trigger_refuses_is_created_not_at_all(back_end: Client) -> None:
     handle = {"user_metadata": {"handle": secrets.token_hex(8)}}
     back_end.auth.admin.create_user({**credentials(), **handle})

@@ -18,13 +18,16 @@ import pytest
 from python_jobs.errors import CommandError, LocalStackError
 from python_jobs.local import node, postgres
 from python_jobs.local.api_server import ApiServer
+from python_jobs.local.bootstrap import bootstrap
 from python_jobs.local.node import NodeTools
 from python_jobs.local.postgres import SUPERUSER, Cluster, find_binaries, free_port
 from python_jobs.local.stack import Stack
 from python_jobs.state import ApiKeys, read_state
 from tests.support.api import Api
 from tests.support.database import PROJECT, as_user, reachable_folder
-from tests.support.patience import wait_until
+from tests.support.patience import PATIENCE_S, wait_until
+
+StartServer = Callable[[str], tuple[ApiServer, int]]
 
 PROBE = """
 create function public.probe() returns jsonb language sql stable as $$
@@ -65,6 +68,26 @@ def own_cluster(folder: Path) -> Iterator[Cluster]:
     cluster.start()
     yield cluster
     cluster.stop("immediate")
+
+
+@pytest.fixture
+def start_server(node_tools: NodeTools, folder: Path) -> Iterator[StartServer]:
+    """Factory: REST and Auth of this test alone over the database of a URL, to be ended by it."""
+    if node_tools.find_postgrest() is None:
+        pytest.skip("no PostgREST")
+    running: list[tuple[ApiServer, int]] = []
+
+    def start(url: str) -> tuple[ApiServer, int]:
+        login = url.replace("//postgres:", "//authenticator:")
+        server = ApiServer(
+            node_tools, free_port(), ApiKeys.generate(), folder / "api.log", database_url=login
+        )
+        running.append((server, server.start()))
+        return running[-1]
+
+    yield start
+    for server, pid in running:
+        server.stop(pid)
 
 
 @pytest.fixture(scope="module")
@@ -316,19 +339,10 @@ def test_the_api_server_grants_nothing(probe_api: Api) -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_nothing_of_the_api_server_outlives_it(
-    how: signal.Signals,
-    node_tools: NodeTools,
-    create_database: Callable[..., str],
-    tmp_path: Path,
+    how: signal.Signals, start_server: StartServer, create_database: Callable[..., str]
 ) -> None:
     url = create_database()
-    if node_tools.find_postgrest() is None:
-        pytest.skip("no PostgREST")
-    login = url.replace("//postgres:", "//authenticator:")
-    server = ApiServer(
-        node_tools, free_port(), ApiKeys.generate(), tmp_path / "log", database_url=login
-    )
-    pid = server.start()
+    _, pid = start_server(url)
     with psycopg.connect(url, autocommit=True) as connection:
 
         def logins() -> int:
@@ -341,6 +355,24 @@ def test_nothing_of_the_api_server_outlives_it(
         assert logins() > 0
         os.kill(pid, how)
         wait_until(lambda: logins() == 0)
+
+
+def test_the_api_comes_back_with_postgres(own_cluster: Cluster, start_server: StartServer) -> None:
+    bootstrap(own_cluster.url(user=SUPERUSER), own_cluster.password)
+    server, _ = start_server(own_cluster.url())
+    api = Api(server.url, own_cluster.url(), server.keys)
+    api.sign_up()
+
+    def status() -> int:
+        headers = {"apikey": api.service_key}
+        return httpx.get(f"{api.url}/rest/v1/", headers=headers, timeout=PATIENCE_S).status_code
+
+    own_cluster.stop("immediate")
+    assert status() == 503
+    assert server.is_running()
+    own_cluster.start()
+    wait_until(lambda: status() == 200)
+    api.sign_up()
 
 
 def test_the_command_line_starts_without_loading_torch() -> None:

@@ -12,6 +12,12 @@ const asTimestamp = (oid) => ({ to: oid, from: [oid], serialize: (text) => text,
 const asText = (value) => (typeof value === "string" ? value : JSON.stringify(value));
 const asJson = (oid) => ({ to: oid, from: [oid], serialize: asText, parse: JSON.parse });
 
+const UNKNOWN = {
+  code: 404,
+  error_code: "not_implemented",
+  msg: "The local stack has none of this. Use supabase start.",
+};
+
 export const createAuth = async (settings, gateway) => {
   const connection = createPostgresConnection({
     url: settings.database_url,
@@ -39,9 +45,12 @@ export const createAuth = async (settings, gateway) => {
   await app.init();
   const admin = createAdmin(connection.driver);
 
-  // Policies read more of a token than lite puts into it: app_metadata, above all.
-  const withAllClaims = async (answer) => {
-    if (!answer.ok || !answer.headers.get("content-type")?.includes("json")) return answer;
+  // Policies read more of a token than lite puts into it: app_metadata, above all. What lite does not
+  // know it refuses as text, which clients take for JSON.
+  const mend = async (answer) => {
+    const isJson = answer.headers.get("content-type")?.includes("json");
+    if (answer.status === 404 && !isJson) return Response.json(UNKNOWN, { status: 404 });
+    if (!answer.ok || !isJson) return answer;
     const session = await answer.json();
     if (session.access_token) {
       const { app_metadata, user_metadata, phone, is_anonymous } = session.user;
@@ -57,7 +66,7 @@ export const createAuth = async (settings, gateway) => {
   };
 
   const users = getRequestListener(async (request, { incoming }) =>
-    withAllClaims(await app.fetch(request, { peerAddress: incoming.socket.remoteAddress ?? null })),
+    mend(await app.fetch(request, { peerAddress: incoming.socket.remoteAddress ?? null })),
   );
   const administration = getRequestListener((request) => admin(request));
   return async (request, response) => {
