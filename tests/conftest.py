@@ -18,7 +18,7 @@ from psycopg import sql
 from python_jobs.db import Connection, connect
 from python_jobs.local.api_server import ApiServer
 from python_jobs.local.bootstrap import bootstrap
-from python_jobs.local.node import NodeTools, find_node
+from python_jobs.local.node import POSTGREST_IS_MISSING, NodeTools, find_node
 from python_jobs.local.postgres import SUPERUSER, Cluster, free_port
 from python_jobs.migrate import migrate
 from python_jobs.state import ApiKeys
@@ -141,6 +141,8 @@ def node_tools() -> NodeTools:
 @pytest.fixture(scope="session")
 def start_api(node_tools: NodeTools, server_folder: Path) -> Iterator[Callable[[str], Api]]:
     """Factory: REST and Auth over the database of a URL, until the end of the run."""
+    if node_tools.find_postgrest() is None:
+        pytest.skip(POSTGREST_IS_MISSING)
     running: list[tuple[ApiServer, int]] = []
 
     def start(database_url: str) -> Api:
@@ -151,7 +153,6 @@ def start_api(node_tools: NodeTools, server_folder: Path) -> Iterator[Callable[[
             keys,
             server_folder / f"api-{len(running)}.log",
             database_url=database_url.replace("//postgres:", "//authenticator:"),
-            schema_url=database_url,
         )
         running.append((server, server.start()))
         return Api(server.url, database_url, keys)

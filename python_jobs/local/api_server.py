@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from python_jobs.errors import LocalStackError
-from python_jobs.local.node import NodeTools
+from python_jobs.local.node import POSTGREST_IS_MISSING, NodeTools
 from python_jobs.local.postgres import HOST, port_answers
 from python_jobs.state import ApiKeys
 
@@ -24,7 +24,6 @@ class ApiServer:
     """REST and Auth over one database, on 127.0.0.1.
 
     database_url: as role `authenticator`.
-    schema_url:   as role `postgres`; the schema is read once: start it after the migrations.
     """
 
     def __init__(
@@ -35,11 +34,9 @@ class ApiServer:
         log_path: Path,
         *,
         database_url: str,
-        schema_url: str,
     ) -> None:
         self.tools = tools
         self.database_url = database_url
-        self.schema_url = schema_url
         self.port = port
         self.keys = keys
         self.log_path = log_path
@@ -50,9 +47,15 @@ class ApiServer:
         return f"http://{HOST}:{self.port}"
 
     def is_running(self) -> bool:
-        """True when a server with these very keys answers: only it accepts the secret one."""
+        """True when a server with these very keys answers: only it accepts the secret one.
+
+        It does so without the database too.
+        """
+        return self._answers("/auth/v1/health")
+
+    def _answers(self, path: str) -> bool:
         request = urllib.request.Request(
-            f"{self.url}/rest/v1/", headers={"apikey": self.keys.secret_key}
+            f"{self.url}{path}", headers={"apikey": self.keys.secret_key}
         )
         try:
             with urllib.request.urlopen(request, timeout=10) as answer:
@@ -63,8 +66,12 @@ class ApiServer:
     def start(self) -> int:
         """Starts the server and returns its process id once it answers.
 
-        Raises LocalStackError when the port is taken or the server ends at once.
+        Raises LocalStackError when there is no PostgREST, the port is taken or the server ends at
+        once.
         """
+        postgrest = self.tools.find_postgrest()
+        if postgrest is None:
+            raise LocalStackError(POSTGREST_IS_MISSING)
         if port_answers(self.port):
             raise LocalStackError(
                 f"Port {self.port} is in use by another program: stop it, or choose another port"
@@ -72,8 +79,8 @@ class ApiServer:
             )
         settings = {
             "database_url": self.database_url,
-            "schema_url": self.schema_url,
             "port": self.port,
+            "postgrest": str(postgrest),
             **asdict(self.keys),
         }
         with self.log_path.open("w") as log:
@@ -88,7 +95,7 @@ class ApiServer:
             )
         deadline = time.monotonic() + START_TIMEOUT_S
         while process.poll() is None and time.monotonic() < deadline:
-            if port_answers(self.port) and self.is_running():
+            if port_answers(self.port) and self._answers("/rest/v1/"):
                 return process.pid
             time.sleep(0.05)
         if process.poll() is None:

@@ -58,6 +58,25 @@ grant usage on schema extensions to anon, authenticated, service_role;
 create schema if not exists auth authorization supabase_auth_admin;
 grant usage on schema auth to postgres, anon, authenticated, service_role, authenticator;
 
+-- PostgREST reads the schema again after a change, also after one by the project's own functions.
+
+create or replace function extensions.notify_postgrest() returns event_trigger language plpgsql as $$
+begin
+  notify pgrst, 'reload schema';
+end
+$$;
+
+do $$
+begin
+  if not exists (select from pg_catalog.pg_event_trigger where evtname = 'pgrst_ddl_watch') then
+    create event trigger pgrst_ddl_watch on ddl_command_end
+      execute function extensions.notify_postgrest();
+    create event trigger pgrst_drop_watch on sql_drop
+      execute function extensions.notify_postgrest();
+  end if;
+end
+$$;
+
 -- Auth ----------------------------------------------------------------------------------------
 -- The columns that the Auth server reads and writes.
 

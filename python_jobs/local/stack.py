@@ -43,7 +43,8 @@ class Stack:
         """Starts what does not run yet, applies pending migrations and returns where it all is.
 
         Without ports, those of the last time are used again. grants: see `bootstrap`; it counts
-        for a new database only. Without Node there is no REST and Auth: `api_url` is None.
+        for a new database only. Without Node or PostgREST there is no REST and Auth: `api_url` is
+        None.
         Raises LocalStackError.
         """
         last = read_state(self.project)
@@ -61,6 +62,7 @@ class Stack:
         has_node = find_node() is not None
         if has_node:
             self.tools.install(say)
+        has_api = has_node and self.tools.find_postgrest() is not None
         cli = self.tools.run_cli if has_node else None
         applied = migrate(cluster.url(), self.project, cli=cli, warn=say)
         for name in applied:
@@ -69,8 +71,8 @@ class Stack:
         keys = last.keys if last else ApiKeys.generate()
         api = self._api(cluster, api_port or (last.api_port if last else API_PORT), keys)
         pid = last.api_pid if last else None
-        if has_node:
-            if last and (applied or api.port != last.api_port):
+        if has_api:
+            if last and api.port != last.api_port:
                 self.stop_api(last)
             if not api.is_running():
                 say("Starting REST and Auth")
@@ -79,9 +81,9 @@ class Stack:
             database_url=cluster.url(),
             database_port=cluster.port,
             data_dir=str(cluster.data_dir),
-            api_url=api.url if has_node else None,
+            api_url=api.url if has_api else None,
             api_port=api.port,
-            api_pid=pid if has_node else None,
+            api_pid=pid if has_api else None,
             **asdict(keys),
         )
         write_state(state, self.project)
@@ -116,7 +118,6 @@ class Stack:
             keys,
             self.state_dir / "api.log",
             database_url=cluster.url(user="authenticator"),
-            schema_url=cluster.url(),
         )
 
     def _data_dir(self) -> Path:
