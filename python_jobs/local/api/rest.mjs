@@ -1,15 +1,19 @@
 // PostgREST as a child process behind a Unix socket. It reads the schema when it starts, and again when
 // the database notifies it of a change (bootstrap.sql).
 import { spawn } from "node:child_process";
-import { mkdtempSync, rmSync } from "node:fs";
-import { Agent, request as send } from "node:http";
+import { mkdtempSync } from "node:fs";
+import { request as send } from "node:http";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
-const agent = new Agent({ keepAlive: true });
-
 // PostgREST ends with this process, also where a SIGKILL leaves no time to end it: the pipe closes then.
-const WATCHED = 'exec 3<&0; "$0" & child=$!; { read -r _ <&3; kill $child; } & wait $child';
+const WATCHED = `
+  exec 3<&0
+  "$0" & child=$!
+  { read -r _ <&3; kill $child; } &
+  wait $child; status=$?
+  rm -r "$1"
+  exit $status`;
 
 // Returns a function that forwards a request: its path below /rest/v1, and the token for it.
 export const startPostgrest = (settings) => {
@@ -24,7 +28,7 @@ export const startPostgrest = (settings) => {
     PGRST_JWT_SECRET: settings.jwt_secret,
     PGRST_SERVER_UNIX_SOCKET: socketPath,
   };
-  const child = spawn("/bin/sh", ["-c", WATCHED, settings.postgrest], {
+  const child = spawn("/bin/sh", ["-c", WATCHED, settings.postgrest, folder], {
     env: { ...process.env, ...environment },
     stdio: ["pipe", "inherit", "inherit"],
   });
@@ -34,14 +38,15 @@ export const startPostgrest = (settings) => {
   };
   child.on("error", (error) => fail(error.message));
   child.on("exit", (code, signal) => fail(signal ?? code));
-  process.on("exit", () => rmSync(folder, { recursive: true, force: true }));
 
   return (request, response, path, token) => {
     const headers = { ...request.headers, authorization: `Bearer ${token}` };
-    delete headers.apikey;
-    delete headers.origin; // the gateway has answered for it
-    const options = { agent, socketPath, method: request.method, path: path.startsWith("/") ? path : `/${path}`, headers };
-    const upstream = send(options, (answer) => {
+    // The gateway has answered for the key and the origin; a connection is for one request.
+    for (const name of ["apikey", "origin", "connection"]) delete headers[name];
+    const { method } = request;
+    const below = path.startsWith("/") ? path : `/${path}`;
+    const upstream = send({ agent: false, socketPath, method, path: below, headers }, (answer) => {
+      delete answer.headers.connection;
       response.writeHead(answer.statusCode, answer.headers);
       answer.pipe(response);
     });
