@@ -2,9 +2,13 @@
 // the database notifies it of a change (bootstrap.sql).
 import { spawn } from "node:child_process";
 import { mkdtempSync } from "node:fs";
-import { request as send } from "node:http";
+import { Agent, request as send } from "node:http";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+
+const BODY = ["content-length", "transfer-encoding"];
+// An idle connection is given up before PostgREST does so, after 30 s: never under a request.
+const agent = new Agent({ keepAlive: true, timeout: 10_000 });
 
 // PostgREST ends with this process, also where a SIGKILL leaves no time to end it: the pipe closes then.
 const WATCHED = `
@@ -15,7 +19,8 @@ const WATCHED = `
   rm -r "$1"
   exit $status`;
 
-// Returns a function that forwards a request: its path below /rest/v1, and the token for it.
+// Returns a function that forwards a request: its path below /rest/v1, and the token for it. To one
+// with a bad token PostgREST answers without reading the body, so it gets none.
 export const startPostgrest = (settings) => {
   const folder = mkdtempSync(join(tmpdir(), "two-tower-"));
   const socketPath = join(folder, "postgrest");
@@ -39,14 +44,13 @@ export const startPostgrest = (settings) => {
   child.on("error", (error) => fail(error.message));
   child.on("exit", (code, signal) => fail(signal ?? code));
 
-  return (request, response, path, token) => {
+  return (request, response, path, token, isTokenGood) => {
     const headers = { ...request.headers, authorization: `Bearer ${token}` };
-    // The gateway has answered for the key and the origin; a connection is for one request.
-    for (const name of ["apikey", "origin", "connection"]) delete headers[name];
+    // The gateway has answered for the key and the origin.
+    for (const name of ["apikey", "origin", "connection", ...(isTokenGood ? [] : BODY)]) delete headers[name];
     const { method } = request;
     const below = path.startsWith("/") ? path : `/${path}`;
-    const upstream = send({ agent: false, socketPath, method, path: below, headers }, (answer) => {
-      delete answer.headers.connection;
+    const upstream = send({ agent, socketPath, method, path: below, headers }, (answer) => {
       response.writeHead(answer.statusCode, answer.headers);
       answer.pipe(response);
     });
@@ -55,7 +59,8 @@ export const startPostgrest = (settings) => {
       const body = { code: "PGRST000", message: `PostgREST does not answer: ${error.message}`, details: null, hint: null };
       response.writeHead(503, { "Content-Type": "application/json" }).end(JSON.stringify(body));
     });
-    response.on("close", () => upstream.destroy());
-    request.pipe(upstream);
+    response.on("close", () => response.writableFinished || upstream.destroy());
+    if (isTokenGood) request.pipe(upstream);
+    else upstream.end();
   };
 };
