@@ -70,7 +70,7 @@ class NodeTools:
                 shutil.copy(script, self.folder)
             if self.is_installed():
                 return
-            say("Installing the REST and Auth server and the Supabase CLI (once, about 250 MB)")
+            say("Installing the REST and Auth server and the Supabase CLI (once, about 300 MB)")
             shutil.copy(SOURCES / "package.json", self.folder)
             # Not `npm ci`: a lock file leaves out the packages of other platforms.
             command = [*self._npm(), "install", "--no-audit", "--no-fund", "--no-package-lock"]

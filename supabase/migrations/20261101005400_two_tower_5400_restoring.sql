@@ -63,9 +63,9 @@ begin
     return 0;
   end if;
   update two_tower.cursors c set position = v_position where c.name = 'history';
-  update public.engagement_events e set post_id = n.post_id
+  update public.engagement_events h set post_id = n.post_id
   from unnest(v_events) n
-  where e.id = n.id and e.created_at = n.created_at and e.post_id <> n.post_id;
+  where h.id = n.id and h.created_at = n.created_at and h.post_id <> n.post_id;
   v_known := array(
     select e from unnest(v_events) e
     where e.post_id is not null and exists (select from auth.users a where a.id = e.user_id)

@@ -114,6 +114,29 @@ def test_the_admin_api_names_what_is_wrong_with_a_call(app: Api, back_end: Clien
 
 
 @pytest.mark.parametrize(
+    ("method", "path", "body", "code"),
+    [
+        ("POST", "", b"{", "bad_json"),
+        ("POST", "", b"null", "bad_json"),
+        ("POST", "", b'{"email": 7}', "validation_failed"),
+        ("POST", "", b'{"email": "x@example.com", "password": 7}', "validation_failed"),
+        ("POST", "", b'{"email": "x@example.com", "id": "1"}', "validation_failed"),
+        ("GET", "?page=1.5", None, "validation_failed"),
+        ("GET", "?per_page=0", None, "validation_failed"),
+        ("GET", "/1", None, "validation_failed"),
+        ("PATCH", "", None, "not_implemented"),
+    ],
+)
+def test_a_malformed_call_of_the_admin_api_is_refused(
+    method: str, path: str, body: bytes | None, code: str, app: Api
+) -> None:
+    url = f"{app.url}/auth/v1/admin/users{path}"
+    answer = httpx.request(method, url, headers={"apikey": app.service_key}, content=body)
+    assert 400 <= answer.status_code < 500
+    assert answer.json()["error_code"] == code
+
+
+@pytest.mark.parametrize(
     "call",
     [
         "signInAnonymously()",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -223,6 +224,16 @@ def test_what_a_migration_makes_is_served_without_a_restart(app: Api) -> None:
     with psycopg.connect(app.database_url) as connection:
         connection.execute(f"drop table public.{name}")
     wait_until(lambda: ask(app, name).status_code == 404)
+
+
+@pytest.mark.parametrize("size", [10, 3_000_000])
+def test_an_expired_token_is_told_whatever_the_size_of_the_request(size: int, app: Api) -> None:
+    headers = app.headers(app.token(str(uuid.uuid4()), lifetime_s=-60))
+    for _ in range(20):
+        answer = httpx.post(
+            f"{app.url}/rest/v1/posts", headers=headers, json={"body": "x" * size}, timeout=300
+        )
+        assert (answer.status_code, answer.json()["message"]) == (401, "JWT expired")
 
 
 def test_a_secret_key_is_refused_in_a_browser(app: Api) -> None:

@@ -20,6 +20,7 @@ class Refusal extends Error {
     Object.assign(this, { status, code, more });
   }
 }
+const UNEXPECTED = new Refusal(500, "unexpected_failure", "Unexpected failure, please check server logs for more information");
 const invalid = (message) => new Refusal(400, "validation_failed", message);
 const unsupported = (what) => new Refusal(422, "not_implemented", `${what}: the local stack has none. Use supabase start.`);
 
@@ -29,7 +30,8 @@ export const createAdmin = (sql) => {
     list: async (request) => {
       const asked = new URL(request.url).searchParams;
       const [page, size] = [Number(asked.get("page") || 1), Number(asked.get("per_page") || 50)];
-      if (!(page >= 1 && size >= 1)) throw invalid("page and per_page are numbers from 1 on");
+      const isCount = (number) => Number.isInteger(number) && number >= 1;
+      if (!isCount(page) || !isCount(size)) throw invalid("page and per_page are numbers from 1 on");
       const [{ count }] = await sql`select count(*)::integer as count from auth.users`;
       const listed = await readUsers(sql, sql`order by u.created_at desc, u.id limit ${size} offset ${(page - 1) * size}`);
       const last = Math.max(1, Math.ceil(count / size));
@@ -134,9 +136,10 @@ export const createAdmin = (sql) => {
     try {
       return await route(request);
     } catch (error) {
-      if (!(error instanceof Refusal)) throw error;
-      const body = { code: error.status, error_code: error.code, msg: error.message, ...error.more };
-      return Response.json(body, { status: error.status, headers: { "X-Sb-Error-Code": error.code } });
+      if (!(error instanceof Refusal)) console.error("Error in the admin API:", error);
+      const { status, code, message, more } = error instanceof Refusal ? error : UNEXPECTED;
+      const body = { code: status, error_code: code, msg: message, ...more };
+      return Response.json(body, { status, headers: { "X-Sb-Error-Code": code } });
     }
   };
 };
@@ -158,23 +161,26 @@ const readUsers = async (sql, which) => {
 
 const readBody = async (request) => {
   const text = await request.text();
+  const badJson = new Refusal(400, "bad_json", "Could not parse request body as JSON");
   let body;
   try {
     body = JSON.parse(text || "{}");
   } catch {
-    throw new Refusal(400, "bad_json", "Could not parse request body as JSON");
+    throw badJson;
   }
+  if (body === null || typeof body !== "object") throw badJson;
   for (const [name, what] of UNSUPPORTED) if (body[name]) throw unsupported(what);
   return body;
 };
 
 const readEmail = (email) => {
   if (!email) throw invalid("Cannot create a user without an email");
-  if (!EMAIL.test(email)) throw invalid("Unable to validate email address: invalid format");
+  if (typeof email !== "string" || !EMAIL.test(email)) throw invalid("Unable to validate email address: invalid format");
   return email.toLowerCase();
 };
 
 const hash = (password) => {
+  if (typeof password !== "string") throw invalid("A password is a text");
   if (password.length < 6) {
     const more = { weak_password: { reasons: ["length"] } };
     throw new Refusal(422, "weak_password", "Password should be at least 6 characters.", more);

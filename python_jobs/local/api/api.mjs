@@ -23,7 +23,7 @@ const server = createServer(async (request, response) => {
   if (service === "auth") return auth(request, response);
   if (service !== "rest") return gateway.refuse(response, 404, NO_ROUTE);
   const token = await gateway.token(request, response);
-  if (token) rest(request, response, path, token);
+  if (token) rest(request, response, path, token, (await gateway.claims(token)) !== null);
 });
 server.listen(settings.port, "127.0.0.1", () => console.log(`listening on ${settings.port}`));
 for (const signal of ["SIGINT", "SIGTERM"]) process.on(signal, () => process.exit(0));

@@ -73,7 +73,7 @@ export const createAuth = async (settings, gateway) => {
     if (!/^\/auth\/v1\/(admin\/|invite\b)/.test(request.url)) return users(request, response);
     const token = await gateway.token(request, response);
     if (!token) return;
-    if (await gateway.isServiceRole(token)) return administration(request, response);
+    if ((await gateway.claims(token))?.role === "service_role") return administration(request, response);
     gateway.refuse(response, 403, { code: 403, error_code: "not_admin", msg: "User not allowed" });
   };
 };

@@ -50,9 +50,10 @@ export class Gateway {
     return new SignJWT(claims).setProtectedHeader({ alg: "HS256", typ: "JWT" }).sign(this.secret);
   }
 
-  async isServiceRole(token) {
+  // The claims of a token; null for one that is forged, malformed or expired.
+  async claims(token) {
     const verified = await jwtVerify(token, this.secret, { algorithms: ["HS256"] }).catch(() => null);
-    return verified?.payload.role === "service_role";
+    return verified?.payload ?? null;
   }
 
   refuse(response, status, body) {

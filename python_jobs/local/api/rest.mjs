@@ -1,17 +1,26 @@
 // PostgREST as a child process behind a Unix socket. It reads the schema when it starts, and again when
 // the database notifies it of a change (bootstrap.sql).
 import { spawn } from "node:child_process";
-import { mkdtempSync, rmSync } from "node:fs";
+import { mkdtempSync } from "node:fs";
 import { Agent, request as send } from "node:http";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
-const agent = new Agent({ keepAlive: true });
+const BODY = ["content-length", "transfer-encoding"];
+// An idle connection is given up before PostgREST does so, after 30 s: never under a request.
+const agent = new Agent({ keepAlive: true, timeout: 10_000 });
 
 // PostgREST ends with this process, also where a SIGKILL leaves no time to end it: the pipe closes then.
-const WATCHED = 'exec 3<&0; "$0" & child=$!; { read -r _ <&3; kill $child; } & wait $child';
+const WATCHED = `
+  exec 3<&0
+  "$0" & child=$!
+  { read -r _ <&3; kill $child; } &
+  wait $child; status=$?
+  rm -r "$1"
+  exit $status`;
 
-// Returns a function that forwards a request: its path below /rest/v1, and the token for it.
+// Returns a function that forwards a request: its path below /rest/v1, and the token for it. To one
+// with a bad token PostgREST answers without reading the body, so it gets none.
 export const startPostgrest = (settings) => {
   const folder = mkdtempSync(join(tmpdir(), "two-tower-"));
   const socketPath = join(folder, "postgrest");
@@ -24,7 +33,7 @@ export const startPostgrest = (settings) => {
     PGRST_JWT_SECRET: settings.jwt_secret,
     PGRST_SERVER_UNIX_SOCKET: socketPath,
   };
-  const child = spawn("/bin/sh", ["-c", WATCHED, settings.postgrest], {
+  const child = spawn("/bin/sh", ["-c", WATCHED, settings.postgrest, folder], {
     env: { ...process.env, ...environment },
     stdio: ["pipe", "inherit", "inherit"],
   });
@@ -34,14 +43,14 @@ export const startPostgrest = (settings) => {
   };
   child.on("error", (error) => fail(error.message));
   child.on("exit", (code, signal) => fail(signal ?? code));
-  process.on("exit", () => rmSync(folder, { recursive: true, force: true }));
 
-  return (request, response, path, token) => {
+  return (request, response, path, token, isTokenGood) => {
     const headers = { ...request.headers, authorization: `Bearer ${token}` };
-    delete headers.apikey;
-    delete headers.origin; // the gateway has answered for it
-    const options = { agent, socketPath, method: request.method, path: path.startsWith("/") ? path : `/${path}`, headers };
-    const upstream = send(options, (answer) => {
+    // The gateway has answered for the key and the origin.
+    for (const name of ["apikey", "origin", "connection", ...(isTokenGood ? [] : BODY)]) delete headers[name];
+    const { method } = request;
+    const below = path.startsWith("/") ? path : `/${path}`;
+    const upstream = send({ agent, socketPath, method, path: below, headers }, (answer) => {
       response.writeHead(answer.statusCode, answer.headers);
       answer.pipe(response);
     });
@@ -50,7 +59,8 @@ export const startPostgrest = (settings) => {
       const body = { code: "PGRST000", message: `PostgREST does not answer: ${error.message}`, details: null, hint: null };
       response.writeHead(503, { "Content-Type": "application/json" }).end(JSON.stringify(body));
     });
-    response.on("close", () => upstream.destroy());
-    request.pipe(upstream);
+    response.on("close", () => response.writableFinished || upstream.destroy());
+    if (isTokenGood) request.pipe(upstream);
+    else upstream.end();
   };
 };
