@@ -3,16 +3,19 @@
 -- them. Texts are read where they are: in the app's tables.
 
 create type two_tower.profile_row as (user_id uuid, content_hash bigint);
-comment on type two_tower.profile_row is 'What a source says of a profile.';
+comment on type two_tower.profile_row is 'What a source says of a profile. content_hash is null for a blank one.';
 
 create function two_tower.store_profiles(p_source_id smallint, p_rows two_tower.profile_row[])
 returns void language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_rows two_tower.profile_row[] := array(
     select r from unnest(p_rows) r
-    where exists (select from auth.users a where a.id = r.user_id)
+    where r.content_hash is not null
+      and exists (select from auth.users a where a.id = r.user_id)
     order by r.user_id);
 begin
+  delete from two_tower.profile_embeddings e using unnest(p_rows) r
+  where e.user_id = r.user_id and r.content_hash is null;
   perform two_tower.add_users(array(select r.user_id from unnest(v_rows) r));
   insert into two_tower.profile_embeddings as e (user_id, content_hash)
   select r.user_id, r.content_hash from unnest(v_rows) r order by r.user_id
@@ -21,7 +24,7 @@ begin
   where e.content_hash <> excluded.content_hash;
 end
 $$;
-comment on function two_tower.store_profiles(smallint, two_tower.profile_row[]) is 'Asks for an encoding of new and changed profiles. Passes over those of whom auth.users has no row.';
+comment on function two_tower.store_profiles(smallint, two_tower.profile_row[]) is 'Asks for an encoding of new and changed profiles. Passes over those of whom auth.users has no row, and forgets blank ones.';
 
 create function two_tower.remove_profiles(p_source_id smallint, p_rows two_tower.profile_row[])
 returns void language sql set search_path = pg_catalog, pg_temp as $$

@@ -98,8 +98,8 @@ begin
   when 'profiles' then
     names := 'user_id, content_hash';
     keys := 'user_id';
-    parts := format('%s, hashtextextended(%s, 0)', two_tower.write_argument(s, 'user'),
-      two_tower.write_text(s));
+    parts := format('%s, case when %2$s ~ ''\S'' then hashtextextended(%2$s, 0) end',
+      two_tower.write_argument(s, 'user'), two_tower.write_text(s));
     matches := two_tower.write_argument(s, 'user') || ' = r.user_id';
   when 'follows' then
     names := 'follower_id, followed_id';

@@ -60,7 +60,7 @@ def test_a_deleted_user_leaves_nothing_but_what_posts_learned(db: Connection) ->
             at = START + timedelta(seconds=7 * number)
             post = posts[(number // 2) % 60]
             insert_events(db, [Event(who, post, kinds[number % 8], None, at)])
-    db.execute("insert into public.profiles (user_id, bio) values (%s, 'me')", [user])
+    db.execute("update public.profiles set bio = 'me' where user_id = %s", [user])
     db.execute(
         "insert into public.follows (follower_id, followed_id) values (%s, %s), (%s, %s)",
         [user, other, other, user],
