@@ -17,7 +17,7 @@ from python_jobs.db import connect, rows, value
 from python_jobs.local.node import NodeTools, find_node
 from tests.support.api import Api
 from tests.support.articles import without_starter
-from tests.support.database import PROJECT, as_user
+from tests.support.database import PROJECT
 from tests.support.engagements import base_vectors, store
 
 COUNT = 25  # posts of each table
@@ -234,23 +234,34 @@ def test_a_key_needs_its_table_and_an_unknown_one_is_refused_with_a_hint(app: Ap
 
 
 def test_numbers_beyond_what_a_double_holds_are_exact_keys(app: App) -> None:
-    # As PostgREST passes a body on: as json, whose numbers Postgres reads. JavaScript, and so the
-    # local API, rounds such numbers before they are sent: those clients send strings.
-    body = json.dumps({"p_exclude": [LAST_ID, str(LAST_ID - 1), None]})
-    _, reader = app.api.sign_up()
-    with connect(app.api.database_url) as connection, as_user(connection, reader):
-        for name in ("recommend", "recommended_articles"):
-            found = connection.execute(
-                f"select f.* from json_to_record(%s) as b (p_exclude text[]),"
-                f" public.{name}(100, b.p_exclude) f".encode(),
-                [body],
-            ).fetchall()
-            assert len(found) == (2 * COUNT if name == "recommend" else COUNT) - 2
-        batch = json.dumps(
-            [
-                {"post_key": LAST_ID, "post_source": "articles", "event_type": "view"},
-                {"post_id": LAST_ID - 1, "event_type": "view"},
-            ]
-        )
-        connection.execute("select * from public.record_engagements(%s)", [batch])
-    assert [id_ for id_, _, _ in app.events(reader)] == [LAST_ID, LAST_ID - 1]
+    # Python sends such numbers as they are. JavaScript rounds them, so its clients send strings.
+    client, reader = app.api.sign_up()
+    out = [LAST_ID, str(LAST_ID - 1), None]
+    for name, count in (("recommend", 2 * COUNT), ("recommended_articles", COUNT)):
+        found = client.rpc(name, {"p_limit": 100, "p_exclude": out}).execute().data
+        assert len(found) == count - 2
+        assert not {LAST_ID, LAST_ID - 1} & {row.get("post_id", row.get("id")) for row in found}
+    rest = client.rpc("recommended_articles", {"p_limit": 100})
+    assert [row["id"] for row in rest.select("id").eq("id", LAST_ID).execute().data] == [LAST_ID]
+    events = [
+        {"post_key": LAST_ID, "post_source": "articles", "event_type": "view"},
+        {"post_id": LAST_ID - 1, "event_type": "view"},
+        {"post_id": str(LAST_ID - 2), "event_type": "view"},
+    ]
+    client.rpc("record_engagements", {"p_events": events}).execute()
+    assert [id_ for id_, _, _ in app.events(reader)] == [LAST_ID, LAST_ID - 1, LAST_ID - 2]
+
+
+@pytest.mark.parametrize("role", ["anon", "nobody"])
+def test_pages_of_a_table_are_closed_to_callers_without_a_user(app: App, role: str) -> None:
+    client = app.api.client()
+    if role == "nobody":
+        client.postgrest.auth(app.api.token(None))
+    for call in (
+        client.rpc("recommended_articles", {}),
+        client.rpc("recommend", {}),
+        *([client.table("articles_page").select("*")] if role == "anon" else []),
+    ):
+        with pytest.raises(APIError) as caught:
+            call.execute()
+        assert caught.value.code == "42501"
