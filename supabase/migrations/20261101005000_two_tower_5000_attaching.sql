@@ -145,8 +145,8 @@ comment on function two_tower.list_source_functions(two_tower.sources) is 'Retur
 create function two_tower.is_written(p_source two_tower.sources) returns boolean
 language sql stable set search_path = pg_catalog, pg_temp as $$
   select p_source.columns = two_tower.read_columns(p_source.relation)
-    and (p_source.relation_id, p_source.relation_name)
-      = (p_source.relation::oid, p_source.relation::text)
+    and p_source.relation_id = p_source.relation::oid
+    and p_source.relation_name = p_source.relation::text
     and (select count(*) from pg_trigger t join pg_proc p on p.oid = t.tgfoid
       where t.tgrelid = p_source.relation and p.proname = 'follow_source_' || p_source.id) = 4
     and not exists (
@@ -270,8 +270,8 @@ begin
     insert into two_tower.sources (name, role, relation, relation_id, relation_name, arguments,
       columns, key_type, lends_ids, check_readable, is_walk_wanted)
     values (p_source.name, p_source.role, p_source.relation, p_source.relation,
-      p_source.relation::text, p_source.arguments, two_tower.read_columns(p_source.relation), p_source.key_type,
-      coalesce(p_source.lends_ids, false), p_check_readable,
+      p_source.relation::text, p_source.arguments, two_tower.read_columns(p_source.relation),
+      p_source.key_type, coalesce(p_source.lends_ids, false), p_check_readable,
       p_source.role <> 'posts' or pg_relation_size(p_source.relation) > 0)
     returning * into v_source;
     return v_source;
