@@ -27,6 +27,7 @@ OPERATORS_FUNCTIONS = (
     "build_serving_index",
     "enqueue_job",
     "create_partitions_back_to",
+    "learn_history",
 )
 
 

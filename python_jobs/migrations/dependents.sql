@@ -14,6 +14,13 @@ with recursive engine as (
   select 'pg_proc'::regclass, pg_catalog.to_regprocedure(signature), 0
   from unnest(%(functions)s::text[]) as signature
   union
+  select 'pg_class'::regclass, pg_catalog.to_regclass(format('public.%%I', s.name || '_page')), 0
+  from two_tower.sources s where s.role = 'posts'
+  union
+  select 'pg_proc'::regclass, pg_catalog.to_regprocedure(
+    format('public.%%I(integer, text[])', 'recommended_' || s.name)), 0
+  from two_tower.sources s where s.role = 'posts'
+  union
   select d.classid, d.objid, 0 from pg_catalog.pg_depend d
   join engine e on e.classid = d.refclassid and e.objid = d.refobjid
   where d.deptype in ('a', 'i', 'P', 'S')

@@ -175,11 +175,12 @@ def quote_schema(name: str) -> str:
 
 
 def stamps_after(last: str) -> Iterator[str]:
-    """Stamps that sort after `last`, a second apart, from now on if they can.
+    """Stamps that sort after `last`, a second apart, and in the past if they can.
 
+    A migration that somebody begins a moment later sorts after all of them.
     Raises CommandError when `last` is no time and sorts after any.
     """
-    moment = datetime.now(UTC)
+    moment = datetime.now(UTC) - timedelta(hours=1)
     if last >= moment.strftime(_STAMP):
         try:
             moment = datetime.strptime(last, _STAMP) + timedelta(seconds=1)

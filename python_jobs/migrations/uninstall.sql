@@ -6,6 +6,7 @@
 do $$
 declare
   v_column record;
+  v_source record;
 begin
   if to_regclass('cron.job') is not null then
     perform cron.unschedule(j.jobid) from cron.job j where j.jobname = 'two_tower_tick';
@@ -22,6 +23,13 @@ begin
   loop
     execute format('alter table %s alter column %I set default now()',
       v_column.relation, v_column.name);
+  end loop;
+
+  -- Pages of attached tables stand in public, and refer to the engine in strings alone.
+  for v_source in select s.name from two_tower.sources s where s.role = 'posts' loop
+    execute format('drop function if exists public.%I(integer, text[]) cascade',
+      'recommended_' || v_source.name);
+    execute format('drop view if exists public.%I cascade', v_source.name || '_page');
   end loop;
 
   if exists (select from pg_catalog.pg_roles where rolname = 'two_tower_worker') then

@@ -40,6 +40,7 @@
 --               feeds, explanations, moderation, recording
 --   any app     attachable, attaching: which tables can be attached, and how
 --               mending, reconciliation: what became of the table, and what triggers missed
+--               restoring    events that were restored, and are learned once more
 --   the beat    tick, policies
 --   an app      starter: tables to start from, attached like any others. Optional
 

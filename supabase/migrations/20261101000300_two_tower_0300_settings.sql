@@ -57,6 +57,9 @@ create table two_tower.settings (
   future_event_tolerance interval not null default '5 minutes'
     constraint future_event_tolerance_is_short
       check (future_event_tolerance between '0' and '1 day'),
+  deleted_posts_kept_for interval not null default '30 days'
+    constraint deleted_posts_are_kept_for_an_hour_or_more
+      check (deleted_posts_kept_for >= '1 hour'),
   events_kept_for interval not null default '13 months'
     constraint events_are_kept_for_a_month_or_more check (events_kept_for >= '1 month'),
   training_examples_kept_for interval not null default '35 days'
@@ -155,6 +158,7 @@ comment on column two_tower.settings.untouched_post_push_limit is 'Advanced. The
 comment on column two_tower.settings.client_event_retry_window is 'Advanced. A repeated client_event_id is recognised within this time.';
 comment on column two_tower.settings.oldest_event_age is 'Advanced. Older events are refused. Only operators can insert history at all.';
 comment on column two_tower.settings.future_event_tolerance is 'Advanced. Events further in the future are refused.';
+comment on column two_tower.settings.deleted_posts_kept_for is 'Vectors of a post whose row is gone from the app''s table are deleted after this time. Until then a row that comes back finds what was learned.';
 comment on column two_tower.settings.events_kept_for is 'Partitions of engagement_events and unlearned_events that are older are dropped.';
 comment on column two_tower.settings.training_examples_kept_for is 'Advanced. Partitions of training_examples that are older are dropped.';
 comment on column two_tower.settings.candidate_tower_pairs is 'Advanced. The candidate tower is trained on at most this number of newest positives, with their negatives.';

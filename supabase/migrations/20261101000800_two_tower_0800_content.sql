@@ -100,6 +100,7 @@ comment on column two_tower.posts.encoded_hash is 'The hash of the text that was
 comment on column two_tower.posts.requested_at is 'When the encoding was asked for. A post that is not published yet waits for its time.';
 create index posts_to_encode_idx on two_tower.posts (requested_at, id)
   where is_listed and encoded_hash is distinct from content_hash;
+create index posts_deleted_at_idx on two_tower.posts (deleted_at) where deleted_at is not null;
 -- The two below hold encoded posts only, so that an insert of the app pays for neither.
 create index posts_author_id_created_at_idx on two_tower.posts (author_id, created_at desc)
   where is_listed and encoded_hash is not null;

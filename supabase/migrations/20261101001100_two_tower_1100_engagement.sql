@@ -64,7 +64,7 @@ begin
     raise exception '% tables of posts are attached, and none is named', cardinality(v_sources)
       using errcode = '22023', hint = 'Name the table: post_source.';
   elsif v_sources = '{}' then
-    raise exception 'no table of posts is attached%', coalesce(format(' as %s', p_name), '')
+    raise exception 'no table of posts is attached%', coalesce(' as ' || p_name, '')
       using errcode = '22023', hint = 'Attach one: select two_tower.attach_posts(...).';
   end if;
   return v_sources[1];

@@ -1,7 +1,7 @@
--- When a user is deleted, all that is personal goes. What is small goes at once, by foreign keys.
--- What may be long (events, training examples, user_posts) goes in bounded steps of tick(). So no
--- deletion holds locks for minutes. Posts keep their vectors: what they learned is not about one
--- person.
+-- What is deleted for good. When a user is deleted, all that is personal goes. What is small goes
+-- at once, by foreign keys. What may be long (events, training examples, user_posts) goes in
+-- bounded steps of tick(). So no deletion holds locks for minutes. Posts keep their vectors: what
+-- they learned is not about one person.
 
 create function two_tower.erase_users(p_limit integer default 1000) returns integer
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -56,3 +56,36 @@ end
 $$;
 comment on function two_tower.erase_users(integer) is
   'Deletes at most p_limit rows of one deleted user, and all rows of checkpoints. Returns how many of the p_limit it used: 0 when no erasure is due. Sessions may run it at once: each takes another user.';
+
+-- Two sessions: live rows are locked in the order in which learning locks them, before the registry
+-- takes them along. A post that an app's transaction holds stays for now.
+create function two_tower.purge_posts(p_limit integer default 1000) returns integer
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  v_post_ids bigint[];
+  v_count integer;
+begin
+  v_post_ids := array(
+    select p.id from two_tower.posts p
+    where p.deleted_at < two_tower.now() - (
+        select s.deleted_posts_kept_for from two_tower.settings s)
+      and exists (select from two_tower.sources s
+                  where s.id = p.source_id and s.state <> 'detached')
+    order by p.deleted_at limit p_limit);
+  if v_post_ids = '{}' then
+    return 0;
+  end if;
+  perform pg_advisory_xact_lock_shared(two_tower.switch_lock());
+  perform from two_tower.live_embeddings v
+  where v.slot in (0, 1) and v.post_id = any (v_post_ids)
+  order by v.post_id, v.slot <> (select active_slot from two_tower.state) for update;
+  delete from two_tower.posts p where p.id in (
+    select n.id from two_tower.posts n
+    where n.id = any (v_post_ids) and n.deleted_at is not null
+    order by n.id for update skip locked);
+  get diagnostics v_count = row_count;
+  return v_count;
+end
+$$;
+comment on function two_tower.purge_posts(integer) is
+  'Deletes at most p_limit posts that are gone from the app''s tables for longer than settings.deleted_posts_kept_for, with all vectors. Keeps those of detached tables. Returns how many.';

@@ -211,7 +211,7 @@ comment on column two_tower.page_row.arm is 'The arm of the experiment that serv
 create function two_tower.recommend_for(p_user_id uuid, p_limit integer default 20,
   p_exclude bigint[] default '{}', p_source_id smallint default null, p_among bigint[] default null)
 returns setof two_tower.page_row
-language plpgsql stable set search_path = pg_catalog, pg_temp set jit = off
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp set jit = off
   set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
 declare
   v_limit integer := least(500, greatest(1, coalesce(p_limit, 20)));
@@ -255,4 +255,4 @@ begin
 end
 $$;
 comment on function two_tower.recommend_for(uuid, integer, bigint[], smallint, bigint[]) is
-  'Returns a page for a user, best first. p_limit is clamped to 1..500; null is 20. The page is full if there are enough eligible posts. A failure is logged as a warning, and simpler rules fill the page: text alone, popular posts, recent posts. p_source_id: posts of this source alone. p_among: only of these. Does not ask who may read a post in the app''s table: find_readable() does. Raises 22023 without a user.';
+  'Returns a page for a user, best first. p_limit is clamped to 1..500; null is 20. The page is full if there are enough eligible posts. A failure is logged as a warning, and simpler rules fill the page: text alone, popular posts, recent posts. p_source_id: posts of this source alone. p_among: only of these. Does not ask who may read a post in the app''s table: find_readable() does. Raises 22023 without a user. Definer: the service role may not read auth.users, where bans are.';

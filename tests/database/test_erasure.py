@@ -12,7 +12,8 @@ import pytest
 
 from python_jobs.db import Connection, connect, value
 from tests.support.database import add_user
-from tests.support.engagements import add_posts, insert_events
+from tests.support.engagements import add_posts, delete_posts, insert_events
+from tests.support.invariants import assert_consistent
 from tests.support.reference import START, Event
 
 # Every column that names a user, from the catalogue: a table added later is looked at too.
@@ -169,3 +170,30 @@ def test_new_users_in_batches_of_opposite_order_do_not_wait_for_each_other_for_e
         list(pool.map(view, range(16)))
         query = "select count(*) from two_tower.users"
         assert value(connection, query) == len(users) + 1
+
+
+def test_vectors_of_a_post_that_is_gone_go_after_deleted_posts_kept_for(
+    db: Connection,
+) -> None:
+    user, author = add_user(db), add_user(db)
+    posts = add_posts(db, 30, [author], np.random.default_rng(34))
+    insert_events(db, [Event(user, posts[0], "like"), Event(user, posts[1], "like")])
+    delete_posts(db, [posts[0]], rows=True)
+    delete_posts(db, [posts[1]])
+    live = "select count(*) from two_tower.live_embeddings where post_id = any (%s)"
+    assert value(db, "select two_tower.purge_posts()") == 0
+    db.execute("update two_tower.posts set deleted_at = deleted_at - interval '31 days'")
+    with db.transaction(force_rollback=True):
+        db.execute("update two_tower.sources set state = 'detached'")
+        assert value(db, "select two_tower.purge_posts()") == 0
+    with db.transaction(force_rollback=True):
+        db.execute("update two_tower.settings set deleted_posts_kept_for = '32 days'")
+        assert value(db, "select two_tower.purge_posts()") == 0
+    assert value(db, "select two_tower.purge_posts()") == 1
+    assert value(db, live, posts[:1]) == 0
+    assert value(db, live, posts[1:]) == 29
+    assert_consistent(db)
+    # Those who liked it are served, and go on learning.
+    assert len(db.execute("select from two_tower.recommend_for(%s, 10)", [user]).fetchall()) == 10
+    insert_events(db, [Event(user, posts[2], "like")])
+    assert_consistent(db)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 
 import numpy as np
+import psycopg
+import pytest
 
 from python_jobs.db import Connection, connect, rows, value
-from python_jobs.local.postgres import Cluster
+from python_jobs.local.postgres import SUPERUSER, Cluster
 from tests.support.database import add_user
 from tests.support.dumps import restore_dump
-from tests.support.engagements import Stream, add_posts, insert_events
+from tests.support.engagements import Stream, add_posts, base_vectors, insert_events, store
 from tests.support.invariants import assert_consistent
+from tests.support.servers import chosen_binaries
 
 COUNTS = """
   select (select count(*) from public.engagement_events) as events,
@@ -22,6 +26,11 @@ COUNTS = """
       from two_tower.live_embeddings v where v.slot = 0) as posts,
     (select md5(string_agg(u.embedding::text, '' order by u.user_id))
       from two_tower.user_embeddings u) as users
+"""
+# What does not depend on what was drawn.
+LEARNED = """
+  select u.user_id, u.post_id, u.signals, u.is_engaged, u.is_hidden, e.engagement_count
+  from two_tower.user_posts u join two_tower.user_embeddings e using (user_id) order by 1, 2
 """
 
 
@@ -65,3 +74,60 @@ def test_a_restored_dump_is_whole_goes_on_learning_and_erases_its_users(
         connection.execute("delete from auth.users where id = %s", [users[5]])
         waiting = "select user_id::text from two_tower.users_to_erase"
         assert rows(connection, waiting) == [(users[5],)]
+
+
+def test_rows_restored_without_the_schema_are_learned_once_more(
+    fresh_database: Callable[[], str], cluster: Cluster
+) -> None:
+    source, target = fresh_database(), fresh_database()
+    with connect(source, autocommit=True) as connection:
+        users = fill(connection)
+        value(connection, "select two_tower.fold_steps(null)")
+        learned = rows(connection, LEARNED)
+        accounts = rows(connection, "select id, email from auth.users order by id")
+    name, other = (url.rsplit("/", 1)[1] for url in (source, target))
+    tables = ("posts", "engagement_events", "engagement_events_*")
+    binaries = chosen_binaries()
+    dump = subprocess.run(
+        [
+            binaries.program("pg_dump"),
+            *("--data-only", "--load-via-partition-root", cluster.url(name, SUPERUSER)),
+            *(
+                f"--table={schema}.{table}"
+                for schema in ("public", "two_tower")
+                for table in tables
+            ),
+            "--exclude-table=two_tower.posts",
+        ],
+        capture_output=True,
+        check=True,
+    )
+    with connect(target, autocommit=True) as connection:
+        for account in accounts:
+            connection.execute("insert into auth.users (id, email) values (%s, %s)", list(account))
+    loaded = subprocess.run(
+        [binaries.program("psql"), "--set=ON_ERROR_STOP=1", cluster.url(other, SUPERUSER)],
+        input=b"set session_replication_role = replica;" + dump.stdout,
+        capture_output=True,
+    )
+    assert loaded.returncode == 0, loaded.stderr.decode()
+
+    with connect(target, autocommit=True) as connection:
+        assert value(connection, "select count(*) from two_tower.posts") == 0
+        value(connection, "select two_tower.reconcile('posts')")
+        ids = [row.id for row in rows(connection, "select id from two_tower.posts order by id")]
+        store(connection, ids, base_vectors(np.random.default_rng(1), len(ids)))
+        while value(connection, "select two_tower.learn_history(40)"):
+            pass
+        value(connection, "select two_tower.fold_steps(null)")
+        assert rows(connection, LEARNED) == learned
+        assert_consistent(connection)
+        # New events come after the restored ones, and what was learned is not learned again.
+        last = value(connection, "select max(id) from public.engagement_events")
+        insert = (
+            "insert into public.engagement_events (user_id, post_id, event_type)"
+            " values (%s, %s, 'view') returning id"
+        )
+        assert value(connection, insert, users[0], ids[0]) > last
+        with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):
+            value(connection, "select two_tower.learn_history()")

@@ -28,17 +28,29 @@ ROWS_READ = (
 
 
 def add_posts_with_ids(connection: Connection, post_ids: Sequence[int], author: str) -> None:
-    """Inserts posts in the order given and encodes them, in batches in an order of their own."""
+    """Registers posts in the order given and encodes them, in batches in an order of their own."""
     shuffle = random.Random(5)
     for start in range(0, len(post_ids), BATCH):
         batch = list(post_ids[start : start + BATCH])
         connection.execute(
-            "insert into public.posts (id, author_id, content)"
-            " select id, %s, 'post ' || id from unnest(%s::bigint[]) id",
+            "insert into two_tower.posts (id, source_id, key, author_key, created_at, arrived_at,"
+            " content_hash) select i, s.id, i::text, %s, two_tower.now(), two_tower.now(), i"
+            " from unnest(%s::bigint[]) i cross join two_tower.sources s where s.role = 'posts'",
             [author, batch],
         )
         shuffle.shuffle(batch)
         store(connection, batch, base_vectors(rng(), len(batch)))
+
+
+def list_posts(connection: Connection, post_ids: Sequence[int], *, listed: bool = True) -> None:
+    """Lists posts or takes them off the list, and carries that on, as a tick does."""
+    connection.execute(
+        "update two_tower.posts set is_visible = %s where id = any (%s)", [listed, list(post_ids)]
+    )
+    connection.execute(
+        "insert into two_tower.post_changes (post_id) select unnest(%s::bigint[])", [list(post_ids)]
+    )
+    connection.execute("select two_tower.apply_post_changes(100000)")
 
 
 def numbers(connection: Connection) -> dict[int, int]:
@@ -66,7 +78,7 @@ def assert_dense(connection: Connection) -> None:
     found = sorted(numbers(connection).values())
     assert found == list(range(found[0], found[0] + len(found)))
     wanted = value(connection, f"select count(*) from two_tower.live_embeddings where {ACTIVE}"
-                               " and not is_deleted")  # fmt: skip
+                               " and is_listed")  # fmt: skip
     assert len(found) == wanted
 
 
@@ -119,8 +131,7 @@ def test_after_deletes_the_numbers_are_closed_and_draws_stay_uniform(db: Connect
     db.execute("update two_tower.settings set recent_posts_pool = 100")
     left = sorted(random.Random(3).sample(post_ids, 300))
     gone = sorted(set(post_ids) - set(left))
-    db.execute("update public.posts set deleted_at = now() where id = any (%s)", [gone[::2]])
-    db.execute("delete from public.posts where id = any (%s)", [gone[1::2]])
+    list_posts(db, gone, listed=False)
     assert set(numbers(db)) == set(left)
 
     assert compact(db, limit=50) > 5
@@ -160,12 +171,12 @@ def test_numbers_that_were_burnt_by_aborted_encodings_are_closed(db: Connection)
 def test_a_restored_post_is_drawn_again_as_one_of_the_newest(db: Connection) -> None:
     world = World(db, posts=60)
     first = world.post_ids[0]
-    db.execute("update public.posts set deleted_at = now() where id = %s", [first])
+    list_posts(db, [first], listed=False)
     assert first not in numbers(db)
     for _ in range(5):
-        db.execute("update public.posts set deleted_at = null where id = %s", [first])
-        db.execute("update public.posts set deleted_at = now() where id = %s", [first])
-    db.execute("update public.posts set deleted_at = null where id = %s", [first])
+        list_posts(db, [first])
+        list_posts(db, [first], listed=False)
+    list_posts(db, [first])
     # A client that deletes and restores burns no number.
     assert value(db, "select last_value from two_tower.post_numbers") == max(numbers(db).values())
     assert value(db, "select two_tower.compact_numbers()") == 1
@@ -178,7 +189,7 @@ def test_numbers_are_the_same_in_a_slot_that_is_filled(db: Connection) -> None:
     author = add_user(db)
     post_ids = [*range(-1, -301, -1), *range(1, 101)]
     add_posts_with_ids(db, post_ids, author)
-    db.execute("delete from public.posts where id % 3 = 0")
+    list_posts(db, [post_id for post_id in post_ids if post_id % 3 == 0], listed=False)
     value(db, "select two_tower.checkpoint('operator')")
     for _ in range(2):
         # A row of the slot that served before may have missed a change.
@@ -188,7 +199,7 @@ def test_numbers_are_the_same_in_a_slot_that_is_filled(db: Connection) -> None:
         )
         value(db, "select two_tower.rollback()")
         value(db, "select two_tower.fill_slot(100)")
-        db.execute("update public.posts set deleted_at = now() where id in (-1, -200, 100)")
+        list_posts(db, [-1, -200, 100], listed=False)
         compact(db, limit=30)
         before = numbers(db)
         slot = value(db, "select active_slot from two_tower.state")
@@ -203,17 +214,17 @@ def test_numbers_are_the_same_in_a_slot_that_is_filled(db: Connection) -> None:
         compact(db)
         assert_dense(db)
         assert set(numbers(db)) == set(before)
-        db.execute("update public.posts set deleted_at = null where id in (-1, -200, 100)")
+        list_posts(db, [-1, -200, 100])
 
 
 def test_the_round_of_the_serving_index_meets_ids_below_zero(db: Connection) -> None:
     add_posts_with_ids(db, list(range(-1, -101, -1)), add_user(db))
-    db.execute("update public.posts set deleted_at = now() where id < -90")
+    list_posts(db, range(-100, -90), listed=False)
     for left in (90, 80):
         for _ in range(5):
             value(db, "select two_tower.refresh_serving_index(30)")
         assert value(db, "select count(*) from two_tower.exploration_pool") == left
-        db.execute("update public.posts set deleted_at = now() where id < -80")
+        list_posts(db, range(-90, -80), listed=False)
 
 
 def test_an_update_of_a_vector_touches_no_index(db: Connection) -> None:
@@ -239,7 +250,7 @@ def test_two_sessions_that_encode_at_once_give_different_numbers(
     second.execute("set lock_timeout = '5min'")
     world = World(first, posts=100)
     mine, others, lost = (add_posts(first, 30, [world.author]) for _ in range(3))
-    first.execute("delete from public.posts where id = %s", [world.post_ids[10]])
+    list_posts(first, [world.post_ids[10]], listed=False)
     with first.transaction():
         store(first, mine, base_vectors(rng(), 30))
         store(second, others, base_vectors(rng(), 30))
@@ -285,6 +296,7 @@ def test_numbers_are_compacted_beside_writers_of_all_kinds(
                 " where id = any (%s)",
                 [choose.sample(world.post_ids, 4)],
             )
+            connection.execute("select two_tower.apply_post_changes()")
 
     def fold(connection: Connection, _: int) -> None:
         for _ in range(rounds):
@@ -314,6 +326,7 @@ def test_numbers_are_compacted_beside_writers_of_all_kinds(
         for future in running:
             future.result()
     assert moved > 0
+    value(first, "select two_tower.apply_post_changes()")
     assert_consistent(first)
     compact(first)
     assert_dense(first)

@@ -288,7 +288,10 @@ def test_a_class_that_the_tower_does_not_help_keeps_its_profile(world: World) ->
     )
     profile = world.topics[1].astype(np.float32)
     world.value(
-        "select two_tower.store_profile_embeddings(%s::uuid[], %s, '{1}')", [user], [profile]
+        "select two_tower.store_profile_embeddings(%s::uuid[], %s, array[hashtextextended(%s, 0)])",
+        [user],
+        [profile],
+        "sailing",
     )
     base = "select prior_source::text from two_tower.user_embeddings where user_id = %s"
     assert world.value(base, user) == "profile"
@@ -316,8 +319,9 @@ def test_profiles_are_projected_again_when_another_candidate_tower_serves(world:
             "insert into public.profiles (user_id, bio) values (%s, 'sailing')", [user]
         )
     world.value(
-        "select two_tower.store_profile_embeddings(%s::uuid[], %s, '{1,1,1,1,1}')",
-        users, list(texts),
+        "select two_tower.store_profile_embeddings(%s::uuid[], %s,"
+        " array_fill(hashtextextended(%s, 0), '{5}'))",
+        users, list(texts), "sailing",
     )  # fmt: skip
     version = world.better()
     world.value("select two_tower.force_version(%s, 'a trial')", version)

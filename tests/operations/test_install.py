@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -25,17 +26,9 @@ ARTICLES = """
   create table public.articles (id uuid primary key default gen_random_uuid(), title text);
   insert into public.articles (title) values ('Sailing at dawn');
 """
-# What the engine makes beside a table of the app: all of it lies in its schema or depends on it.
 ATTACHED = """
-  create function two_tower.follow_articles() returns trigger language plpgsql
-    as 'begin return new; end';
-  create trigger follow_articles after insert on public.articles
-    for each row execute function two_tower.follow_articles();
-  create function two_tower.newest(uuid) returns table (place integer) language sql as 'select 1';
-  create view public.articles_page as
-    select a.*, p.place from public.articles a, lateral two_tower.newest(a.id) as p;
-  create function public.recommended_articles(integer) returns setof public.articles_page
-    language sql as 'select * from public.articles_page limit $1';
+  select two_tower.attach_posts('public.articles', content => '{title}');
+  create view public.front_page as select title from public.articles_page;
 """
 ENGINE = engine_files(find_migrations(PROJECT))
 STARTER_TABLES = ("profiles", "posts", "follows")
@@ -149,9 +142,8 @@ def test_install_push_uninstall_and_install_again(
     assert [line for line in removal.output.splitlines() if line.startswith("- ")] == [
         "- column kind of table notes",
         "- constraint note_of_a_known_user on table notes",
-        "- function recommended_articles(integer)",
         "- policy operators_read on table notes",
-        "- view articles_page",
+        "- view front_page",
         "- view likers",
         "- view likes",
     ]
@@ -325,6 +317,14 @@ def test_edited_files_and_those_of_another_version_are_named_and_left(
     assert f"- Left as it is: {settings.name} was edited." in says(
         run("install", "--into", str(app))
     )
+
+
+def test_a_migration_that_the_app_begins_next_sorts_after_the_files_of_the_engine(
+    app: Path,
+) -> None:
+    says(run("install", "--into", str(app)))
+    next_stamp = datetime.now(UTC).strftime("%Y%m%d%H%M%S")
+    assert max(each.version for each in find_migrations(app)) < next_stamp
 
 
 def test_a_folder_that_is_no_project_and_stamps_that_are_no_times_are_refused(

@@ -236,7 +236,12 @@ def test_a_drained_worker_leaves_posts_and_profiles_encoded_and_ends(
         assert worker.returncode == 0, output
         missing = "select count(*) from two_tower.post_embeddings where embedding is null"
         assert value(connection, missing) == 0
-        first = value(connection, "select content from two_tower.recommend_for(%s, 1)", user)
+        first = value(
+            connection,
+            "select p.content from two_tower.recommend_for(%s, 1) r"
+            " join public.posts p on p.id = r.post_id",
+            user,
+        )
         assert first == "a boat on the sea"
 
 

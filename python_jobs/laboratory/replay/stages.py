@@ -301,7 +301,7 @@ class Replay:
         titles = {self.posts[film.key]: film.text for film in self.data.films}
         for user in list(dict.fromkeys(r.user for r in reversed(self.tail)))[:count]:
             liked = [r for r in self.data.ratings if r.user == user and r.event_type in POSITIVE]
-            answer = self.clients[user].rpc("recommend", {"p_limit": 5}).execute()
+            answer = self.clients[user].rpc("recommended_posts", {"p_limit": 5}).execute()
             page: Any = answer.data
             shown.append(
                 {
