@@ -12,6 +12,7 @@ import pytest
 from python_jobs.db import Connection, connect, rows, value
 from python_jobs.local.postgres import SUPERUSER, Cluster
 from tests.support.database import add_user
+from tests.support.dumps import restore_dump
 from tests.support.engagements import Stream, add_posts, base_vectors, insert_events, store
 from tests.support.invariants import assert_consistent
 from tests.support.servers import chosen_binaries
@@ -55,32 +56,7 @@ def test_a_restored_dump_is_whole_goes_on_learning_and_erases_its_users(
     with connect(source, autocommit=True) as connection:
         users = fill(connection)
         before = rows(connection, COUNTS)
-        accounts = rows(connection, "select id, email from auth.users order by id")
-    name, other = (url.rsplit("/", 1)[1] for url in (source, target))
-    schemas = ("--exclude-schema=auth", "--exclude-schema=extensions")
-    binaries = chosen_binaries()
-    dump = subprocess.run(
-        [binaries.program("pg_dump"), "--format=custom", *schemas, cluster.url(name, SUPERUSER)],
-        capture_output=True,
-        check=True,
-    )
-    with connect(cluster.url(other, SUPERUSER), autocommit=True) as owner:
-        owner.execute("create extension if not exists vector with schema extensions")
-        # The platform's dumps have no event triggers, pg_dump's have.
-        owner.execute("drop event trigger pgrst_ddl_watch")
-        owner.execute("drop event trigger pgrst_drop_watch")
-        for account in accounts:
-            owner.execute("insert into auth.users (id, email) values (%s, %s)", list(account))
-    done = subprocess.run(
-        [
-            binaries.program("pg_restore"),
-            "--exit-on-error",
-            f"--dbname={cluster.url(other, SUPERUSER)}",
-        ],
-        input=dump.stdout,
-        capture_output=True,
-    )
-    assert done.returncode == 0, done.stderr.decode()
+    restore_dump(cluster, source, target)
 
     with connect(target, autocommit=True) as connection:
         assert rows(connection, COUNTS) == before
