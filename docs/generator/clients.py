@@ -42,7 +42,11 @@ _RIGHTS = """
 def functions_section(catalogue: Catalogue, connection: Connection) -> Section:
     """Each function with its signature, a call, and the first row of what came back."""
     seed(connection)
-    public = {each.name: each for each in catalogue.functions if each.schema == "public"}
+    public = {
+        each.name: each
+        for each in catalogue.functions
+        if each.schema == "public" and each.result != "trigger"
+    }
     blocks = []
     for example in EXAMPLES:
         function = public[example.function]
