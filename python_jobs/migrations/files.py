@@ -39,7 +39,7 @@ _RECORDED = re.compile(
 )
 _MADE = r"^create (?:or replace )?{kinds} public\.(\w+)"
 _RELATIONS = re.compile(_MADE.format(kinds="(?:table|view|sequence|type|domain)"), re.M)
-_FUNCTIONS = re.compile(_MADE.format(kinds="function"), re.M)
+_FUNCTIONS = re.compile(r"^create function public\.(\w+)", re.M)
 _SIGNATURES = re.compile(r"^comment on function (public\.\w+\([^)]*\))", re.M)
 
 
@@ -129,7 +129,7 @@ class Migration:
         return _RELATIONS.findall(self.text)
 
     def functions(self) -> list[str]:
-        """Names of the functions that the file makes in schema public."""
+        """Names of the functions that the file makes in schema public, where none may be."""
         return _FUNCTIONS.findall(self.text)
 
     def signatures(self) -> list[str]:

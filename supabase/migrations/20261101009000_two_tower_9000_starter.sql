@@ -23,8 +23,9 @@ comment on column public.posts.content is 'The text, which a worker encodes.';
 comment on column public.posts.deleted_at is 'Set it to remove a post. From then on the post is not recommended, and new events about it teach nothing.';
 create index posts_author_id_created_at_idx on public.posts (author_id, created_at desc);
 
--- A post embeds its author's profile (select=*,profiles(handle)), so an author has one.
-create function public.add_profile_of_author() returns trigger
+-- A post embeds its author's profile (select=*,profiles(handle)), so an author has one. These
+-- tables stay when the engine goes, and so does this function: it may be here from before.
+create or replace function public.add_profile_of_author() returns trigger
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   if new.author_id is not null then

@@ -162,7 +162,9 @@ def test_install_push_uninstall_and_install_again(
             " union all select 'a grant' from pg_namespace, aclexplode(nspacl) as a"
             "   where a.grantee = 'two_tower_worker'::regrole",
         )
-        assert sorted(row.name for row in left) == sorted(["articles", "notes", *STARTER_TABLES])
+        assert sorted(row.name for row in left) == sorted(
+            ["add_profile_of_author", "articles", "notes", *STARTER_TABLES]
+        )
         assert value(connection, "select title from public.articles") == "Sailing at dawn"
         kept = rows(connection, "select id from public.posts order by id")
         assert [row.id for row in kept] == posts

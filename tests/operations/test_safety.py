@@ -458,6 +458,7 @@ def test_drift_opens_an_alert_and_freezes_once(world: World) -> None:
     assert "froze" not in value(db, "select two_tower.take_step()")
     assert value(db, "select frozen_at is null from two_tower.state")
     # A day later, with nothing moved since a newer checkpoint, the alert closes by itself.
+    value(db, "select two_tower.learn_deferred(100)")
     value(db, "select two_tower.checkpoint()")
     insert_events(db, [Event(add_user(db), world.posts[0], "like", None, world.stream.now)])
     db.execute(
