@@ -70,9 +70,11 @@ begin
     case when not r.is_visible then null when p_is_import then least(r.created_at, v_now)
       else v_now end,
     r.is_visible, r.language, r.tags, r.content_hash, greatest(r.created_at, v_now)
-  from unnest(p_rows) r
+  from unnest(p_rows) with ordinality as r (key, author_key, created_at, is_visible, content_hash,
+    language, tags, place)
   where not exists (select from two_tower.posts p
                     where p.source_id = p_source_id and p.key = r.key)
+  order by r.place
   on conflict (source_id, key) do nothing;
   get diagnostics v_added = row_count;
   return v_added;

@@ -33,7 +33,7 @@ comment on function two_tower.require_reader(uuid) is 'Returns the user, if the 
 -- Keys are looked up one by one, also where they are many and the plan was made for few.
 create function two_tower.find_excluded(p_keys text[], p_source text) returns bigint[]
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
-  set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
+  set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off as $$
 begin
   return array(
     select p.id

@@ -117,9 +117,10 @@ def bench_serving(
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--check", is_flag=True, help="Exit with 1 when a budget is exceeded.")
 def bench_sources(posts: int, quick: bool, as_json: bool, check: bool) -> None:
-    """What attaching a table costs: its writes, its pages, and events by its keys.
+    """What attaching a table costs.
 
-    Writes are compared with those to the same table bare.
+    Its writes, its pages, and events by its keys. Writes are compared with those to the same
+    table bare.
     """
     with (
         progress("filling a database") as status,
