@@ -135,7 +135,8 @@ def test_writers_of_posts_likes_the_encoder_and_ticks_never_wait_in_a_circle(own
         assert after == before
         tick_until_quiet(connection)
         assert differences(connection) == []
-        assert open_alerts(connection) == {}
+        # Many likes of few posts may meet the bound of an hour.
+        assert open_alerts(connection).keys() <= {"post_moved_in_concert"}
         assert_consistent(connection)
 
 
