@@ -42,7 +42,7 @@ create function two_tower.list_posts(p_source_id smallint, p_after text, p_limit
 language sql stable set search_path = pg_catalog, pg_temp as $$
   select array_agg(row(n.key, null, null, null, null, null, null)::two_tower.post_row), max(n.key)
   from (
-    select p.key, p.deleted_at from two_tower.posts p
+    select p.key from two_tower.posts p
     where p.source_id = p_source_id and (p_after is null or p.key > p_after)
     order by p.key limit p_limit) n;
 $$;
