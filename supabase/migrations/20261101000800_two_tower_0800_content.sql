@@ -40,6 +40,7 @@ comment on column two_tower.sources.walk is 'What reconciliation does. rows: it 
 comment on column two_tower.sources.position is 'Where the walk goes on: a block of the table, or the last key of the registry. Null: at the start.';
 comment on column two_tower.sources.may_remove_all is 'Whether the next walk may find more than a tenth of the posts gone, as after a truncate.';
 comment on column two_tower.sources.is_walk_wanted is 'Whether another walk is due. A tick begins it.';
+comment on column two_tower.sources.attached_at is 'When the table was attached first.';
 comment on column two_tower.sources.reconciled_at is 'When the last walk ended.';
 create unique index one_source_of_profiles_follows_blocks on two_tower.sources (role)
   where role <> 'posts' and state <> 'detached';

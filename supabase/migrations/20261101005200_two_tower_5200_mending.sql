@@ -31,6 +31,16 @@ end
 $$;
 comment on function two_tower.rewrite_source(two_tower.sources) is 'Writes functions, triggers and page of a source anew, and asks for a walk. Raises where the table cannot be followed any more.';
 
+create function two_tower.break_source(p_source two_tower.sources, p_message text,
+  p_details jsonb)
+returns void language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  perform two_tower.open_alert('source_broken', p_source.name, p_message, p_details);
+  update two_tower.sources s set state = 'broken' where s.id = p_source.id;
+end
+$$;
+comment on function two_tower.break_source(two_tower.sources, text, jsonb) is 'Marks a source as broken, and opens the alert that says why.';
+
 create function two_tower.mend_source(p_source two_tower.sources) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
@@ -40,10 +50,9 @@ exception
   when lock_not_available then
     return false; -- the app holds its table: the next tick tries again
   when others then
-    perform two_tower.open_alert('source_broken', p_source.name, format(
+    perform two_tower.break_source(p_source, format(
       'Table %s has changed, and cannot be followed: %s. Attach it again as it is now, or detach it.',
       p_source.relation, sqlerrm), jsonb_build_object('sqlstate', sqlstate));
-    update two_tower.sources s set state = 'broken' where s.id = p_source.id;
     return false;
 end
 $$;

@@ -286,10 +286,9 @@ exception
   when lock_not_available then
     return false;
   when others then
-    perform two_tower.open_alert('source_broken', p_source.name, format(
+    perform two_tower.break_source(p_source, format(
       'Rows of %s cannot be read: %s. Mend the row, or attach the table again with parts that every row has.',
       p_source.relation, sqlerrm), jsonb_build_object('sqlstate', sqlstate));
-    update two_tower.sources s set state = 'broken' where s.id = p_source.id;
     return false;
 end
 $$;
