@@ -100,6 +100,8 @@ create table two_tower.settings (
       check (0 <= all (user_tower_weights) and 10 >= all (user_tower_weights)
         and cardinality(user_tower_weights) between 1 and 20),
 
+  announced_readers integer not null default 100
+    constraint announced_readers_are_bounded check (announced_readers between 0 and 10000),
   requested_text_length integer not null default 1000
     constraint requested_text_length_is_bounded check (requested_text_length between 1 and 4000),
   requested_texts_per_minute integer not null default 30
@@ -184,6 +186,7 @@ comment on column two_tower.settings.checkpoints_kept is 'At most this number of
 comment on column two_tower.settings.weight_versions_kept is 'Advanced. The tensors of this number of newest versions of a tower are kept. The metrics of all versions are.';
 comment on column two_tower.settings.profile_weight is 'Advanced. Weight of a prior that comes from the profile.';
 comment on column two_tower.settings.user_tower_weights is 'Advanced. Weights of a prior that comes from the user tower. The gate chooses one for each class of users. Zero is always one of them.';
+comment on column two_tower.settings.announced_readers is 'At most this number of active readers is told of new posts in a turn of tick(), where Supabase Realtime exists. 0 tells nobody.';
 comment on column two_tower.settings.requested_text_length is 'The longest text that embed_text() takes, in characters.';
 comment on column two_tower.settings.requested_texts_per_minute is 'At most this number of new texts of one user is taken by embed_text() in a minute.';
 comment on column two_tower.settings.requested_texts_kept_for is 'What embed_text() made of a text is deleted after this time.';

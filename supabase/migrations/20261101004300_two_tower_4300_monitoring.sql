@@ -171,6 +171,17 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
 $$;
 comment on function two_tower.measure_metrics() is 'Returns the metrics as they are now, but those that only audits measure. value is null where there is nothing to measure.';
 
+-- Asked of the catalogue: names of a schema that one may not use would raise.
+create function two_tower.lacks_broadcast_policy() returns boolean
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select exists (
+    select from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+    where n.nspname = 'realtime' and c.relname = 'messages'
+      and not exists (select from pg_catalog.pg_policy p
+        where p.polrelid = c.oid and p.polname = 'readers receive what two_tower tells them'));
+$$;
+comment on function two_tower.lacks_broadcast_policy() is 'Returns whether Realtime is here and no policy lets readers receive broadcasts: see allow_broadcasts().';
+
 -- A restore can lose what lies outside of the schemas that were dumped, such as the job of pg_cron.
 -- Somebody can disable a trigger. Each is silent by itself.
 create function two_tower.find_missing_parts() returns text[]
@@ -207,11 +218,15 @@ begin
     execute 'select exists (select from cron.job where jobname = ''two_tower_tick'' and active)'
     into v_is_scheduled;
   end if;
-  return v_missing || case when not v_is_scheduled then array['job two_tower_tick of pg_cron'] end;
+  return v_missing
+    || case when not v_is_scheduled then array['job two_tower_tick of pg_cron'] end
+    || case when two_tower.lacks_broadcast_policy()
+        and (select announced_readers > 0 from two_tower.settings)
+      then array['policy of broadcasts: call two_tower.allow_broadcasts()'] end;
 end
 $$;
 comment on function two_tower.find_missing_parts() is
-  'Returns what the migrations made and what is gone or disabled since: triggers, and the job of pg_cron. Empty when all is there. Definer: workers have no grant on cron.';
+  'Returns what the migrations made and what is gone or disabled since: triggers, the job of pg_cron, the policy of broadcasts. Empty when all is there. Definer: workers have no grant on cron.';
 
 create view two_tower.health with (security_invoker = true) as
 select
