@@ -1,10 +1,4 @@
-"""What ticks broadcast, to a schema `realtime` that is rebuilt here.
-
-There is no Realtime server for these tests. The signature of realtime.send and the columns of
-realtime.messages are those of supabase/realtime on GitHub: lib/realtime/tenants/repo/migrations/
-20260420000000_squash_migrations.ex. How the server asks who may receive a topic is that of its
-lib/realtime/tenants/authorization.ex: a row of the topic is inserted and selected as the user.
-"""
+"""What ticks broadcast, to a schema `realtime` that is rebuilt: see tests/support/realtime.py."""
 
 from __future__ import annotations
 
@@ -17,28 +11,8 @@ import pytest
 from python_jobs.db import Connection, value
 from tests.support.database import add_user, as_user
 from tests.support.engagements import add_posts
+from tests.support.realtime import REALTIME
 
-REALTIME = """
-  create schema realtime;
-  grant usage on schema realtime to anon, authenticated, service_role;
-  create table realtime.messages (
-    topic text not null, extension text not null, payload jsonb, event text,
-    private boolean default false, updated_at timestamp not null default now(),
-    inserted_at timestamp not null default now(), id uuid not null default gen_random_uuid(),
-    primary key (id, inserted_at)
-  ) partition by range (inserted_at);
-  create table realtime.messages_today partition of realtime.messages default;
-  alter table realtime.messages enable row level security;
-  grant select, insert, update on realtime.messages to anon, authenticated, service_role;
-  create function realtime.send(payload jsonb, event text, topic text, private boolean default true)
-  returns void language plpgsql as $$
-  begin
-    insert into realtime.messages (payload, event, topic, private, extension)
-    values (payload, event, topic, private, 'broadcast');
-  exception when others then
-    raise warning 'not sent: %', sqlerrm;
-  end $$;
-"""
 FAILS = """
   create or replace function realtime.send(payload jsonb, event text, topic text,
     private boolean default true) returns void language plpgsql
