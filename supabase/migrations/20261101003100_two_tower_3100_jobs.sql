@@ -197,7 +197,7 @@ $$;
 comment on function two_tower.fail_job(bigint, text, text) is
   'Records that the job failed, and returns its state. The job is tried again after 4, 8, 16 ... seconds, at most an hour. It is dead after max_attempts, or when another one of its kind and subject is pending. Raises TT003 when the worker has lost it. Definer: workers have no grant on tables.';
 
--- A busy app makes two jobs a second that encode posts. Failures are kept for longer: they are read.
+-- A busy app makes two jobs a second that encode posts. Failures are kept longer: they are read.
 create function two_tower.prune_jobs(p_limit integer default 2000) returns integer
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
