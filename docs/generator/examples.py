@@ -53,6 +53,7 @@ EXAMPLES = (
     Example("recommended_posts", {"p_limit": 10, "p_exclude": ["4", "5"]}, shows=".order('place')"),
     Example("similar_posts", {**BY_KEY, "p_limit": 5}, {"p_post_id": 1}),
     Example("popular_posts", {"p_limit": 5}),
+    Example("most_popular_posts", {"p_limit": 5, "p_exclude": ["4"]}, shows=".order('place')"),
     Example("recent_from_followed", {"p_limit": 5}),
     Example("explain_recommendation", {"p_post_id": 3}, {**BY_KEY, "p_post_key": "3"}),
     Example(

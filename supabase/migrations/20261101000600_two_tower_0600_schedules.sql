@@ -31,6 +31,8 @@ insert into two_tower.schedules (kind, every, every_events, runs_in, description
     'Drops partitions that are older than settings keep them.'),
   ('request_reconciliation', '1 day', null, 'database',
     'Asks for a walk of every attached table, which finds what its triggers missed.'),
+  ('link_accounts', '5 minutes', null, 'database',
+    'Links imported users with the accounts that they got since.'),
   ('prune_jobs', '1 day', null, 'database',
     'Deletes jobs that ended more than 30 days ago.'),
   ('prune_cron_history', '1 day', null, 'database',
