@@ -4,7 +4,7 @@ import { toast } from "./toasts.js";
 
 const PAGE = 12;
 const COLUMNS = "place,id:id::text,content,created_at,author_id,source,profiles(handle)";
-const UNDO_MS = 8000;
+const UNDO_MS = 6000;
 
 const list = document.getElementById("feed");
 const notice = document.getElementById("notice");

@@ -61,10 +61,10 @@ export class Post {
 
   // Opens the answer under the post, or closes it.
   async explain() {
-    const shown = this.element.querySelector(".why");
+    const shown = this.element.querySelector(".reasons");
     this.whyButton.setAttribute("aria-expanded", String(!shown));
     if (shown) return shown.remove();
-    const place = make("div", { className: "why", textContent: "Asking the engine.", ariaLive: "polite" });
+    const place = make("div", { className: "reasons", textContent: "Asking the engine.", ariaLive: "polite" });
     this.element.append(place);
     place.replaceChildren(...(await explain(this.feed.supabase, this)));
   }

@@ -68,4 +68,3 @@ def read_reader(
 def title_of(content: str) -> str:
     """The first sentence of a post, without its stop."""
     return content.split(". ")[0].removesuffix(".")[:80]
-
