@@ -35,6 +35,10 @@ insert into two_tower.metric_targets (name, unit, target_low, target_high, alert
     'Rows of deferred steps that wait to be folded.'),
   ('deferred_events', 'rows', null, 1000, null, 100000, false,
     'Events that wait for an embedding, or for the end of a freeze.'),
+  ('waiting_events', 'rows', null, 10000, null, 100000, false,
+    'Events above settings.learned_events_per_minute of their users, which wait to be learned.'),
+  ('longest_wait', 'minutes', null, 30, null, 120, false,
+    'For how long the first of these events waits. A full queue of a user takes 17 minutes.'),
   ('dead_jobs', 'jobs', null, 0, null, 5, false, 'Jobs that failed for good in a day.'),
   ('embedding_drift', 'cosine distance per day', null, 0.1, null, 0.3, true,
     'Movement of posts that were engaged with since the newest checkpoint, within one version.'),
@@ -162,7 +166,16 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   union all select 'deferred_steps', count(*)
     from (select from two_tower.deferred_steps limit 200000) q
   union all select 'deferred_events', count(*)
-    from (select from two_tower.deferred_events limit 200000) q
+    from (select from two_tower.deferred_events where reason <> 'minute_full' limit 200000) q
+  union all select w.name, w.value
+    from (
+      select count(*)::double precision as events,
+        extract(epoch from two_tower.now() - min(q.deferred_at))::double precision / 60 as minutes
+      from (select d.deferred_at from two_tower.deferred_events d
+        where d.reason = 'minute_full' limit 200000) q
+    ) m cross join lateral (
+      values ('waiting_events', m.events), ('longest_wait', coalesce(m.minutes, 0))
+    ) as w (name, value)
   union all select 'dead_jobs', count(*) from two_tower.jobs
     where state = 'dead' and finished_at > two_tower.now() - interval '1 day'
   union all select 'serving_recall', (select recall from two_tower.serving_index)
@@ -328,7 +341,7 @@ select
     where v.slot = s.active_slot) as encoded_posts,
   (select count(*) from two_tower.user_embeddings) as users,
   (select count(*) from public.engagement_events) as events,
-  (select count(*) from two_tower.deferred_events) as deferred_events,
+  w.deferred_events, w.waiting_events, w.longest_wait,
   (select count(*) from two_tower.deferred_steps) as deferred_steps,
   c.learning_rule,
   two_tower.active_version('candidate_tower') as candidate_tower,
@@ -341,9 +354,19 @@ select
   two_tower.active_version('user_tower') as user_tower,
   s.filling_version, s.frozen_at, s.frozen_reason
 from two_tower.state as s
-cross join two_tower.settings as c;
+cross join two_tower.settings as c
+cross join (
+  select
+    count(*) filter (where d.reason <> 'minute_full') as deferred_events,
+    count(*) filter (where d.reason = 'minute_full') as waiting_events,
+    two_tower.now() - min(d.deferred_at) filter (where d.reason = 'minute_full') as longest_wait
+  from two_tower.deferred_events as d
+) as w;
 comment on view two_tower.overview is 'One row: how much there is, which rule and versions are at work, whether learning is frozen. It counts tables: for people, not for programs in a loop.';
 comment on column two_tower.overview.encoded_posts is 'Posts with a live embedding.';
+comment on column two_tower.overview.deferred_events is 'Events that wait for an embedding, or for the end of a freeze.';
+comment on column two_tower.overview.waiting_events is 'Events that wait because the minute of their user was full.';
+comment on column two_tower.overview.longest_wait is 'For how long the first of waiting_events waits.';
 comment on column two_tower.overview.projection is 'How the candidate tower that serves came about: data-free, fitted, centred or trained.';
 comment on column two_tower.overview.projection_due is 'What a tick will make of the first projection. Null for nothing.';
 comment on column two_tower.overview.filling_version is 'The candidate tower for which a slot is being filled. Null for none.';
