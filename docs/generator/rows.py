@@ -159,6 +159,8 @@ def _inside(low: str | None, high: str | None) -> str:
     low, high = (bound and readable_number(bound) for bound in (low, high))
     if low is not None and high is not None:
         return f"{low} to {high}"
+    if low is None and high is None:
+        return ""
     return f"{low} or more" if low is not None else f"at most {high}"
 
 

@@ -312,7 +312,8 @@ SIGNATURES = f"""{HOLDING_TYPES}
   where p.pronamespace in ('two_tower'::regnamespace, 'public'::regnamespace)
     and x.type in (select type from holding)
     -- A page of rows of an attached table is written anew when the table changes.
-    and not exists (select from two_tower.sources s where p.proname = 'recommended_' || s.name)
+    and not exists (select from two_tower.sources s
+                    where p.proname = any (two_tower.list_page_functions(s.name)))
 """
 BODIES = """
   select p.oid::regprocedure::text as name, p.prosrc as code, array(

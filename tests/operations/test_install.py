@@ -120,7 +120,7 @@ def test_install_push_uninstall_and_install_again(
     url = create_database()
     push(url, app, node_tools)
     wrote = says(run("install", "--into", str(app), "--starter", url=url))
-    assert wrote.startswith(f"Wrote {len(ENGINE)} files into ")
+    assert f"Wrote {len(ENGINE)} files into " in wrote  # a warning may stand before it
     assert wrote.endswith("Next: supabase db push")
     push(url, app, node_tools)
     assert installed(url) == {number: each.hash for number, each in ENGINE.items()}
@@ -182,7 +182,7 @@ def test_install_push_uninstall_and_install_again(
     )
     with connect(url) as connection:
         connection.execute("drop table public.profiles, public.posts, public.follows")
-    assert says(run("install", "--into", str(app), "--starter", url=url)).startswith("Wrote")
+    assert "Wrote" in says(run("install", "--into", str(app), "--starter", url=url))
     push(url, app, node_tools)
     assert installed(url).keys() == ENGINE.keys()
     with connect(url) as connection:

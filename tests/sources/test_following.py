@@ -76,7 +76,7 @@ def test_inserts_one_by_one_in_bulk_and_by_copy(articles: App) -> None:
         "with gone as (delete from public.articles returning *)"
         " insert into public.articles (id, title) select id, 'moved' from gone where false",
         "merge into public.articles a using (values ('one')) as v (x) on a.title like '%1%'"
-        " when matched then update set title = x when not matched by target then do nothing",
+        " when matched then update set title = x when not matched then do nothing",
     ],
 )
 def test_a_change_of_any_part_is_followed(articles: App, change: str) -> None:
