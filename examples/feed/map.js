@@ -112,7 +112,7 @@ export class PostMap {
     pen.arc(x, y, 7, 0, 7);
     pen.stroke();
     pen.fill();
-    write(pen, "you", x, y - 12, this.colours, "bold 12px system-ui, sans-serif");
+    write(pen, "you", x, y < 24 ? y + 16 : y - 14, this.colours, "bold 12px system-ui, sans-serif");
     if (share < 1) requestAnimationFrame(() => this.draw());
   }
 

@@ -91,7 +91,8 @@ export class Panel {
       ...lessons.map(({ title, event_type, strength }) => {
         const line = document.createElement("li");
         line.className = strength > 0 ? "towards" : "away";
-        line.textContent = `${ACTS[event_type] ?? "You met"} ${title}`;
+        const isBrief = event_type === "dwell" && strength < 0;
+        line.textContent = `${isBrief ? "You soon left" : (ACTS[event_type] ?? "You met")} ${title}`;
         return line;
       }),
     );

@@ -79,7 +79,7 @@ returns table (
     two_tower.identify_post(p_post_id, p_post_key, p_post_source));
 $$;
 comment on function public.explain_recommendation(bigint, text, text) is
-  'Explains why a post is where it is for the signed-in user, or why it is not recommended. The post is named by p_post_id, or by p_post_key and, where several tables are attached, p_post_source. place: on a page of 500 (null: further down). An unknown post and one that the user may not read get one answer, without post_id. The parts of the score are those of score_posts(). Raises 42501 when nobody is signed in.';
+  'Explains why a post is where it is for the signed-in user, or why it is not recommended. The post is named by p_post_id, or by p_post_key and, where several tables are attached, p_post_source. place: on a page of 500 (null: further down). A post that was seen has the parts of its score, too. An unknown post and one that the user may not read get one answer, without post_id. The parts of the score are those of score_posts(). Raises 42501 when nobody is signed in.';
 
 create function public.explain_for(p_user_id uuid, p_post_id bigint default null,
   p_post_key text default null, p_post_source text default null)

@@ -17,7 +17,9 @@ START_TIMEOUT_S = 120  # of a busy machine: elsewhere it answers within a second
 
 @click.command()
 def feed() -> None:
-    """Serve the example feed to a browser on this machine, in the background.
+    """Serve the example feed to a browser on this machine.
+
+    It runs in the background, with its log in .two-tower/feed.log.
 
     Starts the local stack and a worker where they do not run. `two-tower down` ends all.
     """
