@@ -24,11 +24,13 @@ comment on column public.posts.deleted_at is 'Set it to remove a post. From then
 create index posts_author_id_created_at_idx on public.posts (author_id, created_at desc);
 
 -- A post embeds its author's profile (select=*,profiles(handle)), so an author has one. These
--- tables stay when the engine goes, and so does this function: it may be here from before.
+-- tables stay when the engine goes, and so does this function: it may be here from before. It looks
+-- first: an insert that does nothing fires the triggers of the table all the same.
 create or replace function public.add_profile_of_author() returns trigger
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
-  if new.author_id is not null then
+  if new.author_id is not null
+    and not exists (select from public.profiles p where p.user_id = new.author_id) then
     insert into public.profiles (user_id) values (new.author_id) on conflict do nothing;
   end if;
   return new;

@@ -68,11 +68,18 @@ _TWIN = """
   insert into public.plain_{table} select * from public.{table};
   select setval(pg_get_serial_sequence('public.plain_{table}', 'id'), 1000000000);
   alter table public.plain_{table} add foreign key (author_id)
-    references auth.users (id) on delete set null;
+    references {authors} on delete set null;
   create policy "authors write their own" on public.plain_{table}
     for insert to authenticated with check (author_id = (select auth.uid()));
   alter table public.plain_{table} enable row level security;
   grant all on public.plain_{table} to authenticated, service_role;
+"""
+_PROFILES = """
+  insert into public.profiles (user_id) select id from auth.users on conflict do nothing;
+"""
+_ADD_PROFILES = """
+  create trigger add_profile_of_author before insert or update of author_id on public.plain_posts
+    for each row execute function public.add_profile_of_author();
 """
 # As long as posts are, unlike those of fill_feed(): reading them is what a page is compared with.
 _TEXTS = """
@@ -184,8 +191,10 @@ def fill_articles(world: World) -> None:
             articles=ARTICLES,
         )
         connection.execute(statements.encode())
-        for table in ("posts", "articles"):
-            connection.execute(_TWIN.format(table=table).encode())
+        connection.execute(_PROFILES.encode())
+        for table, authors in (("posts", "public.profiles"), ("articles", "auth.users")):
+            connection.execute(_TWIN.format(table=table, authors=authors).encode())
+        connection.execute(_ADD_PROFILES.encode())
         connection.execute("vacuum (analyze)")
 
 
