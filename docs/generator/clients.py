@@ -129,9 +129,11 @@ def _result(columns: list[Argument], row: dict[str, Any]) -> str:
 
 
 def _shown(column: Argument, value: Any) -> str:
-    """A value as JSON: numbers with two digits, times of one day."""
+    """A value as JSON: numbers with two digits, times of one day, vectors by how they begin."""
     if value is None:
         return "null"
+    if column.type == "real[]":
+        return f"[{', '.join(f'{each:.2f}' for each in value[:3])}, ...]"
     if column.type == "double precision":
         return f"{round(value, 2):g}"
     return json.dumps(SHOWN_TIME if column.type == "timestamptz" else value)

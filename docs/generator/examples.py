@@ -18,6 +18,7 @@ from tests.support.database import PROJECT, as_user
 # Of supabase/seed.sql: who likes posts of ada, and ben, who is followed in the examples.
 CALLER = "00000000-0000-4000-8000-000000000003"
 FOLLOWED = "00000000-0000-4000-8000-000000000002"
+SEARCH = "a boat on the lake"
 WIDTH = 384
 
 
@@ -52,6 +53,8 @@ EXAMPLES = (
     Example("recommend", {"p_limit": 10, "p_exclude": ["4", "5"]}),
     Example("recommended_posts", {"p_limit": 10, "p_exclude": ["4", "5"]}, shows=".order('place')"),
     Example("similar_posts", {**BY_KEY, "p_limit": 5}, {"p_post_id": 1}),
+    Example("embed_text", {"p_text": SEARCH}),
+    Example("search_posts", {"p_text": SEARCH, "p_limit": 5}),
     Example("popular_posts", {"p_limit": 5}),
     Example("recent_from_followed", {"p_limit": 5}),
     Example("explain_recommendation", {"p_post_id": 3}, {**BY_KEY, "p_post_key": "3"}),
@@ -99,6 +102,13 @@ def seed(connection: Connection) -> None:
         "select two_tower.store_base_embeddings(%s::bigint[], %s)", [ids, list(vectors)]
     )
     connection.execute("select two_tower.refresh_popular_candidates()")
+    with connection.transaction(), as_user(connection, CALLER):
+        connection.execute("select public.embed_text(%s)", [SEARCH])
+    (text,) = rows(connection, "select text_id from two_tower.texts_to_encode()")
+    connection.execute(
+        "select two_tower.store_text_embeddings(array[%s::bigint], array[%s])",
+        [text.text_id, vectors[0] / np.linalg.norm(vectors[0])],
+    )
 
 
 def answer(

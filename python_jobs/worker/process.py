@@ -27,6 +27,7 @@ from python_jobs.db import Connection, call, database_url, explain, rows, value
 from python_jobs.errors import CommandError
 from python_jobs.worker.database import Database, first_line
 from python_jobs.worker.jobs import HANDLERS
+from python_jobs.worker.jobs.encode import encode_texts
 
 LEASE_S = 60.0
 POLL_S = 0.5
@@ -82,6 +83,8 @@ class Worker:
         done = 0
         while not self.is_stopping.is_set() and not connection.closed:
             did_something = self._tick(connection, is_strict=self.drains)
+            if "encode_posts" in kinds and self._encode_texts(connection):
+                did_something = True
             if job := self._claim(connection, kinds):
                 self._run_job(connection, job)
                 done += 1
@@ -97,6 +100,17 @@ class Worker:
         with self._logging(connection, "tick", is_strict):
             did = call(connection, "select two_tower.tick()")
         return any(each not in (0, [], "another tick is running") for each in did.values())
+
+    def _encode_texts(self, connection: Connection) -> bool:
+        """Whether texts of callers were encoded. What fails is tried again when its claim ends."""
+        try:
+            with self._logging(connection, "encode_texts", self.drains):
+                return encode_texts(connection) > 0
+        except (OSError, RuntimeError, ValueError) as error:  # the encoder's
+            if self.drains:
+                raise CommandError(f"encode_texts failed: {error}") from error
+            self._tell("encode_texts", error)
+        return False
 
     def _claim(self, connection: Connection, kinds: list[str]) -> Any:
         """A job that is this worker's now; None when none is due."""
@@ -127,9 +141,14 @@ class Worker:
                 connection.close()  # a failover made this server a standby
             if connection.closed:
                 self.database.tell_loss(connection, error)
-            elif self._told.get(name) != str(error):
-                log.error("%s failed: %s", name, str(error).strip())
-                self._told[name] = str(error)
+            else:
+                self._tell(name, error)
+
+    def _tell(self, name: str, error: Exception) -> None:
+        """Logs a failure once for each reason."""
+        if self._told.get(name) != str(error):
+            log.error("%s failed: %s", name, str(error).strip())
+            self._told[name] = str(error)
 
     def _run_job(self, connection: Connection, job: Any) -> None:
         started = time.monotonic()

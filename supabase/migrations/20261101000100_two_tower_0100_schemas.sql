@@ -38,6 +38,7 @@
 --   a page      experiments, serving_index, exploration, serving_upkeep, candidates, ranking
 --   around it   monitoring, safety
 --   a client    source_functions  what is written for each attached table, and asks its policies
+--               texts       what callers want encoded, such as a search
 --               feeds, explanations, moderation, recording
 --   any app     attachable, attaching: which tables can be attached, and how
 --               mending, reconciliation: what became of the table, and what triggers missed
@@ -111,8 +112,11 @@ insert into two_tower.error_codes (sqlstate, name, meaning) values
     'Not now: a rollback or another experiment runs, or this experiment is over or not running.'),
   ('TT001', 'event_time_out_of_range',
     'created_at lies in the future, or further back than settings.oldest_event_age.'),
-  ('TT002', 'batch_too_large', 'record_engagements takes at most 500 events a call.'),
+  ('TT002', 'too_large',
+    'A batch has more than 500 events, or a text more than settings.requested_text_length.'),
   ('TT003', 'lease_lost',
     'This worker no longer has the job. Its lease ended, and another worker may have taken it.'),
   ('TT004', 'weights_invalid',
-    'A version does not exist, lacks a tensor, or has one that is unknown or has the wrong shape.');
+    'A version does not exist, lacks a tensor, or has one that is unknown or has the wrong shape.'),
+  ('TT005', 'too_many_texts',
+    'The user asked for settings.requested_texts_per_minute new texts within a minute. Wait.');

@@ -22,6 +22,28 @@ $$;
 comment on function two_tower.is_operator() is
   'Returns whether the session acts for an operator: the service role, or a member of the role that owns this schema. Operators may set the clock and insert history. Definer: so the owner is the current user, and need not be looked up.';
 
+create function two_tower.require_user() returns uuid
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  v_user_id uuid := auth.uid();
+begin
+  if v_user_id is null then
+    raise exception 'the caller is not signed in' using errcode = '42501',
+      hint = 'Call with the access token of a user. Backends call recommend_for() with the service role.';
+  end if;
+  return v_user_id;
+end
+$$;
+comment on function two_tower.require_user() is 'Returns auth.uid(). Raises 42501 when the caller is not signed in.';
+
+create function two_tower.require_caller() returns uuid
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  return case when two_tower.is_operator() then auth.uid() else two_tower.require_user() end;
+end
+$$;
+comment on function two_tower.require_caller() is 'Returns auth.uid(), which is null for an operator who acts for no user. Raises 42501 to others who are not signed in.';
+
 create function two_tower.now() returns timestamptz
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare

@@ -100,6 +100,14 @@ create table two_tower.settings (
       check (0 <= all (user_tower_weights) and 10 >= all (user_tower_weights)
         and cardinality(user_tower_weights) between 1 and 20),
 
+  requested_text_length integer not null default 1000
+    constraint requested_text_length_is_bounded check (requested_text_length between 1 and 4000),
+  requested_texts_per_minute integer not null default 30
+    constraint requested_texts_per_minute_is_positive check (requested_texts_per_minute > 0),
+  requested_texts_kept_for interval not null default '1 hour'
+    constraint requested_texts_are_kept_for_a_minute_or_more
+      check (requested_texts_kept_for between '1 minute' and '7 days'),
+
   cold_until integer not null default 10
     constraint cold_until_is_bounded check (cold_until between 0 and 1000),
   popularity_half_life interval not null default '7 days'
@@ -176,6 +184,9 @@ comment on column two_tower.settings.checkpoints_kept is 'At most this number of
 comment on column two_tower.settings.weight_versions_kept is 'Advanced. The tensors of this number of newest versions of a tower are kept. The metrics of all versions are.';
 comment on column two_tower.settings.profile_weight is 'Advanced. Weight of a prior that comes from the profile.';
 comment on column two_tower.settings.user_tower_weights is 'Advanced. Weights of a prior that comes from the user tower. The gate chooses one for each class of users. Zero is always one of them.';
+comment on column two_tower.settings.requested_text_length is 'The longest text that embed_text() takes, in characters.';
+comment on column two_tower.settings.requested_texts_per_minute is 'At most this number of new texts of one user is taken by embed_text() in a minute.';
+comment on column two_tower.settings.requested_texts_kept_for is 'What embed_text() made of a text is deleted after this time.';
 comment on column two_tower.settings.cold_until is 'Engagements over which a user''s page goes from popular and fresh to personal.';
 comment on column two_tower.settings.popularity_half_life is 'Advanced. Half-life of a post''s popularity. Set it before the first event: stored popularity is counted in it.';
 comment on column two_tower.settings.popularity_weight is 'Weight of popularity (0 to 1) in the score for a warm user, beside the cosine.';

@@ -52,6 +52,41 @@ $$;
 comment on function two_tower.enqueue_job(text, text, jsonb) is
   'Adds a job, and returns its id. Returns null where one of this kind and subject is pending already. Workers poll: a notification does not reach through a transaction pooler.';
 
+create table two_tower.workers (
+  name text primary key,
+  started_at timestamptz not null default two_tower.now(),
+  seen_at timestamptz not null default two_tower.now()
+);
+comment on table two_tower.workers is 'Workers, as they were last seen: claiming a job, which an idle one does twice a second, or extending a lease.';
+comment on column two_tower.workers.name is 'Host and process, as the worker calls itself.';
+comment on column two_tower.workers.started_at is 'When it was first seen, or seen again after ten minutes.';
+comment on column two_tower.workers.seen_at is 'Written at most every five seconds.';
+
+create function two_tower.note_worker(p_name text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  if exists (select from two_tower.workers w
+    where w.name = p_name and w.seen_at > two_tower.now() - interval '5 seconds') then
+    return;
+  end if;
+  insert into two_tower.workers as w (name) values (p_name)
+  on conflict (name) do update set
+    seen_at = excluded.seen_at,
+    started_at = case when w.seen_at < excluded.seen_at - interval '10 minutes'
+      then excluded.started_at else w.started_at end;
+end
+$$;
+comment on function two_tower.note_worker(text) is 'Notes that a worker lives.';
+
+create function two_tower.has_worker() returns boolean
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select exists (select from two_tower.workers w
+      where w.seen_at > two_tower.now() - interval '30 seconds')
+    or exists (select from two_tower.jobs j
+      where j.state = 'running' and j.lease_until > two_tower.now());
+$$;
+comment on function two_tower.has_worker() is 'Returns whether a worker lives: one was seen within 30 seconds, or has a job whose lease goes on.';
+
 create function two_tower.claim_job(
   p_worker text, p_kinds text[] default null, p_lease interval default '1 minute'
 ) returns setof two_tower.jobs
@@ -61,6 +96,7 @@ begin
     raise exception 'a claim needs the name of a worker and a lease above zero'
       using errcode = '22023', hint = 'Call claim_job(worker, kinds, lease). kinds null: any.';
   end if;
+  perform two_tower.note_worker(p_worker);
   update two_tower.jobs j set
     state = 'dead', finished_at = two_tower.now(),
       last_error = coalesce(j.last_error || E'\n', '') || 'lease ended'
@@ -113,6 +149,7 @@ returns timestamptz language plpgsql security definer set search_path = pg_catal
 declare
   v_job two_tower.jobs := two_tower.lock_own_job(p_job_id, p_worker);
 begin
+  perform two_tower.note_worker(p_worker);
   update two_tower.jobs set lease_until = two_tower.now() + p_lease where id = v_job.id
   returning lease_until into v_job.lease_until;
   return v_job.lease_until;
@@ -170,7 +207,8 @@ begin
     where state in ('done', 'dead') and finished_at < two_tower.now() - interval '30 days'
     order by finished_at limit p_limit for update skip locked);
   get diagnostics v_pruned = row_count;
+  delete from two_tower.workers w where w.seen_at < two_tower.now() - interval '30 days';
   return v_pruned;
 end
 $$;
-comment on function two_tower.prune_jobs(integer) is 'Deletes at most p_limit jobs that ended more than 30 days ago. Returns how many.';
+comment on function two_tower.prune_jobs(integer) is 'Deletes at most p_limit jobs that ended more than 30 days ago, and workers that were not seen since. Returns how many jobs.';

@@ -4,20 +4,6 @@
 -- and no text. Which posts the caller may read, the app's row level security says: every page
 -- passes through find_readable(), which runs as the caller.
 
-create function two_tower.require_user() returns uuid
-language plpgsql stable set search_path = pg_catalog, pg_temp as $$
-declare
-  v_user_id uuid := auth.uid();
-begin
-  if v_user_id is null then
-    raise exception 'the caller is not signed in' using errcode = '42501',
-      hint = 'Call with the access token of a user. Backends call recommend_for() with the service role.';
-  end if;
-  return v_user_id;
-end
-$$;
-comment on function two_tower.require_user() is 'Returns auth.uid(). Raises 42501 when the caller is not signed in.';
-
 create function two_tower.require_reader(p_user_id uuid) returns uuid
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 begin
@@ -57,34 +43,44 @@ comment on function two_tower.identify_post(bigint, text, text) is 'Returns the 
 
 -- What a page is made of beside recommend_for(). Each takes its candidates from all posts or, of
 -- p_among, from these alone.
-create function two_tower.list_similar(p_post_id bigint, p_limit integer, p_excluded bigint[],
-  p_among bigint[])
+create function two_tower.list_similar(p_vector extensions.vector, p_limit integer,
+  p_excluded bigint[], p_among bigint[])
 returns table (post_id bigint, score double precision)
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
   v_slot smallint := (select active_slot from two_tower.state);
-  v_vector extensions.vector := (select embedding from two_tower.live_embeddings v
-    where v.slot = v_slot and v.post_id = p_post_id);
-  v_excluded bigint[] := p_excluded || p_post_id;
   v_near bigint[] := p_among;
 begin
-  if v_vector is null then
+  if p_vector is null then
     return;
   end if;
   if v_near is null then
     v_near := coalesce(
-      two_tower.find_nearest_posts(v_vector, least(1000, 3 * p_limit), null, v_excluded),
+      two_tower.find_nearest_posts(p_vector, least(1000, 3 * p_limit), null, p_excluded),
       array(select v.post_id from two_tower.live_embeddings v
-        where v.slot = v_slot and v.is_listed and v.post_id <> all (v_excluded)
-        order by v.embedding operator(extensions.<#>) v_vector limit 3 * p_limit));
+        where v.slot = v_slot and v.is_listed and v.post_id <> all (p_excluded)
+        order by v.embedding operator(extensions.<#>) p_vector limit 3 * p_limit));
   end if;
   return query
-  select v.post_id, -(v.embedding operator(extensions.<#>) v_vector)
+  select v.post_id, -(v.embedding operator(extensions.<#>) p_vector)
   from two_tower.live_embeddings v
-  where v.slot = v_slot and v.post_id = any (v_near) and v.post_id <> all (v_excluded);
+  where v.slot = v_slot and v.post_id = any (v_near) and v.post_id <> all (p_excluded);
 end
 $$;
-comment on function two_tower.list_similar(bigint, integer, bigint[], bigint[]) is 'Returns posts near to a post, with their cosine: at least p_limit, if there are so many. Returns nothing for a post that is not encoded.';
+comment on function two_tower.list_similar(extensions.vector, integer, bigint[], bigint[]) is 'Returns posts near to a vector, with their cosine: at least p_limit, if there are so many. Returns nothing for null.';
+
+-- A vector is never an argument of what clients may call: they would measure others by it.
+create function two_tower.find_vector(p_user_id uuid, p_post_id bigint, p_text text)
+returns extensions.vector language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  if p_text is not null then
+    return two_tower.run_candidate_tower(two_tower.find_text(p_user_id, p_text));
+  end if;
+  return (select v.embedding from two_tower.live_embeddings v
+    where v.slot = (select active_slot from two_tower.state) and v.post_id = p_post_id);
+end
+$$;
+comment on function two_tower.find_vector(uuid, bigint, text) is 'Returns the vector of a post or, given a text, of a text of the user''s own. Null for what is not encoded.';
 
 create function two_tower.list_popular(p_excluded bigint[], p_among bigint[])
 returns table (post_id bigint, score double precision)
@@ -135,7 +131,7 @@ comment on function two_tower.list_followed(uuid, integer, bigint[], bigint[]) i
 -- Beside what is recommended, posts are looked up from the best one down until the page is full.
 create function two_tower.rank_for(p_user_id uuid, p_limit integer, p_excluded bigint[],
   p_source text default null, p_among bigint[] default null, p_kind text default 'recommended',
-  p_post_id bigint default null)
+  p_post_id bigint default null, p_text text default null)
 returns setof two_tower.page_row
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
   set jit = off set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
@@ -143,6 +139,8 @@ declare
   v_user_id uuid := two_tower.require_reader(p_user_id);
   v_source_id smallint := case when p_source is not null
     then (two_tower.choose_source(p_source)).id end;
+  v_vector extensions.vector := case when p_kind in ('similar', 'search')
+    then two_tower.find_vector(v_user_id, p_post_id, p_text) end;
 begin
   if p_kind = 'recommended' then
     return query
@@ -156,8 +154,9 @@ begin
     from (
       select u.post_id, u.score
       from (
-        select * from two_tower.list_similar(p_post_id, p_limit, p_excluded, p_among)
-        where p_kind = 'similar'
+        select * from two_tower.list_similar(v_vector, p_limit,
+          array_remove(p_excluded || p_post_id, null), p_among)
+        where v_vector is not null
         union all
         select * from two_tower.list_popular(p_excluded, p_among) where p_kind = 'popular'
         union all
@@ -177,8 +176,8 @@ begin
   order by r.score desc, greatest(p.id, ~p.id) desc;
 end
 $$;
-comment on function two_tower.rank_for(uuid, integer, bigint[], text, bigint[], text, bigint) is
-  'The core of every page: ids and scores, no text. p_kind: recommended, or similar (to p_post_id), popular or followed. p_source: posts of this source alone, for recommended. p_among: only of these. Does not ask who may read a post. Raises 42501 for another user than the caller, and 22023 for an unknown source. Definer: clients have no grant on embeddings.';
+comment on function two_tower.rank_for(uuid, integer, bigint[], text, bigint[], text, bigint, text) is
+  'The core of every page: ids and scores, no text. p_kind: recommended, or similar (to p_post_id), search (by p_text, which the user had encoded), popular or followed. p_source: posts of this source alone, for recommended. p_among: only of these. Does not ask who may read a post. Raises 42501 for another user than the caller, and 22023 for an unknown source. Definer: clients have no grant on embeddings.';
 
 create function two_tower.scan_limit() returns integer
 language sql stable security definer set search_path = pg_catalog, pg_temp as $$
@@ -191,7 +190,8 @@ comment on function two_tower.scan_limit() is 'Returns settings.exact_scan_limit
 -- nothing of the first round is readable. What is recommended or followed comes back in full, so
 -- that less than was asked for is all there is.
 create function two_tower.page_for(p_user_id uuid, p_limit integer, p_exclude text[] default '{}',
-  p_source text default null, p_kind text default 'recommended', p_post_id bigint default null)
+  p_source text default null, p_kind text default 'recommended', p_post_id bigint default null,
+  p_text text default null)
 returns setof two_tower.page_row
 language plpgsql stable set search_path = pg_catalog, pg_temp
   set plan_cache_mode = force_generic_plan rows 20 as $$
@@ -212,7 +212,7 @@ begin
       select r from two_tower.rank_for(p_user_id, v_asked, v_excluded, p_source,
         case v_round when 'turned' then array(
           select n from two_tower.find_newest_readable(two_tower.scan_limit(), p_source) n) end,
-        p_kind, p_post_id) r);
+        p_kind, p_post_id, p_text) r);
     v_readable := array(
       select r from two_tower.find_readable(array(select f.post_id from unnest(v_found) f)) r);
     v_page := v_page || array(
@@ -229,7 +229,7 @@ begin
   order by f.place limit v_limit;
 end
 $$;
-comment on function two_tower.page_for(uuid, integer, text[], text, text, bigint) is
+comment on function two_tower.page_for(uuid, integer, text[], text, text, bigint, text) is
   'Returns a page of posts that the caller may read in the app''s tables. Asks for a page, then (if any of that is readable) for a ten times longer one, then for the best of the newest settings.exact_scan_limit posts that the caller may read. Fewer come back only if more than that are readable. p_kind: see rank_for(). Scores are rounded.';
 
 create function public.recommend(p_limit integer default 20, p_exclude text[] default '{}')
@@ -271,6 +271,16 @@ begin
 end
 $$;
 comment on function public.similar_posts(bigint, integer, text, text) is 'Returns the posts whose live embeddings are nearest to that of a post, best first. The post is named by p_post_id, or by p_post_key and, where several tables are attached, p_post_source. Only posts that the caller may read. p_limit: 1 to 100, default 20. Returns nothing for a post that is not encoded, or not readable. Raises 42501 when nobody is signed in.';
+
+create function public.search_posts(p_text text, p_limit integer default 20)
+returns table (post_id bigint, post_key text, post_source text, author_id uuid,
+  created_at timestamptz, score double precision)
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select f.post_id, f.post_key, f.post_source, f.author_id, f.created_at, f.score
+  from two_tower.page_for(two_tower.require_caller(), least(100, coalesce(p_limit, 20)),
+    p_kind => 'search', p_text => coalesce(p_text, '')) f;
+$$;
+comment on function public.search_posts(text, integer) is 'Returns the posts whose live embeddings are nearest to a text that embed_text() has ready for the caller, best first. Returns nothing for any other text: call embed_text() first. Only posts that the caller may read, of no author with whom there is a block. p_limit: 1 to 100, default 20. Writes nothing, so it works by GET. Raises 42501 when nobody is signed in.';
 
 create function public.popular_posts(p_limit integer default 20)
 returns table (post_id bigint, post_key text, post_source text, author_id uuid,

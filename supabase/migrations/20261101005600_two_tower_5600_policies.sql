@@ -12,7 +12,8 @@ revoke execute on function
   public.popular_posts(integer), public.recent_from_followed(integer),
   public.explain_recommendation(bigint, text, text), public.record_engagements(jsonb),
   public.recommend_for(uuid, integer, text[]), public.explain_for(uuid, bigint, text, text),
-  public.remove_post(bigint, text, text, text), public.restore_post(bigint, text, text)
+  public.remove_post(bigint, text, text, text), public.restore_post(bigint, text, text),
+  public.embed_text(text), public.search_posts(text, integer)
   from public, anon, authenticated, service_role;
 
 -- The service role is the backend and the workers. It bypasses row level security everywhere in
@@ -24,7 +25,8 @@ grant execute on all functions in schema two_tower to service_role;
 grant execute on function
   public.recommend(integer, text[]), public.similar_posts(bigint, integer, text, text),
   public.popular_posts(integer), public.recent_from_followed(integer),
-  public.explain_recommendation(bigint, text, text), public.record_engagements(jsonb)
+  public.explain_recommendation(bigint, text, text), public.record_engagements(jsonb),
+  public.embed_text(text), public.search_posts(text, integer)
   to authenticated, service_role;
 grant execute on function
   public.recommend_for(uuid, integer, text[]), public.explain_for(uuid, bigint, text, text),
@@ -41,8 +43,9 @@ grant select, insert (user_id, post_id, post_key, post_source, event_type, dwell
 grant usage on sequence two_tower.engagement_event_ids to authenticated;
 grant execute on function
   two_tower.now(), two_tower.is_operator(), two_tower.session_role(), two_tower.require_user(),
-  two_tower.page_for(uuid, integer, text[], text, text, bigint),
-  two_tower.rank_for(uuid, integer, bigint[], text, bigint[], text, bigint),
+  two_tower.require_caller(), two_tower.request_text(text),
+  two_tower.page_for(uuid, integer, text[], text, text, bigint, text),
+  two_tower.rank_for(uuid, integer, bigint[], text, bigint[], text, bigint, text),
   two_tower.explain_post(uuid, bigint), two_tower.explain_readable(uuid, bigint),
   two_tower.find_excluded(text[], text), two_tower.identify_post(bigint, text, text),
   two_tower.scan_limit(), two_tower.find_keys(smallint, bigint[]),
@@ -70,6 +73,8 @@ grant execute on function
   two_tower.posts_to_encode(integer), two_tower.profiles_to_encode(integer),
   two_tower.store_base_embeddings(bigint[], extensions.vector[], bigint[]),
   two_tower.store_profile_embeddings(uuid[], extensions.vector[], bigint[]),
+  two_tower.texts_to_encode(integer),
+  two_tower.store_text_embeddings(bigint[], extensions.vector[]),
   two_tower.read_settings(), two_tower.active_version(text), two_tower.read_version(bigint),
   two_tower.read_tensors(bigint), two_tower.read_model_authors(bigint),
   two_tower.held_out_from(), two_tower.candidate_tower_pairs(bigint),

@@ -19,6 +19,8 @@ CLIENT_FUNCTIONS = {
     "is_operator": "called by now",
     "session_role": "called by is_operator",
     "require_user": "called by the wrappers",
+    "require_caller": "called by search_posts",
+    "request_text": "core of embed_text",
     "page_for": "called by every page, as the caller",
     "rank_for": "core of every page",
     "scan_limit": "called by page_for",
@@ -194,6 +196,8 @@ def test_no_function_that_clients_may_call_answers_about_another_user(db: Connec
         "select two_tower.freeze('because')",
         "select * from two_tower.claim_job('me')",
         "select two_tower.store_base_embeddings('{}', '{}')",
+        "select * from two_tower.requested_texts",
+        "select * from two_tower.texts_to_encode()",
         "select nextval('public.posts_id_seq')",
         "insert into public.author_blocks (author_id, kind) values (gen_random_uuid(), 'mute_author')",  # noqa: E501
         "truncate public.engagement_events",

@@ -13,6 +13,7 @@ from psycopg import sql
 from python_jobs.db import Connection, connect, value
 from python_jobs.local.postgres import SUPERUSER, Cluster
 from python_jobs.worker.jobs import HANDLERS
+from python_jobs.worker.jobs.encode import encode_texts
 from tests.support.database import PROJECT, add_user, as_user
 from tests.support.patience import PATIENCE_S
 from tests.support.tower_world import World, make_world
@@ -37,6 +38,15 @@ def test_it_does_every_job(world: World, kind: str) -> None:
     with as_user(world.connection, None, ROLE):
         assert HANDLERS[kind](world.connection)
     assert value(world.connection, "select count(*) from two_tower.alerts") == 0
+
+
+def test_it_encodes_texts_of_callers(world: World) -> None:
+    db = world.connection
+    with as_user(db, world.users[0]):
+        db.execute("select public.embed_text('a boat')")
+    with as_user(db, None, ROLE):
+        assert encode_texts(db) == 1
+        assert encode_texts(db) == 0
 
 
 def test_it_ticks_and_takes_and_ends_a_job(world: World) -> None:
