@@ -74,6 +74,7 @@ CALLS = (
             "key": "slug",
             "name": "articles",
             "check_readable": True,
+            "popular_for_anon": False,
         },
     ),
     Attaching("attach_profiles", ("public.accounts", "id"), {"content": "{about}"}),

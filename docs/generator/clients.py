@@ -58,9 +58,9 @@ def functions_section(catalogue: Catalogue, connection: Connection) -> Section:
         "What clients call",
         "For whoever writes the app. Each function acts for the signed-in user. The last"
         f" {len(BACK_ENDS)} are for back ends: the service role alone may call them. Attaching a"
-        " table of posts adds a function `recommended_<table>`; here it is that of the starter"
-        " app's `posts`. The answers come from a database with `supabase/seed.sql`; times are"
-        " replaced and numbers rounded.",
+        " table of posts adds `recommended_<table>` and `most_popular_<table>`; here they are those"
+        " of the starter app's `posts`. The answers come from a database with `supabase/seed.sql`;"
+        " times are replaced and numbers rounded.",
         blocks,
         [example.function for example in EXAMPLES],
     )

@@ -56,6 +56,7 @@ EXAMPLES = (
     Example("embed_text", {"p_text": SEARCH}),
     Example("search_posts", {"p_text": SEARCH, "p_limit": 5}),
     Example("popular_posts", {"p_limit": 5}),
+    Example("most_popular_posts", {"p_limit": 5, "p_exclude": ["4"]}, shows=".order('place')"),
     Example("recent_from_followed", {"p_limit": 5}),
     Example("explain_recommendation", {"p_post_id": 3}, {**BY_KEY, "p_post_key": "3"}),
     Example(

@@ -18,8 +18,9 @@ with recursive engine as (
   from two_tower.sources s where s.role = 'posts'
   union
   select 'pg_proc'::regclass, pg_catalog.to_regprocedure(
-    format('public.%%I(integer, text[])', 'recommended_' || s.name)), 0
-  from two_tower.sources s where s.role = 'posts'
+    format('public.%%I(integer, text[])', n.name)), 0
+  from two_tower.sources s cross join unnest(two_tower.list_page_functions(s.name)) as n (name)
+  where s.role = 'posts'
   union
   select d.classid, d.objid, 0 from pg_catalog.pg_depend d
   join engine e on e.classid = d.refclassid and e.objid = d.refobjid

@@ -5,6 +5,7 @@
 
 do $$
 declare
+  v_function text;
   v_column record;
   v_source record;
 begin
@@ -27,8 +28,9 @@ begin
 
   -- Pages of attached tables stand in public, and refer to the engine in strings alone.
   for v_source in select s.name from two_tower.sources s where s.role = 'posts' loop
-    execute format('drop function if exists public.%I(integer, text[]) cascade',
-      'recommended_' || v_source.name);
+    foreach v_function in array two_tower.list_page_functions(v_source.name) loop
+      execute format('drop function if exists public.%I(integer, text[]) cascade', v_function);
+    end loop;
     execute format('drop view if exists public.%I cascade', v_source.name || '_page');
   end loop;
 

@@ -40,7 +40,8 @@
 --   a client    source_functions  what is written for each attached table, and asks its policies
 --               texts       what callers want encoded, such as a search
 --               feeds, explanations, moderation, recording
---   any app     attachable, attaching: which tables can be attached, and how
+--   any app     pages         rows of an attached table, as pages
+--               attachable, attaching: which tables can be attached, and how
 --               mending, reconciliation: what became of the table, and what triggers missed
 --               restoring    events that were restored, and are learned once more
 --   the beat    tick, policies

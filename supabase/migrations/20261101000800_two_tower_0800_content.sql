@@ -15,6 +15,7 @@ create table two_tower.sources (
   key_type regtype,
   lends_ids boolean not null default false,
   check_readable boolean not null default true,
+  popular_for_anon boolean not null default false,
   state text not null default 'attached'
     constraint state_of_source_is_known check (state in ('attached', 'broken', 'detached')),
   walk text constraint walk_is_known check (walk in ('rows', 'registry', 'removal')),
@@ -35,6 +36,7 @@ comment on column two_tower.sources.columns is 'The columns of the table when th
 comment on column two_tower.sources.key_type is 'The type of the key of posts.';
 comment on column two_tower.sources.lends_ids is 'Whether the keys of its posts are their ids in the registry. That is so if the table was the first one, and its keys are positive numbers.';
 comment on column two_tower.sources.check_readable is 'Whether an event is refused when its sender may not read the post.';
+comment on column two_tower.sources.popular_for_anon is 'Whether those who are not signed in may call most_popular_<name>().';
 comment on column two_tower.sources.state is 'attached: its rows are followed. broken: a write was stored and not followed, or the table cannot be followed any more. Reconciliation mends the one, attaching it again the other. detached: its posts are not recommended. They keep their ids.';
 comment on column two_tower.sources.walk is 'What reconciliation does. rows: it reads the table. registry: it looks for posts that the table lacks. removal: it takes those out of the feed. Null: no walk runs.';
 comment on column two_tower.sources.position is 'Where the walk goes on: a block of the table, or the last key of the registry. Null: at the start.';
@@ -45,6 +47,13 @@ comment on column two_tower.sources.reconciled_at is 'When the last walk ended.'
 create unique index one_source_of_profiles_follows_blocks on two_tower.sources (role)
   where role <> 'posts' and state <> 'detached';
 create unique index one_source_of_a_name on two_tower.sources (name) where state <> 'detached';
+
+create function two_tower.list_callers(p_source two_tower.sources) returns text
+language sql immutable set search_path = pg_catalog, pg_temp as $$
+  select 'authenticated, service_role'
+    || case when p_source.popular_for_anon then ', anon' else '' end;
+$$;
+comment on function two_tower.list_callers(two_tower.sources) is 'Returns the roles of the API that may ask for popular posts of a source.';
 
 -- An author is a user or any other key of the app, and gets a uuid in either case. Whether a key is
 -- a uuid is asked without a regular expression, which would take longer than all else here.

@@ -323,7 +323,7 @@ begin
         from two_tower.find_keys(%s::smallint, p_post_ids) f offset 0) k
     join %s t on %s = k.key', p_source.key_type, p_source.id, p_source.relation, v_key) end,
     format('Returns those of the posts whose rows of %s the caller may read.', p_source.relation),
-    'authenticated, service_role');
+    two_tower.list_callers(p_source));
   perform two_tower.create_source_function(
     format('%I(p_limit integer) returns setof bigint', 'newest_readable_' || p_source.name),
     'language sql stable rows 1000',
@@ -334,7 +334,7 @@ begin
     select %1$s::text from %3$s t %4$s limit p_limit)) i' end,
       v_key, p_source.id, p_source.relation, v_newest),
     format('Returns the newest posts whose rows of %s the caller may read.', p_source.relation),
-    'authenticated, service_role');
+    two_tower.list_callers(p_source));
 end
 $$;
 comment on function two_tower.write_readable_functions(two_tower.sources) is 'Writes the functions that ask an attached table, as the caller, which posts are readable.';
@@ -361,6 +361,7 @@ declare
   end;';
   v_readable text;
   v_newest text;
+  v_callers text;
 begin
   select string_agg(
       case when not s.check_readable then format(E'\n  if p_is_event then
@@ -374,19 +375,20 @@ begin
       || case when not s.check_readable then E'\n  end if;' else '' end, '' order by s.id),
     string_agg(format(E'\n  if p_source is null or p_source = %L then', s.name)
       || format(v_block, 'newest_readable_' || s.name, 'p_limit', s.name, '')
-      || E'\n  end if;', '' order by s.id)
-  into v_readable, v_newest
+      || E'\n  end if;', '' order by s.id),
+    coalesce(max(two_tower.list_callers(s)), 'authenticated, service_role')
+  into v_readable, v_newest, v_callers
   from two_tower.sources s where s.role = 'posts' and s.state <> 'detached';
   perform two_tower.create_source_function(
     'find_readable(p_post_ids bigint[], p_is_event boolean default false) returns setof bigint',
     v_options, format(E'\nbegin%s\n  return;\nend\n', v_readable),
     'Returns those of the posts whose rows the caller may read in the app''s tables. p_is_event: posts of sources without check_readable count as readable, and a table that does not answer raises. Attaching a table writes it anew.',
-    'authenticated, service_role');
+    v_callers);
   perform two_tower.create_source_function(
     'find_newest_readable(p_limit integer, p_source text default null) returns setof bigint',
     v_options, format(E'\nbegin%s\n  return;\nend\n', v_newest),
     'Returns the newest p_limit posts of each source whose rows the caller may read; p_source: of this source alone. Attaching a table writes it anew.',
-    'authenticated, service_role');
+    v_callers);
 end
 $$;
 comment on function two_tower.write_dispatchers() is 'Writes the functions that ask all attached tables of posts what the caller may read.';

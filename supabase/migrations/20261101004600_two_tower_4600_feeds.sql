@@ -167,8 +167,9 @@ begin
       order by u.score desc, greatest(u.post_id, ~u.post_id) desc offset 0
     ) c
     where (select exists (select from two_tower.listed_posts p
-      where p.id = c.post_id and not exists (select from two_tower.withheld_authors a
-        where a.user_id = v_user_id and a.author_id = p.author_id)))
+      where p.id = c.post_id and (v_source_id is null or p.source_id = v_source_id)
+        and not exists (select from two_tower.withheld_authors a
+          where a.user_id = v_user_id and a.author_id = p.author_id)))
     limit p_limit
   ) r
     join two_tower.posts p on p.id = r.post_id
@@ -177,7 +178,7 @@ begin
 end
 $$;
 comment on function two_tower.rank_for(uuid, integer, bigint[], text, bigint[], text, bigint, text) is
-  'The core of every page: ids and scores, no text. p_kind: recommended, or similar (to p_post_id), search (by p_text, which the user had encoded), popular or followed. p_source: posts of this source alone, for recommended. p_among: only of these. Does not ask who may read a post. Raises 42501 for another user than the caller, and 22023 for an unknown source. Definer: clients have no grant on embeddings.';
+  'The core of every page: ids and scores, no text. p_kind: recommended, or similar (to p_post_id), search (by p_text, which the user had encoded), popular or followed. p_source: posts of this source alone. p_among: only of these. Does not ask who may read a post. Raises 42501 for another user than the caller, and 22023 for an unknown source. Definer: clients have no grant on embeddings.';
 
 create function two_tower.scan_limit() returns integer
 language sql stable security definer set search_path = pg_catalog, pg_temp as $$

@@ -216,6 +216,7 @@ returns void language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_other two_tower.sources;
   v_name text := p_source.name;
+  v_taken text;
 begin
   select * into v_other from two_tower.sources s
   where s.id is distinct from p_source.id and s.state <> 'detached'
@@ -235,12 +236,14 @@ begin
   elsif octet_length(v_name) not between 1 and 47 then
     raise exception 'the name "%" has not 1 to 47 bytes', v_name using errcode = '42622',
       hint = 'Give a shorter one: name => ''...''.';
-  elsif p_is_new and (to_regclass(format('public.%I', v_name || '_page')) is not null
-    or exists (select from pg_proc p where p.pronamespace = 'public'::regnamespace
-               and p.proname = 'recommended_' || v_name)) then
-    raise exception 'public.% or public.% exists already', v_name || '_page',
-      'recommended_' || v_name using errcode = '42710',
-      hint = 'The page of the table is named after it. Give another name: name => ''...''.';
+  end if;
+  select n into v_taken from unnest(two_tower.list_page_functions(v_name) || (v_name || '_page')) n
+  where p_is_new and (to_regclass(format('public.%I', n)) is not null
+    or exists (select from pg_proc p
+               where p.pronamespace = 'public'::regnamespace and p.proname = n));
+  if found then
+    raise exception 'public.% exists already', v_taken using errcode = '42710',
+      hint = 'The pages of the table are named after it. Give another name: name => ''...''.';
   end if;
 end
 $$;

@@ -7,83 +7,6 @@ language sql immutable set search_path = pg_catalog, pg_temp as $$
 $$;
 comment on function two_tower.sources_lock() is 'Returns the key of the advisory lock under which sources are attached, detached and mended.';
 
-create function two_tower.drop_page(p_name text) returns void
-language plpgsql set search_path = pg_catalog, pg_temp as $$
-begin
-  execute format('drop function if exists public.%I(integer, text[])', 'recommended_' || p_name);
-  execute format('drop view if exists public.%I', p_name || '_page');
-end
-$$;
-comment on function two_tower.drop_page(text) is 'Drops the view and the function that write_page() wrote. Raises 2BP01 where something of the app depends on them.';
-
--- The page of a source as rows of the app's table. A view, because PostgREST finds relationships of
--- a function's rows through the view that they are of. Columns that signed-in users may not read
--- are left out. The key is cast before the join, as in readable functions.
-create function two_tower.write_page(p_source two_tower.sources) returns void
-language plpgsql set search_path = pg_catalog, pg_temp as $$
-declare
-  v_view text := format('public.%I', p_source.name || '_page');
-  v_function text := format('public.%I', 'recommended_' || p_source.name);
-  v_owner text := (select nspowner::regrole from pg_namespace where nspname = 'two_tower');
-  v_own text[] := '{place, score, source, arm}';
-  v_names text[];
-  v_columns text;
-  v_rows text;
-  v_listed text;
-  v_key name;
-begin
-  select array_agg(a.attname::text), string_agg(format('t.%I', a.attname), ', ' order by a.attnum),
-    string_agg(format('v.%I', a.attname), ', ' order by a.attnum),
-    max(a.attname) filter (
-      where two_tower.write_argument(p_source, 'key') = format('t.%I', a.attname))
-  into v_names, v_columns, v_listed, v_key
-  from pg_attribute a
-  where a.attrelid = p_source.relation and a.attnum > 0 and not a.attisdropped
-    and (has_column_privilege('authenticated', a.attrelid, a.attnum, 'select')
-      or not has_any_column_privilege('authenticated', a.attrelid, 'select')
-      or two_tower.write_argument(p_source, 'key') = format('t.%I', a.attname));
-  while v_names && v_own loop
-    v_own := array(select 'page_' || o from unnest(v_own) o);
-  end loop;
-  v_rows := format('create or replace view %s with (security_invoker = true) as
-    select null::bigint as %I, null::double precision as %I, null::text as %I, null::text as %I, %s
-    from %s t', v_view, v_own[1], v_own[2], v_own[3], v_own[4], v_columns, p_source.relation);
-  begin
-    execute v_rows;
-  exception when invalid_table_definition then -- more changed than that columns were added
-    perform two_tower.drop_page(p_source.name);
-    execute v_rows;
-  end;
-  execute format('comment on view %s is %L', v_view, format(
-    'Rows of %s with their place on a page: what %s() returns. Read by itself, it is the table, with the caller''s rights, and without places.',
-    p_source.relation, v_function));
-  execute format('alter view %s owner to %I', v_view, v_owner);
-  execute format('revoke all on %s from public, anon, authenticated, service_role', v_view);
-  execute format('grant select on %s to authenticated, service_role', v_view);
-  execute format('create or replace function %s(
-      p_limit integer default 20, p_exclude text[] default ''{}'')
-    returns setof %s language sql stable set search_path = pg_catalog, pg_temp rows 20 as %L',
-    v_function, v_view, format('
-  select r.place, r.score, r.source, r.arm, %s
-  from (select f.place, f.score, f.source, f.arm, f.post_key::%s as key
-        from two_tower.page_for(two_tower.require_user(), p_limit, p_exclude, %L) with ordinality
-          as f (post_id, post_key, post_source, author_id, created_at, score, source, arm, place)
-        offset 0) r
-    join %s v on v.%I = r.key
-  order by r.place', v_listed, p_source.key_type, p_source.name, v_view, v_key));
-  execute format('comment on function %s(integer, text[]) is %L', v_function, format(
-    'Returns rows of %s for the signed-in user, best first, with %s, %s, %s and %s: as recommend() does, of this table alone. Select, filter and embed as in a table. Order by %2$s: embedding does not keep the order.',
-    p_source.relation, v_own[1], v_own[2], v_own[3], v_own[4]));
-  execute format('alter function %s(integer, text[]) owner to %I', v_function, v_owner);
-  execute format('revoke all on function %s(integer, text[]) from public, anon, authenticated,
-    service_role', v_function);
-  execute format('grant execute on function %s(integer, text[]) to authenticated, service_role',
-    v_function);
-  perform two_tower.close_alert('page_is_old', p_source.name);
-end
-$$;
-comment on function two_tower.write_page(two_tower.sources) is 'Writes the view <name>_page and the function recommended_<name>() of a source of posts.';
-
 create function two_tower.read_columns(p_relation regclass) returns jsonb
 language sql stable set search_path = pg_catalog, pg_temp as $$
   select jsonb_object_agg(a.attname, jsonb_build_array(a.attnum,
@@ -120,6 +43,7 @@ begin
   if p_source.role = 'posts' then
     perform two_tower.write_readable_functions(p_source);
     perform two_tower.write_dispatchers();
+    perform two_tower.grant_popular();
   end if;
   update two_tower.sources s set arguments = p_source.arguments, key_type = p_source.key_type,
     relation_id = s.relation::oid, relation_name = s.relation::text,
@@ -156,8 +80,9 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
         where p.pronamespace = 'two_tower'::regnamespace and p.proname = n.name))
     and (p_source.role <> 'posts'
       or to_regclass(format('public.%I', p_source.name || '_page')) is not null
-        and to_regprocedure(format('public.%I(integer, text[])',
-          'recommended_' || p_source.name)) is not null);
+        and not exists (
+          select from unnest(two_tower.list_page_functions(p_source.name)) as n (name)
+          where to_regprocedure(format('public.%I(integer, text[])', n.name)) is null));
 $$;
 comment on function two_tower.is_written(two_tower.sources) is 'Returns whether the functions, triggers and page of a source are there, and are for its table as it is now.';
 
@@ -189,6 +114,7 @@ declare
 begin
   if p_source.role = 'posts' then
     perform two_tower.write_dispatchers();
+    perform two_tower.grant_popular();
     perform two_tower.drop_page(p_source.name);
   end if;
   for v_function in
@@ -261,17 +187,18 @@ $$;
 comment on function two_tower.find_source(text, regclass, text) is 'Returns the source of a table as it was attached last, or one without an id. Raises 42710 where the table is attached in another role.';
 
 create function two_tower.store_source(p_source two_tower.sources, p_old two_tower.sources,
-  p_check_readable boolean, p_is_rekeyed boolean)
+  p_is_rekeyed boolean)
 returns two_tower.sources language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_source two_tower.sources;
 begin
   if p_old.id is null then
     insert into two_tower.sources (name, role, relation, relation_id, relation_name, arguments,
-      columns, key_type, lends_ids, check_readable, is_walk_wanted)
+      columns, key_type, lends_ids, check_readable, popular_for_anon, is_walk_wanted)
     values (p_source.name, p_source.role, p_source.relation, p_source.relation,
       p_source.relation::text, p_source.arguments, two_tower.read_columns(p_source.relation),
-      p_source.key_type, coalesce(p_source.lends_ids, false), p_check_readable,
+      p_source.key_type, coalesce(p_source.lends_ids, false), p_source.check_readable,
+      p_source.popular_for_anon,
       p_source.role <> 'posts' or pg_relation_size(p_source.relation) > 0)
     returning * into v_source;
     return v_source;
@@ -283,17 +210,19 @@ begin
   update two_tower.sources s set
     name = p_source.name, role = p_source.role, relation = p_source.relation,
     arguments = p_source.arguments, key_type = p_source.key_type, lends_ids = p_source.lends_ids,
-    check_readable = p_check_readable, state = 'attached', walk = null, position = null,
+    check_readable = p_source.check_readable, popular_for_anon = p_source.popular_for_anon,
+    state = 'attached', walk = null, position = null,
     is_walk_wanted = true, may_remove_all = p_is_rekeyed
   where s.id = p_old.id
   returning * into v_source;
   return v_source;
 end
 $$;
-comment on function two_tower.store_source(two_tower.sources, two_tower.sources, boolean, boolean) is 'Stores a source that is attached, or attached anew, and asks for a walk. p_old: it as it was. p_is_rekeyed: all its posts have other keys than before. Returns it.';
+comment on function two_tower.store_source(two_tower.sources, two_tower.sources, boolean) is 'Stores a source that is attached, or attached anew, and asks for a walk. p_old: it as it was. p_is_rekeyed: all its posts have other keys than before. Returns it.';
 
 create function two_tower.attach_source(p_role text, p_relation regclass, p_name text,
-  p_arguments jsonb, p_check_readable boolean default true)
+  p_arguments jsonb, p_check_readable boolean default true,
+  p_popular_for_anon boolean default false)
 returns text language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_old two_tower.sources;
@@ -322,10 +251,12 @@ begin
     p_arguments := p_arguments || jsonb_build_object('key', v_key.attname);
   end if;
   v_source.arguments := jsonb_strip_nulls(p_arguments);
+  v_source.check_readable := p_check_readable;
+  v_source.popular_for_anon := p_popular_for_anon;
   perform two_tower.require_parts(v_source);
   perform two_tower.require_free_name(v_source,
     v_old.id is null or v_old.state = 'detached' or v_old.name <> v_source.name);
-  v_source := two_tower.store_source(v_source, v_old, p_check_readable, v_is_rekeyed);
+  v_source := two_tower.store_source(v_source, v_old, v_is_rekeyed);
   perform two_tower.write_source(v_source);
   perform two_tower.write_triggers(v_source);
   if p_role = 'posts' then
@@ -334,20 +265,21 @@ begin
   return v_source.name;
 end
 $$;
-comment on function two_tower.attach_source(text, regclass, text, jsonb, boolean) is
+comment on function two_tower.attach_source(text, regclass, text, jsonb, boolean, boolean) is
   'Attaches a table, or attaches it anew. Rows that it has already are found by reconciliation, in steps of tick(). Returns the name of the source. Raises 42501 for who may not, 42809 for what is not an ordinary table, 42830 and 42804 for a key or part that does not fit, 22023 for an expression that cannot be used, 42710 for a name that is taken.';
 
 create function two_tower.attach_posts(relation regclass, content text[],
   author text default null, created_at text default null, visible text default null,
   language text default null, tags text default null, key text default null,
-  name text default null, check_readable boolean default true)
+  name text default null, check_readable boolean default true,
+  popular_for_anon boolean default false)
 returns text language sql set search_path = pg_catalog, pg_temp as $$
   select two_tower.attach_source('posts', relation, name, jsonb_build_object('content', content,
     'author', author, 'created_at', created_at, 'visible', visible, 'language', language,
-    'tags', tags, 'key', key), check_readable);
+    'tags', tags, 'key', key), check_readable, popular_for_anon);
 $$;
-comment on function two_tower.attach_posts(regclass, text[], text, text, text, text, text, text, text, boolean) is
-  'Attaches a table of posts: its rows are recommended. Writes to it are followed from now on, and ticks read the rows that it has already. content: columns or expressions whose texts are encoded. author, created_at, language: a column or an expression each; tags: one of type text[]. visible: the condition under which a row is recommended, such as status = ''published''. key: a column that is unique and not null; by default the primary key. name: recommended_<name>() is named after it; by default the name of the table. check_readable: whether an event is refused when its sender may not read the post. Call it again to change it. Returns the name. Raises what attach_source() raises.';
+comment on function two_tower.attach_posts(regclass, text[], text, text, text, text, text, text, text, boolean, boolean) is
+  'Attaches a table of posts: its rows are recommended. Writes to it are followed from now on, and ticks read the rows that it has already. content: columns or expressions whose texts are encoded. author, created_at, language: a column or an expression each; tags: one of type text[]. visible: the condition under which a row is recommended, such as status = ''published''. key: a column that is unique and not null; by default the primary key. name: recommended_<name>() and most_popular_<name>() are named after it; by default the name of the table. check_readable: whether an event is refused when its sender may not read the post. popular_for_anon: whether those who are not signed in may call most_popular_<name>(), under the table''s policies for anon. Call it again to change it. Returns the name. Raises what attach_source() raises.';
 
 create function two_tower.attach_profiles(relation regclass, "user" text, content text[])
 returns text language sql set search_path = pg_catalog, pg_temp as $$

@@ -255,8 +255,8 @@ def test_a_page_never_takes_the_place_of_something_of_the_app(app: App) -> None:
     app.run("create table public.things_page (id int)")
     state, message, hint = app.refusal(attach())
     assert state == "42710"
-    assert message == "public.things_page or public.recommended_things exists already"
-    assert hint.startswith("The page of the table is named after it.")
+    assert message == "public.things_page exists already"
+    assert hint.startswith("The pages of the table are named after it.")
     app.run("drop table public.things_page")
     app.run(
         "create function public.recommended_things(integer, text[]) returns int"
