@@ -1,5 +1,5 @@
 -- Texts that callers want as vectors, such as a search. A text waits here for a worker, which
--- encodes it between two batches of posts. Each caller has rows of its own: what another asked for
+-- encodes it in between posts. Each caller has rows of its own: what another asked for
 -- can be learned neither from an answer nor from how soon it comes.
 
 create table two_tower.requested_texts (
@@ -133,7 +133,7 @@ comment on function public.embed_text(text) is
   'Has a text encoded for the caller. Queues it when it is new: call again for the answer, after retry_after seconds. status: ready (with base_embedding, 384 numbers of the encoder, and embedding, 128 in the space of the posts), waiting, or no_worker (it waits, and no worker lives). A text is kept for settings.requested_texts_kept_for, and for its caller alone. search_posts() finds posts like it. Raises 22023 for a blank text, TT002 for one longer than settings.requested_text_length, TT005 for more than settings.requested_texts_per_minute new ones, and 42501 when nobody is signed in.';
 
 -- A claim is a lease, not a job: searches would leave a row of jobs each.
-create function two_tower.texts_to_encode(p_limit integer default 64)
+create function two_tower.texts_to_encode(p_limit integer default 32)
 returns table (text_id bigint, content text)
 language sql security definer set search_path = pg_catalog, pg_temp as $$
   update two_tower.requested_texts t

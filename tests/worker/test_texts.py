@@ -66,29 +66,27 @@ def test_a_drained_queue_holds_no_text_that_waits(fresh_database: Callable[[], s
 
 
 def test_a_text_does_not_wait_for_all_posts(fresh_database: Callable[[], str]) -> None:
-    """Posts that come while posts are encoded keep one job going; a text gets in between."""
+    """It gets in between two pieces of one batch."""
     url = fresh_database()
     with connect(url, autocommit=True) as connection, connect(url, autocommit=True) as other:
         user = add_user(connection)
-        kept = encode.BATCH
-        add = (
+        connection.execute(
             "insert into public.posts (author_id, content)"
-            " select null, 'post ' || g from generate_series(1, %s) g"
+            " select null, 'post ' || g from generate_series(1, %s) g",
+            [3 * encode.PIECE],
         )
-        connection.execute(add.encode(), [2 * kept])
         order: list[str] = []
         real = encode.encoder().encode
 
         def watched(texts: list[str]) -> Any:
-            if texts[0].startswith("post") and "asked" not in order:
-                ask(other, user, "a search")
-                order.append("asked")
+            if not order:
+                ask(other, user, "search")
             order.append(texts[0].split()[0])
             return real(texts)
 
         with patch.object(encode.encoder(), "encode", watched):
-            assert encode.encode_posts(connection) == {"posts": 2 * kept}
-        assert order == ["asked", "post", "a", "post"]
+            assert encode.encode_posts(connection) == {"posts": 3 * encode.PIECE}
+        assert order == ["post", "search", "post", "post"]
 
 
 def test_an_encoder_that_fails_is_told_once_and_the_text_waits(

@@ -5,10 +5,13 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from python_jobs.db import Connection, call, call_rows, rows, value
-from python_jobs.worker.encoder import Encoder
+import numpy as np
 
-BATCH = 256
+from python_jobs.db import Connection, call, call_rows, rows, value
+from python_jobs.worker.encoder import WIDTH, Encoder
+
+BATCH = 256  # texts read and stored at a time
+PIECE = 32  # texts encoded at a time: of one length, so that none is padded much
 
 
 @cache
@@ -51,13 +54,22 @@ def encode_texts(connection: Connection) -> int:
 
 def _encode(connection: Connection, read: str, store: str) -> int:
     encoded = 0
-    encode_texts(connection)
     while texts := call_rows(connection, read, BATCH):
-        vectors = encoder().encode([text.content for text in texts])
+        vectors = _encode_in_pieces(connection, [text.content for text in texts])
         hashes = [text.content_hash for text in texts]
         stored = call(connection, store, [text.id for text in texts], list(vectors), hashes)
         encoded += stored
-        encode_texts(connection)  # nobody who waits for a search waits for all posts
         if not stored:  # transactions of the app hold them all: a later job finds them
             break
     return encoded
+
+
+def _encode_in_pieces(connection: Connection, texts: list[str]) -> np.ndarray:
+    """Base embeddings [n, 384]. Whoever waits for a search waits for one piece, not for all."""
+    vectors = np.empty((len(texts), WIDTH), dtype=np.float32)
+    by_length = sorted(range(len(texts)), key=lambda place: len(texts[place]))
+    for begin in range(0, len(texts), PIECE):
+        encode_texts(connection)
+        piece = by_length[begin : begin + PIECE]
+        vectors[piece] = encoder().encode([texts[place] for place in piece])
+    return vectors
