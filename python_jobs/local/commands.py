@@ -13,6 +13,7 @@ from python_jobs import migrate as migrations
 from python_jobs.local.deno import DENO_IS_MISSING, find_deno
 from python_jobs.local.node import POSTGREST_IS_MISSING, find_node
 from python_jobs.local.stack import Stack
+from python_jobs.local.types import generate_types
 from python_jobs.local.worker_process import stop_worker
 
 
@@ -81,3 +82,24 @@ def migrate(project: Path | None) -> None:
         click.echo(f"Applied {name}")
     if not applied:
         click.echo("Up to date.")
+
+
+@click.command()
+@click.option(
+    "--into",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The file to write, such as database.types.ts; else the standard output.",
+)
+def types(into: Path | None) -> None:
+    """Write TypeScript types of schema public.
+
+    Those of `supabase gen types`, and what it cannot know of the engine. The database is the one
+    of TWO_TOWER_DATABASE_URL, else the local stack's.
+    """
+    stack = Stack()
+    stack.tools.install(_say)
+    written = generate_types(db.database_url(), stack.tools.run_cli)
+    if into is None:
+        click.echo(written, nl=False)
+    else:
+        into.write_text(written)
