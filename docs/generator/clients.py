@@ -96,10 +96,8 @@ def _rights(connection: Connection, relation: Relation) -> str:
 
 def _call(example: Example) -> str:
     """The call with supabase-js."""
-    arguments = _javascript(example.arguments)
-    call = (
-        f"const {{ data }} = await supabase.rpc('{example.function}', {arguments}){example.shows}"
-    )
+    arguments = f", {_javascript(example.arguments)}" if example.arguments else ""
+    call = f"const {{ data }} = await supabase.rpc('{example.function}'{arguments}){example.shows}"
     return f"{call}\n// or: {_javascript(example.instead)}" if example.instead else call
 
 

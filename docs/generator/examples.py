@@ -78,6 +78,7 @@ EXAMPLES = (
     Example("explain_for", {"p_user_id": CALLER, **BY_KEY}, {"p_post_id": 1}, role=BACK_END),
     Example("remove_post", {**BY_KEY, "p_reason": "spam"}, {"p_post_id": 1}, role=BACK_END),
     Example("restore_post", {"p_post_id": 1}, BY_KEY, role=BACK_END),
+    Example("read_metrics", {}, role=BACK_END),
 )
 
 
@@ -122,8 +123,9 @@ def answer(
     given = {each.name: each.type for each in function.arguments if each.name in arguments}
     columns = ", ".join(f"{name} {kind}" for name, kind in given.items())
     passed = ", ".join(f"{name} => given.{name}" for name in given)
+    record = f"jsonb_to_record(%s::jsonb) as given ({columns})" if given else "(select %s) as given"
     query = (
-        f"select to_jsonb(answer) from jsonb_to_record(%s::jsonb) as given ({columns})"
+        f"select to_jsonb(answer) from {record}"
         f" cross join lateral public.{function.name}({passed}) as answer"
     )
     who = CALLER if role == CLIENT else None

@@ -36,9 +36,9 @@
 --   a user      author_blocks, checkpoints, erasure
 --   a version   jobs, priors, model_switch, training_data, promotion_gate, first_projection
 --   a page      experiments, serving_index, exploration, serving_upkeep, candidates, ranking
+--   a search    texts       what callers want encoded
 --   around it   monitoring, safety
 --   a client    source_functions  what is written for each attached table, and asks its policies
---               texts       what callers want encoded, such as a search
 --               feeds, explanations, moderation, recording
 --   any app     pages         rows of an attached table, as pages
 --               attachable, attaching: which tables can be attached, and how

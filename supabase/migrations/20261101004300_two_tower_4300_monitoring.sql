@@ -43,7 +43,30 @@ insert into two_tower.metric_targets (name, unit, target_low, target_high, alert
   ('mean_cosine', 'cosine', null, 0.3, null, 0.6, true,
     'Mean between the 200 most engaged posts. Near 1 the space has collapsed. From audits.'),
   ('norm_error', 'length', null, 0.0001, null, 0.001, true,
-    'Largest distance of a live embedding''s length from 1. From audits.');
+    'Largest distance of a live embedding''s length from 1. From audits.'),
+  ('workers', 'workers', 1, null, null, null, false,
+    'Workers that were seen within 30 seconds, or have a job whose lease goes on.'),
+  ('waiting_jobs', 'jobs', null, null, null, null, false, 'Jobs that are due and not claimed.'),
+  ('waiting_posts', 'posts', null, null, null, null, false,
+    'Posts that wait for the encoder, counted up to 10,000.'),
+  ('waiting_texts', 'texts', null, null, null, null, false,
+    'Texts of embed_text() that wait for the encoder, counted up to 10,000.'),
+  ('oldest_waiting_job', 'seconds', null, 300, null, 3600, false,
+    'How long the job that has been due longest has waited.'),
+  ('oldest_waiting_post', 'seconds', null, 60, null, 3600, false,
+    'How long the post that asked for the encoder first has waited.'),
+  ('oldest_waiting_text', 'seconds', null, 10, null, 3600, false,
+    'How long the text that asked for the encoder first has waited.'),
+  ('broken_sources', 'tables', null, 0, null, null, false,
+    'Attached tables that are not followed.'),
+  ('open_alerts', 'alerts', null, 0, null, null, false, 'Alerts that are open.'),
+  ('is_frozen', 'boolean', null, 0, null, null, false, '1 while learning is frozen.'),
+  ('posts', 'posts', null, null, null, null, false,
+    'Posts of the registry, as Postgres estimates them.'),
+  ('users', 'users', null, null, null, null, false,
+    'Users with a vector, as Postgres estimates them.'),
+  ('events', 'events', null, null, null, null, false,
+    'Events that are kept, as Postgres estimates them.');
 
 create function two_tower.grade_metric(p_target two_tower.metric_targets, p_value double precision)
 returns text language sql immutable set search_path = pg_catalog, pg_temp as $$
@@ -76,6 +99,49 @@ $$;
 comment on function two_tower.measure_drift() is
   'Returns drift: the mean cosine distance from the newest checkpoint, per day, of the posts that were engaged with since. A checkpoint of today counts as a day old. Returns null after a change of the candidate tower: a promotion is not drift.';
 
+-- Cheap: what is counted stands in small partial indexes, and the rest Postgres estimates.
+create function two_tower.measure_queues() returns table (name text, value double precision)
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  with clock as materialized (select two_tower.now() as now), due as materialized (
+    select j.run_at from two_tower.jobs j, clock c where j.state = 'pending' and j.run_at <= c.now
+  ), texts as materialized (
+    select t.requested_at from two_tower.requested_texts t
+    where t.base_embedding is null order by t.turn_at limit 10000
+  ), posts as materialized (
+    select p.requested_at from two_tower.posts p, clock c
+    where p.is_listed and p.encoded_hash is distinct from p.content_hash
+      and p.requested_at <= c.now
+    order by p.requested_at limit 10000
+  ), rows as materialized (
+    select t.name, sum(r.reltuples) filter (where r.reltuples >= 0) as value
+    from (values ('posts', 'two_tower.posts'), ('users', 'two_tower.user_embeddings'),
+        ('events', 'public.engagement_events')) as t (name, relation)
+      join pg_catalog.pg_class r on r.relkind = 'r' and (r.oid = t.relation::regclass
+        or r.oid in (select p.relid from pg_partition_tree(t.relation::regclass) p))
+    group by t.name
+  )
+  select 'workers', count(*) from (
+      select w.name from two_tower.workers w, clock c
+      where w.seen_at > c.now - interval '30 seconds'
+      union
+      select j.worker from two_tower.jobs j, clock c
+      where j.state = 'running' and j.lease_until > c.now) w
+  union all select 'waiting_jobs', count(*) from due
+  union all select 'waiting_posts', count(*) from posts
+  union all select 'waiting_texts', count(*) from texts
+  union all select 'oldest_waiting_job',
+    coalesce(extract(epoch from max(c.now - d.run_at)), 0) from due d, clock c
+  union all select 'oldest_waiting_post',
+    coalesce(extract(epoch from max(c.now - p.requested_at)), 0) from posts p, clock c
+  union all select 'oldest_waiting_text',
+    coalesce(extract(epoch from max(c.now - t.requested_at)), 0) from texts t, clock c
+  union all select 'broken_sources', count(*) from two_tower.sources where state = 'broken'
+  union all select 'open_alerts', count(*) from two_tower.alerts where closed_at is null
+  union all select 'is_frozen', (frozen_at is not null)::integer from two_tower.state
+  union all select r.name, r.value from rows r;
+$$;
+comment on function two_tower.measure_queues() is 'Returns the metrics of what waits, and of how much there is. Reads no large table.';
+
 create function two_tower.measure_metrics() returns table (name text, value double precision)
 language sql stable set search_path = pg_catalog, pg_temp as $$
   with recent as (
@@ -100,7 +166,8 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   union all select 'dead_jobs', count(*) from two_tower.jobs
     where state = 'dead' and finished_at > two_tower.now() - interval '1 day'
   union all select 'serving_recall', (select recall from two_tower.serving_index)
-  union all select 'embedding_drift', two_tower.measure_drift();
+  union all select 'embedding_drift', two_tower.measure_drift()
+  union all select * from two_tower.measure_queues();
 $$;
 comment on function two_tower.measure_metrics() is 'Returns the metrics as they are now, but those that only audits measure. value is null where there is nothing to measure.';
 
@@ -172,7 +239,16 @@ select
   case when m.parts = '{}' then 'ok' else 'alert' end, pg_catalog.now(),
   case when m.parts = '{}' then 'All that the migrations made is there.'
     else 'Gone or disabled: ' || array_to_string(m.parts, ', ') || '.' end
-from (select two_tower.find_missing_parts() as parts) as m;
+from (select two_tower.find_missing_parts() as parts) as m
+union all
+select
+  'metrics_age', m.age, 'seconds', null, 120, null, 600,
+  case when m.age > 600 then 'alert' when m.age > 120 then 'warning' else 'ok' end,
+  pg_catalog.now(), 'How long ago tick() recorded metrics. It does so every minute.'
+from (
+  select extract(epoch from two_tower.now() - max(x.measured_at))::double precision as age
+  from two_tower.metrics as x where x.name = 'workers'
+) as m;
 comment on view two_tower.health is 'The latest value of each metric against its target range and alert range, and what to know about this installation.';
 comment on column two_tower.health.state is 'ok, warning, alert or unknown.';
 
@@ -210,6 +286,25 @@ begin
 end
 $$;
 comment on function two_tower.record_metrics() is 'Stores the metrics, and raises alerts. Deletes at most 1,000 measurements that are older than 30 days.';
+
+-- What waits is measured anew: a figure of a minute ago would hide that ticks have stopped.
+create function public.read_metrics()
+returns table (name text, value double precision, unit text, target_low double precision,
+  target_high double precision, alert_low double precision, alert_high double precision,
+  state text, description text)
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select h.name, v.value, h.unit, h.target_low, h.target_high, h.alert_low, h.alert_high,
+    case when q.name is null then h.state else two_tower.grade_metric(t, v.value) end,
+    h.description
+  from two_tower.health h
+    left join two_tower.metric_targets t using (name)
+    left join two_tower.measure_queues() q using (name)
+    cross join lateral (
+      select case when q.name is null then h.value else q.value end as value) v
+  order by h.name;
+$$;
+comment on function public.read_metrics() is
+  'For back ends with the service role, such as an exporter to Prometheus: returns a row for each figure of two_tower.health. What waits, and how much there is, is measured at the moment of the call; the rest when tick() last recorded it, at most a minute ago. value is null, and state unknown, where there is nothing to measure. Names do not change. It is cheap: call it as often as you like.';
 
 create view two_tower.overview with (security_invoker = true) as
 select

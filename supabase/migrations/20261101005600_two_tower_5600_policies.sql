@@ -13,7 +13,7 @@ revoke execute on function
   public.explain_recommendation(bigint, text, text), public.record_engagements(jsonb),
   public.recommend_for(uuid, integer, text[]), public.explain_for(uuid, bigint, text, text),
   public.remove_post(bigint, text, text, text), public.restore_post(bigint, text, text),
-  public.embed_text(text), public.search_posts(text, integer)
+  public.embed_text(text), public.search_posts(text, integer), public.read_metrics()
   from public, anon, authenticated, service_role;
 
 -- The service role is the backend and the workers. It bypasses row level security everywhere in
@@ -30,7 +30,8 @@ grant execute on function
   to authenticated, service_role;
 grant execute on function
   public.recommend_for(uuid, integer, text[]), public.explain_for(uuid, bigint, text, text),
-  public.remove_post(bigint, text, text, text), public.restore_post(bigint, text, text)
+  public.remove_post(bigint, text, text, text), public.restore_post(bigint, text, text),
+  public.read_metrics()
   to service_role;
 
 -- What signed-in users may write, column by column. created_at is never among them.

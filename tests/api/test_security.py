@@ -192,6 +192,7 @@ def test_no_function_that_clients_may_call_answers_about_another_user(db: Connec
         "select two_tower.recommend_for(gen_random_uuid())",
         "select public.recommend_for(gen_random_uuid())",
         "select public.explain_for(gen_random_uuid(), 1)",
+        "select * from public.read_metrics()",
         "select two_tower.tick()",
         "select two_tower.freeze('because')",
         "select * from two_tower.claim_job('me')",
