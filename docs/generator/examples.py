@@ -68,8 +68,10 @@ EXAMPLES = (
                     "event_type": "like",
                     "client_event_id": "6f1c2a34-5b7d-4e8f-9a01-23456789abcd",
                 },
-                {"post_key": "6", "event_type": "dwell", "dwell_ms": 8000},
-            ]
+                {"post_key": "6", "event_type": "dwell", "dwell_ms": 8000.4},
+                {"post_id": 999, "event_type": "like"},
+            ],
+            "p_each": True,
         },
     ),
     Example(

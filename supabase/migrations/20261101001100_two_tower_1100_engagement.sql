@@ -88,7 +88,7 @@ language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   raise exception 'post % does not exist', left(p_post, 200)
     using errcode = 'foreign_key_violation',
-    hint = 'Insert the post before its engagements. Nothing of the statement was stored.';
+    hint = 'Insert the post before its engagements.';
 end
 $$;
 comment on function two_tower.refuse_post(text) is 'Raises 23503. What is said of a post that does not exist is said of one that the sender may not read, too.';
@@ -100,7 +100,7 @@ language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
   if new.post_key is null then
     raise exception 'the event names no post' using errcode = 'not_null_violation',
-      hint = 'Give post_id or post_key. Nothing of the statement was stored.';
+      hint = 'Give post_id or post_key.';
   end if;
   new.post_id := two_tower.find_post(new.post_key, new.post_source);
   if new.post_id is null then

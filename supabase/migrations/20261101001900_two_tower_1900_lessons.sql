@@ -86,7 +86,7 @@ begin
         then v_event.event_type
       when v_event.dwell_ms < p_settings.short_dwell_ms then 'skip' else 'view' end;
     if not found then
-      raise exception 'event_type % is not known', v_event.event_type
+      raise exception 'event_type % is not known', left(v_event.event_type, 100)
         using errcode = 'check_violation', hint = 'Use an event type of two_tower.signals.';
     elsif v_event.dwell_ms < 0 or (v_event.event_type = 'dwell' and v_event.dwell_ms is null) then
       raise exception 'dwell_ms % is not a duration', coalesce(v_event.dwell_ms::text, 'null')

@@ -45,18 +45,184 @@ $$;
 comment on function two_tower.begin_batch() is
   'Returns since when a client_event_id is remembered. Definer: locks the caller''s own row, so that a batch and its retry do not run at once.';
 
+-- A batch is answered by event, or stored as a whole. Either way an event is refused by what its
+-- insert raises, and by nothing else: what is refused here is what an insert of that event refuses.
 create type two_tower.sent_event as (
-  post_id bigint, post_key text, post_source text, event_type text, dwell_ms integer,
-  client_event_id uuid
+  place integer, post_id bigint, post_key text, post_source text, event_type text,
+  dwell_ms integer, client_event_id uuid
 );
 comment on type two_tower.sent_event is 'An event of a batch, as a client sends it.';
+comment on column two_tower.sent_event.place is 'Its place in the batch, from 1.';
 
-create function public.record_engagements(p_events jsonb)
-returns table (client_event_id uuid, event_id bigint, created_at timestamptz)
+create type two_tower.event_answer as (
+  place integer, client_event_id uuid, event_id bigint, created_at timestamptz, status text,
+  code text, message text, hint text
+);
+comment on type two_tower.event_answer is 'What became of an event of a batch.';
+comment on column two_tower.event_answer.status is 'stored, known (its client_event_id was stored before) or refused.';
+comment on column two_tower.event_answer.code is 'The SQLSTATE of a refusal.';
+
+create function two_tower.read_dwell(p_dwell jsonb) returns integer
+language plpgsql immutable strict set search_path = pg_catalog, pg_temp as $$
+declare
+  v_milliseconds numeric;
+begin
+  if jsonb_typeof(p_dwell) = 'null' then
+    return null;
+  elsif jsonb_typeof(p_dwell) <> 'number' then
+    raise exception 'dwell_ms is not a number' using errcode = 'invalid_text_representation',
+      hint = 'Give dwell_ms in milliseconds, 0 or more.';
+  end if;
+  v_milliseconds := p_dwell::numeric;
+  -- What is negative stays so, for the trigger to refuse it.
+  return case
+    when v_milliseconds < 0 then greatest(floor(v_milliseconds), -2147483648)
+    else least(round(v_milliseconds), 2147483647) end;
+end
+$$;
+comment on function two_tower.read_dwell(jsonb) is 'Returns whole milliseconds: clocks of browsers give fractions. Clamps to what an integer holds. Raises 22P02 for what is no number.';
+
+create function two_tower.read_event(p_event jsonb, p_place integer)
+returns two_tower.sent_event language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  v_event two_tower.sent_event;
+begin
+  if jsonb_typeof(p_event) <> 'object' then
+    raise exception 'the event is not an object' using errcode = '22023',
+      hint = 'Give {"post_id": 1, "event_type": "like", "client_event_id": "a uuid"}.';
+  end if;
+  select p_place, r.post_id, r.post_key, r.post_source, r.event_type,
+    two_tower.read_dwell(r.dwell_ms), coalesce(r.client_event_id, gen_random_uuid())
+  into v_event
+  from jsonb_to_record(p_event) as r (post_id bigint, post_key text, post_source text,
+    event_type text, dwell_ms jsonb, client_event_id uuid);
+  return v_event;
+end
+$$;
+comment on function two_tower.read_event(jsonb, integer) is 'Returns an event as it was sent. Raises 22023 for what is no object, and 22P02 and 22003 for a value that its column can not hold.';
+
+create function two_tower.store_events(p_events jsonb[], p_places integer[], p_since timestamptz)
+returns setof two_tower.event_answer language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  v_sent two_tower.sent_event[] := array(
+    select two_tower.read_event(p_events[p.place], p.place)
+    from unnest(p_places) as p (place) order by p.place);
+begin
+  return query
+  with sent as materialized (
+    select e.*, k.id as known_id, k.created_at as known_at,
+      row_number() over (partition by e.client_event_id order by e.place) > 1 as is_repeated
+    from unnest(v_sent) e
+      left join lateral (
+        select s.id, s.created_at from public.engagement_events s
+        where s.client_event_id = e.client_event_id and s.user_id = (select auth.uid())
+          and s.created_at > p_since
+        limit 1) k on true
+  ), stored as (
+    insert into public.engagement_events
+      (post_id, post_key, post_source, event_type, dwell_ms, client_event_id)
+    select s.post_id, s.post_key, s.post_source, s.event_type, s.dwell_ms, s.client_event_id
+    from sent s where s.known_id is null and not s.is_repeated
+    order by s.place
+    returning id, client_event_id, created_at
+  )
+  select s.place, s.client_event_id, coalesce(s.known_id, n.id),
+    coalesce(s.known_at, n.created_at),
+    case when s.known_id is null and not s.is_repeated then 'stored' else 'known' end,
+    null::text, null::text, null::text
+  from sent s left join stored n on n.client_event_id = s.client_event_id
+  order by s.place;
+end
+$$;
+comment on function two_tower.store_events(jsonb[], integer[], timestamptz) is
+  'Stores the events at these places of a batch in one statement, those that are known left out, and answers each. p_since: since when a client_event_id is remembered. Raises what reading and inserting them raises.';
+
+-- A read replica, a full disk or a lock that is not to be had says nothing about an event. A client
+-- that was told "refused" would throw the event away.
+create function two_tower.is_about_the_event(p_code text) returns boolean
+language sql immutable set search_path = pg_catalog, pg_temp
+return p_code = '42501'
+  or left(p_code, 2) <> all ('{08,25,40,42,53,54,55,57,58,XX}'::text[]);
+comment on function two_tower.is_about_the_event(text) is
+  'Returns whether an error with this SQLSTATE is due to what was inserted, and would come again.';
+
+create function two_tower.refuse_event(p_event jsonb, p_place integer, p_code text,
+  p_message text, p_hint text) returns two_tower.event_answer
+language sql immutable set search_path = pg_catalog, pg_temp as $$
+  select p_place,
+    two_tower.canonical_key(p_event ->> 'client_event_id', 'uuid'::regtype)::uuid,
+    null::bigint, null::timestamptz, 'refused', p_code, left(p_message, 500),
+    coalesce(nullif(p_hint, ''), 'Correct the event, or drop it.');
+$$;
+comment on function two_tower.refuse_event(jsonb, integer, text, text, text) is 'Returns the answer to an event that is refused, with its client_event_id where it has a valid one.';
+
+-- All are stored in one subtransaction. Where that is refused, both halves are tried, the left one
+-- first, down to one event, so that they are learned in order. A subtransaction that wrote and was
+-- kept has a transaction id, and more than 64 of them in one session slow down all others. So at
+-- most p_kept_parts parts are kept. Further ones are tried and taken back, and what was good of
+-- them is stored in one statement at the end.
+create function two_tower.store_each(p_events jsonb[], p_since timestamptz,
+  p_kept_parts integer default 32)
+returns setof two_tower.event_answer language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  v_parts int4range[] := array[int4range(1, cardinality(p_events), '[]')];
+  v_places integer[];
+  v_kept integer := 0;
+  v_answers two_tower.event_answer[];
+  v_good integer[] := '{}';
+  v_is_good boolean;
+  v_middle integer;
+  v_code text;
+  v_message text;
+  v_hint text;
+begin
+  while v_parts <> '{}' loop
+    v_places := array(select generate_series(lower(v_parts[1]), upper(v_parts[1]) - 1));
+    v_parts := v_parts[2:];
+    v_is_good := false;
+    begin
+      v_answers := array(
+        select a from two_tower.store_events(p_events, v_places, p_since) a);
+      v_is_good := true;
+      if v_kept = p_kept_parts then
+        raise exception 'taken back';
+      end if;
+      v_kept := v_kept + 1;
+      return query select * from unnest(v_answers);
+    exception when others then
+      if v_is_good then
+        v_good := v_good || v_places;
+        continue;
+      end if;
+      get stacked diagnostics v_code = returned_sqlstate, v_message = message_text,
+        v_hint = pg_exception_hint;
+      if not two_tower.is_about_the_event(v_code) then
+        raise;
+      elsif cardinality(v_places) = 1 then
+        return next two_tower.refuse_event(p_events[v_places[1]], v_places[1], v_code, v_message,
+          v_hint);
+      else
+        v_middle := (v_places[1] + v_places[cardinality(v_places)] + 1) / 2;
+        v_parts := array[int4range(v_places[1], v_middle),
+          int4range(v_middle, v_places[cardinality(v_places)], '[]')] || v_parts;
+      end if;
+    end;
+  end loop;
+  if v_good <> '{}' then
+    return query select * from two_tower.store_events(p_events, v_good, p_since);
+  end if;
+end
+$$;
+comment on function two_tower.store_each(jsonb[], timestamptz, integer) is
+  'Stores those events of a batch that can be stored, and answers each, in any order. An event that can not be stored is answered with what its insert raises. Raises only what is due to no event: cancellation, serialization failures, deadlocks, locks, resources.';
+
+create function public.record_engagements(p_events jsonb, p_each boolean default false)
+returns table (place integer, client_event_id uuid, event_id bigint, created_at timestamptz,
+  status text, code text, message text, hint text)
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_since timestamptz;
-  v_events two_tower.sent_event[];
+  v_events jsonb[];
 begin
   if jsonb_typeof(p_events) is distinct from 'array' then
     raise exception 'p_events is not an array of events' using errcode = '22023',
@@ -66,35 +232,16 @@ begin
       using errcode = 'TT002', hint = 'Send them in several calls.';
   end if;
   v_since := two_tower.begin_batch();
-  select array_agg(row(r.post_id, r.post_key, r.post_source, r.event_type, r.dwell_ms,
-    coalesce(r.client_event_id, gen_random_uuid()))::two_tower.sent_event order by e.place)
-  into v_events
-  from jsonb_array_elements(p_events) with ordinality as e (event, place)
-    cross join lateral jsonb_to_record(e.event) as r (post_id bigint, post_key text,
-      post_source text, event_type text, dwell_ms integer, client_event_id uuid);
-
-  insert into public.engagement_events
-    (post_id, post_key, post_source, event_type, dwell_ms, client_event_id)
-  select e.post_id, e.post_key, e.post_source, e.event_type, e.dwell_ms, e.client_event_id
-  from unnest(v_events) with ordinality as e (post_id, post_key, post_source, event_type,
-    dwell_ms, client_event_id, place)
-  where not exists (select from public.engagement_events s
-                    where s.client_event_id = e.client_event_id and s.user_id = (select auth.uid())
-                      and s.created_at > v_since)
-    and not exists (select from unnest(v_events) with ordinality as f (post_id, post_key,
-                      post_source, event_type, dwell_ms, client_event_id, place)
-                    where f.client_event_id = e.client_event_id and f.place < e.place)
-  order by e.place;
-
-  return query
-  select s.client_event_id, s.id, s.created_at
-  from unnest(v_events) with ordinality as e (post_id, post_key, post_source, event_type,
-    dwell_ms, client_event_id, place)
-    join public.engagement_events s
-      on s.client_event_id = e.client_event_id and s.user_id = (select auth.uid())
-        and s.created_at > v_since
-  order by e.place;
+  v_events := array(select e from jsonb_array_elements(p_events) e);
+  if v_events = '{}' then
+    return;
+  elsif p_each then
+    return query select * from two_tower.store_each(v_events, v_since) a order by a.place;
+  else
+    return query select * from two_tower.store_events(v_events,
+      array(select generate_series(1, cardinality(v_events))), v_since);
+  end if;
 end
 $$;
-comment on function public.record_engagements(jsonb) is
-  'Stores a batch of the signed-in user''s events, all or nothing: [{"post_id" or "post_key" (and "post_source"), "event_type", "dwell_ms"?, "client_event_id"?}], at most 500. Returns a row per event, in order. Does not store an event again whose client_event_id is stored already: a retry gets the same answer. Raises 22023 for what is no array, TT002 for more than 500 events, and what an insert raises.';
+comment on function public.record_engagements(jsonb, boolean) is
+  'Stores a batch of the signed-in user''s events: [{"post_id" or "post_key" (and "post_source"), "event_type", "dwell_ms"?, "client_event_id"?}], at most 500. Returns a row per event, in order: its place from 1, and stored, or known for one whose client_event_id is stored already. So a retry gets the same ids, and stores nothing twice. p_each false: all or nothing. p_each true: what is good is stored, and what is not is refused by itself, with code (SQLSTATE), message and hint. Rounds dwell_ms. Raises 22023 for what is no array, TT002 for more than 500 events and, without p_each, what an insert raises.';

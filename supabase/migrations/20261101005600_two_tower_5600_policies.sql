@@ -10,7 +10,7 @@ revoke execute on all functions in schema two_tower from public, anon, authentic
 revoke execute on function
   public.recommend(integer, text[]), public.similar_posts(bigint, integer, text, text),
   public.popular_posts(integer), public.recent_from_followed(integer),
-  public.explain_recommendation(bigint, text, text), public.record_engagements(jsonb),
+  public.explain_recommendation(bigint, text, text), public.record_engagements(jsonb, boolean),
   public.recommend_for(uuid, integer, text[]), public.explain_for(uuid, bigint, text, text),
   public.remove_post(bigint, text, text, text), public.restore_post(bigint, text, text),
   public.embed_text(text), public.search_posts(text, integer), public.read_metrics()
@@ -25,7 +25,7 @@ grant execute on all functions in schema two_tower to service_role;
 grant execute on function
   public.recommend(integer, text[]), public.similar_posts(bigint, integer, text, text),
   public.popular_posts(integer), public.recent_from_followed(integer),
-  public.explain_recommendation(bigint, text, text), public.record_engagements(jsonb),
+  public.explain_recommendation(bigint, text, text), public.record_engagements(jsonb, boolean),
   public.embed_text(text), public.search_posts(text, integer)
   to authenticated, service_role;
 grant execute on function
@@ -51,7 +51,11 @@ grant execute on function
   two_tower.find_excluded(text[], text), two_tower.identify_post(bigint, text, text),
   two_tower.scan_limit(), two_tower.find_keys(smallint, bigint[]),
   two_tower.find_ids(smallint, text[]), two_tower.find_refused(bigint[]),
-  two_tower.refuse_post(text), two_tower.begin_batch(),
+  two_tower.refuse_post(text), two_tower.begin_batch(), two_tower.read_dwell(jsonb),
+  two_tower.read_event(jsonb, integer), two_tower.canonical_key(text, regtype),
+  two_tower.store_events(jsonb[], integer[], timestamptz),
+  two_tower.store_each(jsonb[], timestamptz, integer), two_tower.is_about_the_event(text),
+  two_tower.refuse_event(jsonb, integer, text, text, text),
   two_tower.find_readable(bigint[], boolean), two_tower.find_newest_readable(integer, text)
   to authenticated;
 

@@ -31,7 +31,9 @@ seen.explained = await answer(
 seen.recorded = await answer(
   supabase.rpc("record_engagements", {
     p_events: seen.rows.slice(1, 4).map((row) => (
-      { post_key: row.key, post_source: table, event_type: "view" })),
+      { post_key: row.key, post_source: table, event_type: "view" }))
+      .concat({ post_key: "none", post_source: table, event_type: "view" }),
+    p_each: true,
   }));
 seen.viewed = seen.rows.slice(1, 4).map((row) => row.key);
 seen.last = keys(await answer(supabase.rpc("recommend", { p_limit: 100 })));

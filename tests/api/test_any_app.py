@@ -135,9 +135,11 @@ def read_with_python(app: App, client: Client, table: str) -> dict[str, Any]:
     )
     seen["viewed"] = [row["key"] for row in seen["rows"][1:4]]
     events = [
-        {"post_key": key, "post_source": table, "event_type": "view"} for key in seen["viewed"]
+        {"post_key": key, "post_source": table, "event_type": "view"}
+        for key in [*seen["viewed"], "none"]
     ]
-    seen["recorded"] = client.rpc("record_engagements", {"p_events": events}).execute().data
+    batch = {"p_events": events, "p_each": True}
+    seen["recorded"] = client.rpc("record_engagements", batch).execute().data
     seen["last"] = keys(client.rpc("recommend", {"p_limit": 100}).execute())
     return seen
 
@@ -188,7 +190,8 @@ def test_the_whole_way_of_a_post_by_its_key(
     (explained,) = seen["explained"]
     assert (explained["is_eligible"], explained["reason"]) == (True, "eligible")
     assert 1 <= explained["place"] <= 2 * COUNT
-    assert len(seen["recorded"]) == 3
+    assert [row["status"] for row in seen["recorded"]] == ["stored"] * 3 + ["refused"]
+    assert seen["recorded"][3]["code"] == "23503"
     stored = app.events(reader)
     assert [(key, kind) for _, key, kind in stored] == [
         (seen["liked"], "like"),

@@ -180,9 +180,41 @@ def test_a_batch_and_its_retry_give_the_same_answer_and_are_stored_once(
     first = client.rpc("record_engagements", {"p_events": events}).execute().data
     again = client.rpc("record_engagements", {"p_events": events}).execute().data
     assert [row["client_event_id"] for row in first] == [e["client_event_id"] for e in events]
+    assert [row.pop("status") for row in first] == ["stored"] * 4
+    assert [row.pop("status") for row in again] == ["known"] * 4
     assert again == first
     stored = client.table("engagement_events").select("id").execute().data
     assert len(stored) == len(events)
+
+
+def test_a_batch_that_is_answered_by_event_loses_no_good_one(api: Api, posts: list[int]) -> None:
+    """What an offline queue holds after a week: fractions, posts that are gone, old mistakes."""
+    client, _ = api.sign_up()
+    ids = [str(uuid.uuid4()) for _ in range(6)]
+    events = [
+        {"post_id": posts[0], "event_type": "dwell", "dwell_ms": 8123.400000095367},
+        {"post_id": 10**15, "event_type": "like"},
+        {"post_key": str(posts[1]), "event_type": "like"},
+        {"post_id": posts[2], "event_type": "dwell", "dwell_ms": "8123"},
+        {"post_id": posts[3], "event_type": "adore"},
+        {"post_id": posts[4], "event_type": "view"},
+    ]
+    sent = [{**e, "client_event_id": i} for e, i in zip(events, ids, strict=True)]
+    call = client.rpc("record_engagements", {"p_events": sent, "p_each": True})
+    rows = call.execute().data
+    assert [row["place"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert [row["client_event_id"] for row in rows] == ids
+    refused = {row["place"]: row["code"] for row in rows if row["status"] == "refused"}
+    assert refused == {2: "23503", 4: "22P02", 5: "23514"}
+    assert all(row["message"] and row["hint"] for row in rows if row["status"] == "refused")
+    stored = client.table("engagement_events").select("id,dwell_ms").order("id").execute().data
+    assert [row["id"] for row in stored] == [
+        row["event_id"] for row in rows if row["status"] == "stored"
+    ]
+    assert stored[0]["dwell_ms"] == 8123
+    again = client.rpc("record_engagements", {"p_events": sent, "p_each": True}).execute().data
+    assert [row["event_id"] for row in again] == [row["event_id"] for row in rows]
+    assert {row["status"] for row in again} == {"known", "refused"}
 
 
 def test_a_batch_with_one_bad_event_stores_nothing(api: Api, posts: list[int]) -> None:

@@ -37,6 +37,13 @@ CLIENT_FUNCTIONS = {
     "find_refused": "called by the trigger check_readable",
     "refuse_post": "called by the trigger check_readable",
     "begin_batch": "core of record_engagements",
+    "store_events": "called by record_engagements, as the caller",
+    "store_each": "called by record_engagements, as the caller",
+    "read_event": "called by store_events",
+    "read_dwell": "called by read_event",
+    "is_about_the_event": "called by store_each",
+    "refuse_event": "called by store_each",
+    "canonical_key": "called by refuse_event",
 }
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psycopg
+import numpy as np
 
 from python_jobs.db import Connection, connect
 from python_jobs.local.api_server import ApiServer
@@ -24,7 +24,7 @@ from tests.support.database import PROJECT, add_user, reachable_folder
 from tests.support.patience import PATIENCE_S
 from tests.support.servers import chosen_binaries
 
-METRICS_SECRET = "the secret of the tests, long enough"
+METRICS_SECRET = "a-secret-of-the-tests-long-enough"
 # The platform's limits, far away: a busy machine is no database that does not answer.
 PATIENT = {
     "RECOMMEND_DEADLINE_MS": "600000",
@@ -138,14 +138,24 @@ def function_servers(tools: NodeTools) -> Iterator[FunctionServers]:
         try:
             bootstrap(servers.cluster.url(user=SUPERUSER), servers.cluster.password)
             migrate(servers.cluster.url(), PROJECT)
-            with psycopg.connect(servers.cluster.url(), autocommit=True) as connection:
-                connection.execute(APP)
+            with connect(servers.cluster.url(), autocommit=True) as connection:
+                connection.execute(APP.encode())
                 while connection.execute(KNOWN).fetchone() != (ARTICLES,):
                     connection.execute("select two_tower.tick()")
-                connection.execute("select two_tower.refresh_popular_candidates()")
+                encode(connection)
             yield servers
         finally:
             servers.stop()
+
+
+def encode(connection: Connection) -> None:
+    """Stores vectors of all posts, without the seconds that the encoder takes to load."""
+    ids = [row[0] for row in connection.execute("select id from two_tower.posts order by id")]
+    vectors = np.random.default_rng(0).normal(size=(len(ids), 384)).astype(np.float32)
+    connection.execute(
+        "select two_tower.store_base_embeddings(%s::bigint[], %s)", [ids, list(vectors)]
+    )
+    connection.execute("select two_tower.refresh_popular_candidates()")
 
 
 KNOWN = """
