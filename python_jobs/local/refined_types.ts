@@ -54,6 +54,14 @@ type KnownColumns = {
     embedding: number[] | null;
     retry_after: number | null;
   };
+  read_metrics: {
+    value: number | null;
+    target_low: number | null;
+    target_high: number | null;
+    alert_low: number | null;
+    alert_high: number | null;
+    state: "ok" | "warning" | "alert" | "unknown";
+  };
   record_engagements: {
     status: "stored" | "known" | "refused";
     client_event_id: string | null;

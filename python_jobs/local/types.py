@@ -1,4 +1,4 @@
-"""The TypeScript types of a database: what the Supabase CLI writes, and what only the engine knows."""
+"""TypeScript types of a database: what the Supabase CLI writes, and what the engine knows."""
 
 from __future__ import annotations
 
@@ -34,9 +34,7 @@ def generate_types(database_url: str, cli: Cli) -> str:
         )
     union = " | ".join(map(json.dumps, names))
     refinements = REFINEMENTS.read_text().replace("EventType = never", f"EventType = {union}")
-    return _format(
-        HEADER + done.stdout.replace(GENERATED, "type Generated = {", 1) + refinements
-    )
+    return _format(HEADER + done.stdout.replace(GENERATED, "type Generated = {", 1) + refinements)
 
 
 def _format(source: str) -> str:

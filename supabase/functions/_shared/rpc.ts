@@ -59,10 +59,17 @@ function refusal(status: number, text: string): Refusal {
   const hint = String(said.hint ?? said.details ?? "Correct the request.");
   if (/^PGRST30\d$/.test(code)) return unauthorized(code, message);
   if (isTemporary(status, code)) return new Unavailable(code, message, AGAIN);
-  return new Refusal(STATUS[code] ?? status, code, message, hint);
+  const again = code === TOO_MANY ? { "Retry-After": "60" } : undefined;
+  return new Refusal(STATUS[code] ?? status, code, message, hint, again);
 }
 
-const STATUS: Record<string, number> = { "22023": 422, "22P02": 422, "TT002": 413 };
+const TOO_MANY = "TT005"; // of one user in a minute
+const STATUS: Record<string, number> = {
+  "22023": 422,
+  "22P02": 422,
+  "TT002": 413,
+  [TOO_MANY]: 429,
+};
 
 // No connection, a server that starts or stops, a statement that was cancelled, a conflict.
 function isTemporary(status: number, code: string): boolean {

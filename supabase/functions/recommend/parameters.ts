@@ -30,7 +30,7 @@ export async function readParameters(request: Request): Promise<Parameters> {
     if (typeof value !== "string") throw wrong(name, "is a text");
     return value || undefined;
   };
-  const limit = Number(sent.limit ?? 20);
+  const limit = Array.isArray(sent.limit) ? NaN : Number(sent.limit ?? 20);
   if (!Number.isInteger(limit) || limit < 1 || limit > LARGEST_PAGE) {
     throw wrong("limit", `is a whole number from 1 to ${LARGEST_PAGE}`);
   }
@@ -45,17 +45,19 @@ export async function readParameters(request: Request): Promise<Parameters> {
   return { table, limit, select, key, order, cursor: text("cursor") };
 }
 
-// The one attached table, where neither the request nor RECOMMEND_TABLE names one.
+// The one attached table, where neither the request nor RECOMMEND_TABLE names one. A post that is
+// named by its key alone is refused where several tables are attached.
 let onlyTable: string | undefined;
 export async function findTable(key: Key, timeoutMs: number): Promise<string> {
   if (onlyTable) return onlyTable;
-  const query = { select: "post_source" };
-  const page = await rpc("recommend", { p_limit: 50 }, key, { query, timeoutMs });
-  const [table, ...others] = new Set(page.map((row) => row.post_source));
-  if (!table || others.length > 0) {
-    throw wrong("table", table ? `is one of ${[table, ...others].join(", ")}` : "is missing");
-  }
-  return onlyTable = table;
+  const [post] = await rpc("recommend", { p_limit: 1 }, key, { timeoutMs });
+  if (!post) throw wrong("table", "is missing");
+  await rpc("similar_posts", { p_post_key: post.post_key, p_limit: 1 }, key, { timeoutMs })
+    .catch((error) => {
+      const areSeveral = error instanceof Refusal && error.code === "22023";
+      throw areSeveral ? wrong("table", "is missing, and several are attached") : error;
+    });
+  return onlyTable = post.post_source;
 }
 
 async function readBody(request: Request): Promise<Record<string, unknown>> {
