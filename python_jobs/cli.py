@@ -17,6 +17,7 @@ COMMANDS = {
     "worker": ("python_jobs.worker.process", "worker"),
     "replay": ("python_jobs.laboratory.replay.command", "replay"),
     "demo": ("python_jobs.laboratory.demo", "demo"),
+    "feed": ("python_jobs.laboratory.feed.command", "feed"),
     "status": ("python_jobs.operations.status", "status"),
     "report": ("python_jobs.operations.safety", "report"),
     "checkpoint": ("python_jobs.operations.safety", "checkpoint"),

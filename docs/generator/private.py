@@ -28,6 +28,7 @@ OPERATORS_FUNCTIONS = (
     "enqueue_job",
     "create_partitions_back_to",
     "learn_history",
+    "allow_broadcasts",
 )
 
 

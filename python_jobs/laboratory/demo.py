@@ -8,6 +8,7 @@ import click
 
 from python_jobs.db import connect, rows
 from python_jobs.errors import CommandError
+from python_jobs.laboratory.feed.command import start_feed
 from python_jobs.laboratory.replay.command import find_access, replay_options, run_replay
 from python_jobs.laboratory.replay.report import Report, hit_rates
 from python_jobs.local.stack import Stack
@@ -30,11 +31,11 @@ def demo(**options: Any) -> None:
     # always the local database, wherever TWO_TOWER_DATABASE_URL points
     access = find_access(state, state.database_url)
     report = run_replay(stack.state_dir, state.database_url, access, **options)
-    click.echo(describe(report, state))
+    click.echo(describe(report, state, start_feed(stack)))
 
 
-def describe(report: Report, state: State) -> str:
-    """The report for a person to read."""
+def describe(report: Report, state: State, feed_url: str) -> str:
+    """The report for a person to read. feed_url: where the feed is served."""
     lines = []
     for user in report.shown:
         lines += [f"\nUser {user['user_id']} liked last"]
@@ -57,5 +58,6 @@ def describe(report: Report, state: State) -> str:
         f"Look at the tables:  psql {state.database_url}",
         f"Call the API:        {state.api_url}  (anon key {state.publishable_key})",
         "See how it is:       two-tower status       Stop it:  two-tower down",
+        f"Use it in a browser: {feed_url}",
     ]
     return "\n".join(lines)

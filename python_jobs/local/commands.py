@@ -10,11 +10,11 @@ import click
 
 from python_jobs import db
 from python_jobs import migrate as migrations
+from python_jobs.local.background import stop_all
 from python_jobs.local.deno import DENO_IS_MISSING, find_deno
 from python_jobs.local.node import POSTGREST_IS_MISSING, find_node
 from python_jobs.local.stack import Stack
 from python_jobs.local.types import generate_types
-from python_jobs.local.worker_process import stop_worker
 
 
 def _say(message: str) -> None:
@@ -51,9 +51,9 @@ def up(db_port: int | None, api_port: int | None, as_json: bool) -> None:
 @click.command()
 @click.option("--delete", is_flag=True, help="Delete the database and what the demo measured.")
 def down(delete: bool) -> None:
-    """Stop the local stack and its worker; the data stays."""
+    """Stop the local stack, its worker and its feed; the data stays."""
     stack = Stack()
-    stop_worker(stack)
+    stop_all(stack.state_dir)
     was_known = stack.down()
     if delete:
         stack.delete_data()

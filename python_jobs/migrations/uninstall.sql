@@ -13,6 +13,10 @@ begin
     perform cron.unschedule(j.jobid) from cron.job j where j.jobname = 'two_tower_tick';
   end if;
 
+  if to_regclass('realtime.messages') is not null then
+    drop policy if exists "readers receive what two_tower tells them" on realtime.messages;
+  end if;
+
   -- Columns of the app that take the engine's time take the server's from now on.
   for v_column in
     select d.adrelid::regclass as relation, a.attname as name

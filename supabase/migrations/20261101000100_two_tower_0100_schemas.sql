@@ -44,7 +44,8 @@
 --               attachable, attaching: which tables can be attached, and how
 --               mending, reconciliation: what became of the table, and what triggers missed
 --               restoring    events that were restored, and are learned once more
---   the beat    tick, policies
+--   the beat    broadcasts  what readers and operators are told by Realtime
+--               tick, policies
 --   an app      starter: tables to start from, attached like any others. Optional
 
 create schema if not exists extensions;

@@ -42,6 +42,9 @@ create table two_tower.settings (
     check (0 < short_dwell_ms and short_dwell_ms <= long_dwell_ms),
   learned_events_per_minute integer not null default 60
     constraint learned_events_per_minute_is_positive check (learned_events_per_minute > 0),
+  waiting_events_per_user integer not null default 1000
+    constraint waiting_events_per_user_is_bounded
+      check (waiting_events_per_user between 0 and 100000),
 
   movement_per_hour real not null default 2
     constraint movement_per_hour_is_positive check (movement_per_hour > 0),
@@ -100,6 +103,8 @@ create table two_tower.settings (
       check (0 <= all (user_tower_weights) and 10 >= all (user_tower_weights)
         and cardinality(user_tower_weights) between 1 and 20),
 
+  announced_readers integer not null default 100
+    constraint announced_readers_are_bounded check (announced_readers between 0 and 10000),
   requested_text_length integer not null default 1000
     constraint requested_text_length_is_bounded check (requested_text_length between 1 and 4000),
   requested_texts_per_minute integer not null default 30
@@ -160,7 +165,8 @@ comment on column two_tower.settings.viewed_negative_window is 'Advanced. A post
 comment on column two_tower.settings.recent_posts_pool is 'Advanced. The other negatives are drawn from this number of newest posts.';
 comment on column two_tower.settings.long_dwell_ms is 'A longer dwell is a positive signal (milliseconds).';
 comment on column two_tower.settings.short_dwell_ms is 'A shorter dwell counts as a skip (milliseconds).';
-comment on column two_tower.settings.learned_events_per_minute is 'At most this number of events of one user is learned in a minute. Further events are only recorded.';
+comment on column two_tower.settings.learned_events_per_minute is 'At most this number of events of one user is learned in a minute. Further ones wait, and are learned in the next minutes.';
+comment on column two_tower.settings.waiting_events_per_user is 'At most this number of events of one user waits because its minute is full. Further events are only recorded.';
 comment on column two_tower.settings.movement_per_hour is 'Advanced. The most that events move one post, and blocks one author, in an hour: the sum of their steps. A step is at most the learning rate times the strength. Reaching the limit opens an alert.';
 comment on column two_tower.settings.untouched_post_push_limit is 'Advanced. The most that pushes move an untouched post in all, so that it is not pushed out of sight.';
 comment on column two_tower.settings.client_event_retry_window is 'Advanced. A repeated client_event_id is recognised within this time.';
@@ -184,6 +190,7 @@ comment on column two_tower.settings.checkpoints_kept is 'At most this number of
 comment on column two_tower.settings.weight_versions_kept is 'Advanced. The tensors of this number of newest versions of a tower are kept. The metrics of all versions are.';
 comment on column two_tower.settings.profile_weight is 'Advanced. Weight of a prior that comes from the profile.';
 comment on column two_tower.settings.user_tower_weights is 'Advanced. Weights of a prior that comes from the user tower. The gate chooses one for each class of users. Zero is always one of them.';
+comment on column two_tower.settings.announced_readers is 'At most this number of active readers is told of new posts in a turn of tick(), where Supabase Realtime exists. 0 tells nobody.';
 comment on column two_tower.settings.requested_text_length is 'The longest text that embed_text() takes, in characters.';
 comment on column two_tower.settings.requested_texts_per_minute is 'At most this number of new texts of one user is taken by embed_text() in a minute.';
 comment on column two_tower.settings.requested_texts_kept_for is 'What embed_text() made of a text is deleted after this time.';

@@ -9,6 +9,7 @@ create table two_tower.alerts (
   occurrences bigint not null default 1,
   opened_at timestamptz not null default two_tower.now(),
   last_seen_at timestamptz not null default two_tower.now(),
+  announced_at timestamptz,
   closed_at timestamptz
 );
 comment on table two_tower.alerts is 'What an operator should look at. At most one alert is open per kind and subject. Close it by setting closed_at: the next occurrence opens another.';
@@ -16,6 +17,7 @@ comment on column two_tower.alerts.kind is 'What happened: metric_out_of_range, 
 comment on column two_tower.alerts.subject is 'What the alert is about, within its kind: a post, a metric, a version, a function, an attached table.';
 comment on column two_tower.alerts.details is 'Values of the occurrences, merged.';
 comment on column two_tower.alerts.occurrences is 'How often the alert was raised since it was opened.';
+comment on column two_tower.alerts.announced_at is 'When operators were told by Realtime. Null while they were not.';
 comment on column two_tower.alerts.closed_at is 'Null while the alert is open.';
 create unique index one_open_alert_per_kind_and_subject on two_tower.alerts (kind, subject)
   where closed_at is null;

@@ -15,6 +15,7 @@ create table two_tower.sources (
   key_type regtype,
   lends_ids boolean not null default false,
   check_readable boolean not null default true,
+  is_announced boolean not null default false,
   popular_for_anon boolean not null default false,
   state text not null default 'attached'
     constraint state_of_source_is_known check (state in ('attached', 'broken', 'detached')),
@@ -36,6 +37,7 @@ comment on column two_tower.sources.columns is 'The columns of the table when th
 comment on column two_tower.sources.key_type is 'The type of the key of posts.';
 comment on column two_tower.sources.lends_ids is 'Whether the keys of its posts are their ids in the registry. That is so if the table was the first one, and its keys are positive numbers.';
 comment on column two_tower.sources.check_readable is 'Whether an event is refused when its sender may not read the post.';
+comment on column two_tower.sources.is_announced is 'Whether readers are told by Realtime how many new posts of it wait. That number asks no policy of the table. So set it only where every signed-in user may read what visible lets through.';
 comment on column two_tower.sources.popular_for_anon is 'Whether those who are not signed in may call most_popular_<name>().';
 comment on column two_tower.sources.state is 'attached: its rows are followed. broken: a write was stored and not followed, or the table cannot be followed any more. Reconciliation mends the one, attaching it again the other. detached: its posts are not recommended. They keep their ids.';
 comment on column two_tower.sources.walk is 'What reconciliation does. rows: it reads the table. registry: it looks for posts that the table lacks. removal: it takes those out of the feed. Null: no walk runs.';

@@ -170,12 +170,12 @@ create table two_tower.unlearned_events (
   post_id bigint not null,
   event_type text not null,
   reason text not null constraint reason_is_known check (reason in (
-    'repeated', 'rate_limited', 'skipped', 'post_deleted', 'nothing_to_withdraw')),
+    'repeated', 'rate_limited', 'skipped', 'post_deleted', 'nothing_to_withdraw', 'withdrawn')),
   created_at timestamptz not null,
   primary key (event_id, created_at)
 ) partition by range (created_at);
 comment on table two_tower.unlearned_events is 'Events that were recorded and, by rule, not learned, with the reason.';
-comment on column two_tower.unlearned_events.reason is 'repeated: its signal is in force already. rate_limited: see settings.learned_events_per_minute. skipped: resume() passed it over after a freeze. post_deleted: its post was deleted. nothing_to_withdraw: what it takes back is not in force.';
+comment on column two_tower.unlearned_events.reason is 'repeated: its signal is in force already. rate_limited: too many events of its user waited (settings.waiting_events_per_user). skipped: resume() passed it over after a freeze. post_deleted: its post was deleted. nothing_to_withdraw: what it takes back is not in force. withdrawn: it was taken back while it waited.';
 
 create index unlearned_events_user_id_idx on two_tower.unlearned_events (user_id);
 
@@ -188,14 +188,19 @@ create table two_tower.deferred_events (
   client_event_id uuid,
   created_at timestamptz not null,
   reason text not null constraint reason_to_wait_is_known
-    check (reason in ('post_not_encoded', 'frozen'))
+    check (reason in ('post_not_encoded', 'frozen', 'minute_full')),
+  deferred_at timestamptz not null default two_tower.now()
 );
 comment on table two_tower.deferred_events is
-  'Events whose lessons wait until the post has an embedding, or until an operator ends a freeze. The transaction that learns an event deletes its row.';
-comment on column two_tower.deferred_events.event_id is 'The id of the event. The other columns but reason are the event''s own too: its partition may be gone when it is learned.';
-comment on column two_tower.deferred_events.reason is 'post_not_encoded or frozen.';
-create index deferred_events_user_id_idx on two_tower.deferred_events (user_id);
-create index deferred_events_post_id_idx on two_tower.deferred_events (post_id, event_id);
+  'Events whose lessons wait: until the post has an embedding, until an operator ends a freeze, or for a minute in which their user''s bound leaves room. The transaction that learns an event deletes its row.';
+comment on column two_tower.deferred_events.event_id is 'The id of the event. The other columns but reason and deferred_at are the event''s own too: its partition may be gone when it is learned.';
+comment on column two_tower.deferred_events.reason is 'post_not_encoded, frozen, or minute_full (settings.learned_events_per_minute). A withdrawal never waits for a minute.';
+comment on column two_tower.deferred_events.deferred_at is 'Since when it waits for this reason.';
+create index deferred_events_user_id_idx
+  on two_tower.deferred_events (user_id, reason, event_id);
+create index deferred_events_post_id_idx on two_tower.deferred_events (post_id, reason);
+create index deferred_events_in_order_idx on two_tower.deferred_events (event_id)
+  where reason <> 'minute_full';
 
 select two_tower.partition_by_time('public.engagement_events', '1 month', 'events_kept_for');
 select two_tower.partition_by_time('two_tower.unlearned_events', '1 month', 'events_kept_for');

@@ -81,6 +81,7 @@ create table two_tower.user_embeddings (
   engagement_count integer not null default 0,
   minute timestamptz,
   minute_count integer not null default 0,
+  waits_until timestamptz,
   updated_at timestamptz
 ) with (fillfactor = 55, toast_tuple_target = 8160);
 comment on table two_tower.user_embeddings is 'One row per user who engaged, sent a batch of events, or has an encoded profile.';
@@ -93,6 +94,9 @@ comment on column two_tower.user_embeddings.recent_strengths is 'Strengths of re
 comment on column two_tower.user_embeddings.engagement_count is 'Learned events of the user, less withdrawn ones.';
 comment on column two_tower.user_embeddings.minute is 'The minute that minute_count is about.';
 comment on column two_tower.user_embeddings.minute_count is 'Learned events in that minute (settings.learned_events_per_minute).';
+comment on column two_tower.user_embeddings.waits_until is 'When the next of the user''s events that wait for a minute may be learned. Null when none waits. Later events wait behind them.';
+create index user_embeddings_waits_until_idx on two_tower.user_embeddings (waits_until)
+  where waits_until is not null;
 comment on column two_tower.user_embeddings.updated_at is 'The time of the last learned event.';
 
 create table two_tower.author_embeddings (

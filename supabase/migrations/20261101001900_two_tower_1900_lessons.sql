@@ -5,8 +5,8 @@
 --              range, an unknown event type, a dwell without duration, a repeated event
 --   locks      advisory (shared, against a switch), users in order, posts in order. Refuses an
 --              unknown user
---   verdicts   per event, in id order: learn, withdraw, defer, or record only, and why. Refuses an
---              unknown post. Then stores what the user did: user_posts, author_blocks,
+--   verdicts   per event, in id order: learn, withdraw, defer, wait, or record only, and why.
+--              Refuses an unknown post. Then stores what the user did: user_posts, author_blocks,
 --              deferred_events, unlearned_events
 --   draws      the negatives of a positive pair, and the posts that it pushes away
 --   rules      the formulas of both learning rules
@@ -41,7 +41,7 @@ comment on column two_tower.lesson.withdrawn is 'The signal that the event takes
 comment on column two_tower.lesson.withdrawn_bit is 'The bit of the signal that the event takes back.';
 comment on column two_tower.lesson.withdrawn_strength is 'The strength of the signal that the event takes back.';
 comment on column two_tower.lesson.user_post_place is 'The place of the first lesson of the same user and post in the statement. What the user did with the post is kept there.';
-comment on column two_tower.lesson.verdict is 'learn, withdraw, defer, seen, or a reason of unlearned_events.';
+comment on column two_tower.lesson.verdict is 'learn, withdraw, defer, wait (for a minute with room), seen, or a reason of unlearned_events.';
 
 create function two_tower.is_plausible_time(p_at timestamptz, p_settings two_tower.settings)
 returns boolean language plpgsql stable set search_path = pg_catalog, pg_temp as $$

@@ -29,10 +29,81 @@ comment on function two_tower.decide_without_post(two_tower.lesson) is
 create function two_tower.has_events_waiting(p_post_id bigint) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
-  return exists (select from two_tower.deferred_events d where d.post_id = p_post_id);
+  return exists (select from two_tower.deferred_events d
+    where d.post_id = p_post_id and d.reason in ('post_not_encoded', 'frozen'));
 end
 $$;
-comment on function two_tower.has_events_waiting(bigint) is 'Returns whether earlier events about a post wait to be learned.';
+comment on function two_tower.has_events_waiting(bigint) is 'Returns whether earlier events about a post wait for what all of them wait for: an embedding, or the end of a freeze.';
+
+create function two_tower.count_waiting(p_user_id uuid) returns integer
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  return (select count(*) from two_tower.deferred_events d
+    where d.user_id = p_user_id and d.reason = 'minute_full');
+end
+$$;
+comment on function two_tower.count_waiting(uuid) is 'Returns how many events of a user wait for a minute with room.';
+
+-- What is taken back before it was learned is never learned. So a withdrawal acts at once, needs no
+-- place in the queue, and can not be lost when that is full.
+create function two_tower.end_waiting(p_batch two_tower.batch) returns two_tower.batch
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  v_lessons two_tower.lesson[] := p_batch.lessons;
+  v_user_posts two_tower.user_posts[] := p_batch.user_posts;
+  v_withdrawal two_tower.lesson;
+  v_user_post two_tower.user_posts;
+begin
+  for v_place in 1..cardinality(v_lessons) loop
+    v_withdrawal := v_lessons[v_place];
+    continue when v_withdrawal.verdict not in ('withdraw', 'nothing_to_withdraw');
+    for v_earlier in 1..v_place - 1 loop
+      if v_lessons[v_earlier].verdict = 'wait'
+        and v_lessons[v_earlier].user_post_place = v_withdrawal.user_post_place
+        and v_lessons[v_earlier].signal = v_withdrawal.withdrawn then
+        v_lessons[v_earlier].verdict := 'withdrawn';
+      end if;
+    end loop;
+    with ended as (
+      delete from two_tower.deferred_events d
+      where d.user_id = v_withdrawal.user_id and d.reason = 'minute_full'
+        and d.post_id = v_withdrawal.post_id and d.event_type = v_withdrawal.withdrawn
+        and d.event_id < v_withdrawal.event_id
+      returning d.event_id, d.user_id, d.post_id, d.event_type, d.created_at
+    )
+    insert into two_tower.unlearned_events
+      (event_id, user_id, post_id, event_type, reason, created_at)
+    select e.event_id, e.user_id, e.post_id, e.event_type, 'withdrawn', e.created_at from ended e;
+    -- Another engagement with the post may wait, and go on waiting.
+    v_user_post := v_user_posts[v_withdrawal.user_post_place];
+    v_user_post.is_engaged := v_user_post.is_engaged
+      or exists (select from unnest(v_lessons) l where l.verdict = 'wait' and l.strength > 0
+                 and l.user_post_place = v_withdrawal.user_post_place)
+      or exists (select from two_tower.deferred_events d
+                   join two_tower.signals g on g.event_type = d.event_type
+                 where d.user_id = v_withdrawal.user_id and d.reason = 'minute_full'
+                   and d.post_id = v_withdrawal.post_id and g.strength > 0);
+    v_user_posts[v_withdrawal.user_post_place] := v_user_post;
+  end loop;
+  p_batch.lessons := v_lessons;
+  p_batch.user_posts := v_user_posts;
+  return p_batch;
+end
+$$;
+comment on function two_tower.end_waiting(two_tower.batch) is
+  'Takes what the withdrawals of a batch take back out of the queue: earlier events of the same user, post and signal that wait for a minute. They stay recorded, as withdrawn. Their places are free from the next statement on.';
+
+create function two_tower.waits_for_minute(p_lesson two_tower.lesson,
+  p_user two_tower.user_embeddings, p_minute timestamptz, p_limit integer, p_is_deferred boolean)
+returns boolean language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  return p_user.minute = p_minute and p_user.minute_count >= p_limit
+    or p_user.waits_until is not null
+      and (p_is_deferred or p_lesson.created_at > two_tower.now() - interval '1 minute');
+end
+$$;
+comment on function two_tower.waits_for_minute(two_tower.lesson, two_tower.user_embeddings, timestamptz, integer, boolean) is
+  'Returns whether an event may not be learned yet: its user''s minute is full, or earlier events of the user wait. History, which is older than a minute when it arrives, does not wait behind others.';
 
 -- Verdicts are given in order, against what the user did before. What the user did is recorded
 -- whatever the verdict is. Only what is learned sets a bit of user_posts.signals, so that it is
@@ -51,6 +122,8 @@ declare
   v_post two_tower.live_embeddings;
   v_user_index integer;
   v_minute timestamptz;
+  v_waiting integer[] := '{}';
+  v_ends_waiting boolean := false;
 begin
   p_batch.teaches := false;
   for v_place in 1..cardinality(v_lessons) loop
@@ -60,6 +133,10 @@ begin
     v_user := v_users[v_user_index];
     v_post := p_batch.posts[width_bucket(v_lesson.post_id, p_batch.post_ids)];
     v_minute := date_bin('1 minute', v_lesson.created_at, 'epoch');
+    if p_batch.is_deferred then
+      -- What is learned late counts in the minute that has begun.
+      v_minute := greatest(v_minute, v_user.minute);
+    end if;
     v_lesson.verdict := case
       when v_post.post_id is null then two_tower.decide_without_post(v_lesson)
       when v_lesson.strength = 0 and v_lesson.withdrawn is null then 'seen'
@@ -69,9 +146,22 @@ begin
       when v_user_post.signals & v_lesson.withdrawn_bit = 0 then 'nothing_to_withdraw'
       when v_lesson.withdrawn is not null then 'withdraw'
       when v_user_post.signals & v_lesson.bit <> 0 then 'repeated'
-      when v_user.minute = v_minute
-        and v_user.minute_count >= v_limit then 'rate_limited'
+      when two_tower.waits_for_minute(v_lesson, v_user, v_minute, v_limit, p_batch.is_deferred)
+        then 'wait'
       else 'learn' end;
+
+    if v_lesson.verdict = 'wait' then
+      v_waiting[v_user_index] :=
+        coalesce(v_waiting[v_user_index], two_tower.count_waiting(v_lesson.user_id)) + 1;
+      if v_waiting[v_user_index] > (p_batch.settings).waiting_events_per_user then
+        v_lesson.verdict := 'rate_limited';
+      else
+        v_user.waits_until := coalesce(v_user.waits_until, v_minute + interval '1 minute');
+        v_users[v_user_index] := v_user;
+      end if;
+    end if;
+    v_ends_waiting := v_ends_waiting or v_user.waits_until is not null
+      and v_lesson.verdict in ('withdraw', 'nothing_to_withdraw');
 
     v_user_post.signals := case
       when v_lesson.verdict in ('learn', 'seen') then v_user_post.signals | v_lesson.bit
@@ -100,11 +190,11 @@ begin
   p_batch.lessons := v_lessons;
   p_batch.user_posts := v_user_posts;
   p_batch.users := v_users;
-  return p_batch;
+  return case when v_ends_waiting then two_tower.end_waiting(p_batch) else p_batch end;
 end
 $$;
 comment on function two_tower.decide_verdicts(two_tower.batch) is
-  'Fills in the verdicts, and what the users did with the posts. Defers an event while its post is not encoded, while earlier events about the post wait, and during a freeze. Raises 23503 for an unknown post.';
+  'Fills in the verdicts, and what the users did with the posts. Defers an event while its post is not encoded, while earlier events about the post wait, and during a freeze. Lets an event wait that is above its user''s bound of the minute. Raises 23503 for an unknown post.';
 
 create function two_tower.record_views(p_lessons two_tower.lesson[]) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -139,10 +229,12 @@ declare
   v_lesson two_tower.lesson;
   v_blocks boolean := false;
   v_leaves_rows boolean := false;
+  v_waits boolean := false;
 begin
   foreach v_lesson in array p_batch.lessons loop
     v_blocks := v_blocks or v_lesson.blocks_author;
     v_leaves_rows := v_leaves_rows or v_lesson.verdict not in ('learn', 'withdraw', 'seen');
+    v_waits := v_waits or v_lesson.verdict = 'wait';
   end loop;
   insert into two_tower.user_posts as u
   select * from unnest(p_batch.user_posts) p where p.user_id is not null
@@ -168,12 +260,19 @@ begin
       (event_id, user_id, post_id, event_type, dwell_ms, client_event_id, created_at, reason)
     select l.event_id, l.user_id, l.post_id, l.event_type, l.dwell_ms, l.client_event_id,
       l.created_at,
-      case when (p_batch.state).frozen_at is null then 'post_not_encoded' else 'frozen' end
-    from unnest(p_batch.lessons) l where l.verdict = 'defer';
+      case when l.verdict = 'wait' then 'minute_full'
+        when (p_batch.state).frozen_at is null then 'post_not_encoded' else 'frozen' end
+    from unnest(p_batch.lessons) l where l.verdict in ('defer', 'wait');
     insert into two_tower.unlearned_events
       (event_id, user_id, post_id, event_type, reason, created_at)
     select l.event_id, l.user_id, l.post_id, l.event_type, l.verdict, l.created_at
-    from unnest(p_batch.lessons) l where l.verdict not in ('learn', 'withdraw', 'seen', 'defer');
+    from unnest(p_batch.lessons) l
+    where l.verdict not in ('learn', 'withdraw', 'seen', 'defer', 'wait');
+  end if;
+  if v_waits then
+    update two_tower.user_embeddings u set waits_until = w.waits_until
+    from unnest(p_batch.users) w
+    where u.user_id = w.user_id and u.waits_until is null and w.waits_until is not null;
   end if;
 end
 $$;

@@ -216,8 +216,8 @@ begin
     returning post_id
   )
   select array_agg(post_id) into v_stored from stored;
-  insert into two_tower.users (id)
-  select distinct p.author_id
+  insert into two_tower.users (id, account_id)
+  select distinct p.author_id, p.author_id
   from two_tower.posts p join auth.users a on a.id = p.author_id
   where p.id = any (v_stored) order by p.author_id
   on conflict do nothing;

@@ -197,18 +197,20 @@ $$;
 comment on function two_tower.fail_job(bigint, text, text) is
   'Records that the job failed, and returns its state. The job is tried again after 4, 8, 16 ... seconds, at most an hour. It is dead after max_attempts, or when another one of its kind and subject is pending. Raises TT003 when the worker has lost it. Definer: workers have no grant on tables.';
 
-create function two_tower.prune_jobs(p_limit integer default 1000) returns integer
+-- A busy app makes two jobs a second that encode posts. Failures are kept longer: they are read.
+create function two_tower.prune_jobs(p_limit integer default 2000) returns integer
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_pruned integer;
 begin
   delete from two_tower.jobs where id in (
     select id from two_tower.jobs
-    where state in ('done', 'dead') and finished_at < two_tower.now() - interval '30 days'
+    where state in ('done', 'dead') and finished_at < two_tower.now() - interval '1 day'
+      and (state = 'done' or finished_at < two_tower.now() - interval '30 days')
     order by finished_at limit p_limit for update skip locked);
   get diagnostics v_pruned = row_count;
   delete from two_tower.workers w where w.seen_at < two_tower.now() - interval '30 days';
   return v_pruned;
 end
 $$;
-comment on function two_tower.prune_jobs(integer) is 'Deletes at most p_limit jobs that ended more than 30 days ago, and workers that were not seen since. Returns how many jobs.';
+comment on function two_tower.prune_jobs(integer) is 'Deletes at most p_limit jobs that were done more than a day ago or died more than 30 days ago, and workers that were not seen for 30 days. Returns how many jobs.';

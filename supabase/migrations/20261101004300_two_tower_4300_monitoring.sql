@@ -35,6 +35,10 @@ insert into two_tower.metric_targets (name, unit, target_low, target_high, alert
     'Rows of deferred steps that wait to be folded.'),
   ('deferred_events', 'rows', null, 1000, null, 100000, false,
     'Events that wait for an embedding, or for the end of a freeze.'),
+  ('waiting_events', 'rows', null, 10000, null, 100000, false,
+    'Events above settings.learned_events_per_minute of their users, which wait to be learned.'),
+  ('longest_wait', 'minutes', null, 30, null, 120, false,
+    'For how long the first of these events waits. A full queue of a user takes 17 minutes.'),
   ('dead_jobs', 'jobs', null, 0, null, 5, false, 'Jobs that failed for good in a day.'),
   ('embedding_drift', 'cosine distance per day', null, 0.1, null, 0.3, true,
     'Movement of posts that were engaged with since the newest checkpoint, within one version.'),
@@ -162,7 +166,16 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   union all select 'deferred_steps', count(*)
     from (select from two_tower.deferred_steps limit 200000) q
   union all select 'deferred_events', count(*)
-    from (select from two_tower.deferred_events limit 200000) q
+    from (select from two_tower.deferred_events where reason <> 'minute_full' limit 200000) q
+  union all select w.name, w.value
+    from (
+      select count(*)::double precision as events,
+        extract(epoch from two_tower.now() - min(q.deferred_at))::double precision / 60 as minutes
+      from (select d.deferred_at from two_tower.deferred_events d
+        where d.reason = 'minute_full' limit 200000) q
+    ) m cross join lateral (
+      values ('waiting_events', m.events), ('longest_wait', coalesce(m.minutes, 0))
+    ) as w (name, value)
   union all select 'dead_jobs', count(*) from two_tower.jobs
     where state = 'dead' and finished_at > two_tower.now() - interval '1 day'
   union all select 'serving_recall', (select recall from two_tower.serving_index)
@@ -170,6 +183,17 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   union all select * from two_tower.measure_queues();
 $$;
 comment on function two_tower.measure_metrics() is 'Returns the metrics as they are now, but those that only audits measure. value is null where there is nothing to measure.';
+
+-- Asked of the catalogue: names of a schema that one may not use would raise.
+create function two_tower.lacks_broadcast_policy() returns boolean
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select exists (
+    select from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+    where n.nspname = 'realtime' and c.relname = 'messages'
+      and not exists (select from pg_catalog.pg_policy p
+        where p.polrelid = c.oid and p.polname = 'readers receive what two_tower tells them'));
+$$;
+comment on function two_tower.lacks_broadcast_policy() is 'Returns whether Realtime is here and no policy lets readers receive broadcasts: see allow_broadcasts().';
 
 -- A restore can lose what lies outside of the schemas that were dumped, such as the job of pg_cron.
 -- Somebody can disable a trigger. Each is silent by itself.
@@ -207,11 +231,15 @@ begin
     execute 'select exists (select from cron.job where jobname = ''two_tower_tick'' and active)'
     into v_is_scheduled;
   end if;
-  return v_missing || case when not v_is_scheduled then array['job two_tower_tick of pg_cron'] end;
+  return v_missing
+    || case when not v_is_scheduled then array['job two_tower_tick of pg_cron'] end
+    || case when two_tower.lacks_broadcast_policy()
+        and (select announced_readers > 0 from two_tower.settings)
+      then array['policy of broadcasts: call two_tower.allow_broadcasts()'] end;
 end
 $$;
 comment on function two_tower.find_missing_parts() is
-  'Returns what the migrations made and what is gone or disabled since: triggers, and the job of pg_cron. Empty when all is there. Definer: workers have no grant on cron.';
+  'Returns what the migrations made and what is gone or disabled since: triggers, the job of pg_cron, the policy of broadcasts. Empty when all is there. Definer: workers have no grant on cron.';
 
 create view two_tower.health with (security_invoker = true) as
 select
@@ -313,7 +341,7 @@ select
     where v.slot = s.active_slot) as encoded_posts,
   (select count(*) from two_tower.user_embeddings) as users,
   (select count(*) from public.engagement_events) as events,
-  (select count(*) from two_tower.deferred_events) as deferred_events,
+  w.deferred_events, w.waiting_events, w.longest_wait,
   (select count(*) from two_tower.deferred_steps) as deferred_steps,
   c.learning_rule,
   two_tower.active_version('candidate_tower') as candidate_tower,
@@ -326,9 +354,19 @@ select
   two_tower.active_version('user_tower') as user_tower,
   s.filling_version, s.frozen_at, s.frozen_reason
 from two_tower.state as s
-cross join two_tower.settings as c;
+cross join two_tower.settings as c
+cross join (
+  select
+    count(*) filter (where d.reason <> 'minute_full') as deferred_events,
+    count(*) filter (where d.reason = 'minute_full') as waiting_events,
+    two_tower.now() - min(d.deferred_at) filter (where d.reason = 'minute_full') as longest_wait
+  from two_tower.deferred_events as d
+) as w;
 comment on view two_tower.overview is 'One row: how much there is, which rule and versions are at work, whether learning is frozen. It counts tables: for people, not for programs in a loop.';
 comment on column two_tower.overview.encoded_posts is 'Posts with a live embedding.';
+comment on column two_tower.overview.deferred_events is 'Events that wait for an embedding, or for the end of a freeze.';
+comment on column two_tower.overview.waiting_events is 'Events that wait because the minute of their user was full.';
+comment on column two_tower.overview.longest_wait is 'For how long the first of waiting_events waits.';
 comment on column two_tower.overview.projection is 'How the candidate tower that serves came about: data-free, fitted, centred or trained.';
 comment on column two_tower.overview.projection_due is 'What a tick will make of the first projection. Null for nothing.';
 comment on column two_tower.overview.filling_version is 'The candidate tower for which a slot is being filled. Null for none.';

@@ -36,7 +36,9 @@ language sql stable security definer set search_path = pg_catalog, pg_temp as $$
     cross join lateral (
       select exists (select from two_tower.listed_posts l where l.id = p.id)
         and two_tower.is_eligible(r.user_id, p.id, p.author_id) as is_eligible) e
-    left join lateral two_tower.score_posts(r.reader, array[p_post_id]) k on e.is_eligible;
+    -- Also of a seen post: readers ask why about what is on their screen.
+    left join lateral two_tower.score_posts(r.reader, array[p_post_id]) k
+      on e.is_eligible or u.user_id is not null;
 $$;
 comment on function two_tower.explain_post(uuid, bigint) is
   'The core of explain_recommendation(), without place. The reason speaks to the user, and does not tell who blocked the user. Returns nothing for an unknown post. Raises 42501 for another user than the caller. Definer: clients have no grant on embeddings.';

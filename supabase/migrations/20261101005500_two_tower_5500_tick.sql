@@ -53,9 +53,10 @@ comment on function two_tower.start_due_schedules() is
 create function two_tower.take_step() returns jsonb
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-  v_steps text[] := '{fold_steps, learn_deferred, apply_post_changes, reconcile_sources, fill_slot,
-    restore_users, erase_users, purge_posts, prune_requested_texts, compact_numbers}';
-  v_limits integer[] := '{1000, 500, 1000, 1, 2000, 2000, 1000, 1000, 1000, 1000}';
+  v_steps text[] := '{fold_steps, learn_deferred, learn_waiting, apply_post_changes,
+    reconcile_sources, fill_slot, restore_users, erase_users, purge_posts, prune_requested_texts,
+    announce, compact_numbers}';
+  v_limits integer[] := '{1000, 500, 500, 1000, 1, 2000, 2000, 1000, 1000, 1000, null, 1000}';
   v_place integer;
   v_turn bigint;
   v_step text;

@@ -92,6 +92,8 @@ create policy "users unfollow for themselves" on public.follows
 
 select two_tower.attach_posts('public.posts', content => '{content}', author => 'author_id',
   created_at => 'created_at', visible => 'deleted_at is null');
+-- All signed-in users may read all posts, so all may know how many are new.
+update two_tower.sources set is_announced = true where relation = 'public.posts'::regclass;
 select two_tower.attach_profiles('public.profiles', 'user_id', content => '{bio,interests}');
 select two_tower.attach_follows('public.follows', follower => 'follower_id',
   followed => 'followed_id');

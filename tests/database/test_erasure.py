@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
+import psycopg
 import pytest
 
 from python_jobs.db import Connection, connect, value
@@ -197,3 +198,40 @@ def test_vectors_of_a_post_that_is_gone_go_after_deleted_posts_kept_for(
     assert len(db.execute("select from two_tower.recommend_for(%s, 10)", [user]).fetchall()) == 10
     insert_events(db, [Event(user, posts[2], "like")])
     assert_consistent(db)
+
+
+STRANGER = "00000000-0000-4000-8000-00000000dead"
+
+
+def test_a_user_without_an_account_is_refused_unless_imported(db: Connection) -> None:
+    post, *_ = add_posts(db, 3, [add_user(db)], np.random.default_rng(35))
+    with pytest.raises(psycopg.errors.ForeignKeyViolation) as caught, db.transaction():
+        insert_events(db, [Event(STRANGER, post, "like")])
+    assert "import_users()" in str(caught.value.diag.message_hint)
+    assert value(db, "select two_tower.import_users(%s)", [STRANGER, STRANGER, None]) == 1
+    assert value(db, "select two_tower.import_users(%s)", [STRANGER]) == 0
+    insert_events(db, [Event(STRANGER, post, "like")])
+    assert mentions(db, STRANGER)["two_tower.training_examples.user_id"] == 1
+    assert len(db.execute("select * from public.recommend_for(%s, 3)", [STRANGER]).fetchall()) == 2
+
+
+@pytest.mark.parametrize("way", ["account", "row"])
+def test_an_imported_user_is_erased_with_the_account_or_by_the_row(
+    db: Connection, way: str
+) -> None:
+    post, *_ = add_posts(db, 3, [add_user(db)], np.random.default_rng(36))
+    db.execute("select two_tower.import_users(%s)", [[STRANGER]])
+    insert_events(db, [Event(STRANGER, post, "like")])
+    if way == "account":
+        db.execute("insert into auth.users (id) values (%s)", [STRANGER])
+        assert value(db, "select two_tower.link_accounts()") == 1
+        assert value(db, "select two_tower.link_accounts()") == 0
+        db.execute("delete from auth.users where id = %s", [STRANGER])
+    else:
+        db.execute("delete from two_tower.users where id = %s", [STRANGER])
+    db.execute(
+        "update two_tower.users_to_erase set requested_at = two_tower.now() - interval '1 hour'"
+    )
+    for _ in range(6):
+        db.execute("select two_tower.erase_users()")
+    assert mentions(db, STRANGER) == {}

@@ -68,7 +68,9 @@ def test_negatives_are_never_own_hidden_deleted_or_engaged_posts(world: World) -
 
 def test_a_post_that_was_liked_beyond_the_limit_is_never_a_negative(db: Connection) -> None:
     world = World(db, posts=10)
-    db.execute("update two_tower.settings set learned_events_per_minute = 1")
+    db.execute(
+        "update two_tower.settings set learned_events_per_minute = 1, waiting_events_per_user = 0"
+    )
     liked = world.post_ids[0]
     world.send("click", world.post_ids[1])
     world.send("like", liked)  # recorded only: the minute's one event is learned

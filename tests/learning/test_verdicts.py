@@ -53,8 +53,10 @@ def test_what_was_never_given_can_not_be_withdrawn(world: World) -> None:
     assert reasons(world.connection) == {"nothing_to_withdraw": 2}
 
 
-def test_the_influence_of_one_user_in_a_minute_is_bounded(world: World) -> None:
-    world.connection.execute("update two_tower.settings set learned_events_per_minute = 7")
+def test_what_no_queue_takes_above_the_bound_of_a_minute_is_only_recorded(world: World) -> None:
+    world.connection.execute(
+        "update two_tower.settings set learned_events_per_minute = 7, waiting_events_per_user = 0"
+    )
     minute = START + timedelta(hours=1)
     events = [Event(world.user, post_id, "like", None, minute) for post_id in world.post_ids[:10]]
     insert_events(world.connection, events[:4])

@@ -21,6 +21,7 @@ from python_jobs.migrations.files import Migration, engine_files, find_migration
 from python_jobs.project import engine_dir
 from tests.support.catalogue import describe
 from tests.support.database import PROJECT, add_user, as_user
+from tests.support.realtime import REALTIME
 
 ARTICLES = """
   create table public.articles (id uuid primary key default gen_random_uuid(), title text);
@@ -354,3 +355,17 @@ def test_files_of_a_newer_engine_are_refused(app: Path, fresh_database: Callable
     path = app / "supabase" / "migrations" / "20990101000000_two_tower_8998_to_come.sql"
     path.write_text("select 1;\n")
     assert "is of a newer Two-Tower" in run("install", "--into", str(app)).output
+
+
+def test_the_policy_of_broadcasts_comes_and_goes_with_the_engine(
+    app: Path, create_database: Callable[..., str]
+) -> None:
+    policies = "select count(*) from pg_policy where polrelid = 'realtime.messages'::regclass"
+    url = create_database()
+    with connect(url, autocommit=True) as connection:
+        connection.execute(REALTIME.encode())
+        migrate(url, PROJECT)
+        assert value(connection, policies) == 1
+        says(run("uninstall", "--into", str(app), url=url))
+        migrate(url, app)
+        assert value(connection, policies) == 0

@@ -172,11 +172,15 @@ def test_explain_recommendation_and_recommend_agree(db: Connection, post: int) -
     assert shown == [7]
     db.execute("select set_config('request.jwt.claims', %s, true)", [f'{{"sub": "{me}"}}'])
     row = db.execute(
-        "select is_eligible, reason, place from public.explain_recommendation(%s)", [post]
+        "select is_eligible, reason, place, popular is not null as is_scored"
+        " from public.explain_recommendation(%s)",
+        [post],
     ).fetchone()
     reasons = [
         *("it is your own post", "you have seen it", "you hid it"),
         *("you blocked or muted its author", "it is not available to you"),
         *("the post is hidden or deleted", "eligible"),
     ]
-    assert row == (post == 7, reasons[post - 1], 1 if post == 7 else None)
+    # Readers ask why about what they see, so what they have seen is scored too.
+    is_scored = post in (2, 3, 7)
+    assert row == (post == 7, reasons[post - 1], 1 if post == 7 else None, is_scored)

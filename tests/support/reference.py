@@ -105,6 +105,9 @@ class User:
     engagement_count: int = 0
     minute: datetime | None = None
     minute_count: int = 0
+    late: list[tuple[int, Event]] = field(default_factory=list)
+    has_late: bool = False
+    freed: int = 0
 
 
 @dataclass
@@ -147,6 +150,7 @@ class Reference:
     history_length = 30
     negative_factor = 0.3
     learned_per_minute = 60
+    late_per_user = 1000
     movement_per_hour = 2.0
     untouched_push_limit = 0.5
 
@@ -166,13 +170,19 @@ class Reference:
         events: Iterable[tuple[int, Event]],
         draw: Callable[[int], Draw],
         recorded: Callable[[int], Snapshot | None] = lambda event_id: None,
+        *,
+        are_deferred: bool = False,
     ) -> None:
         """Applies events in the order given; `draw` is asked for each event learned or withdrawn.
 
         recorded: the stored snapshot of an event, for a withdrawal; None to use the exact one.
+        are_deferred: they waited, and their time has come.
         """
+        for user in self.users.values():
+            # A place that a withdrawal frees is free from the next statement on.
+            user.freed = 0
         for event_id, event in events:
-            self.verdicts[event_id] = self._apply(event_id, event, draw, recorded)
+            self.verdicts[event_id] = self._apply(event_id, event, draw, recorded, are_deferred)
 
     def _apply(
         self,
@@ -180,6 +190,7 @@ class Reference:
         event: Event,
         draw: Callable[[int], Draw],
         recorded: Callable[[int], Snapshot | None],
+        is_deferred: bool,
     ) -> str:
         signal = meaning(event.event_type, event.dwell_ms)
         if signal == "view":
@@ -194,27 +205,45 @@ class Reference:
         if post.vector is None or self.is_frozen:
             self.waiting.append((event_id, event))
             return "defer"
+        at = event.created_at
+        if is_deferred and user.minute:
+            at = max(at, user.minute)
         if withdrawn:
+            for late in [x for x in user.late if x[1].post_id == event.post_id]:
+                if late[1].event_type == withdrawn:
+                    user.late.remove(late)
+                    user.freed += 1
+                    self.verdicts[late[0]] = "withdrawn"
             if key not in self.in_force:
                 return "nothing_to_withdraw"
             self.in_force.remove(key)
             # Not counted, but the minute that is counted is that of the last event in force.
-            self._begin_minute(user, event.created_at)
+            self._begin_minute(user, at)
             self._withdraw(user, key, event.created_at, draw(event_id), recorded)
             return "withdraw"
         if key in self.in_force:
             return "repeated"
-        self._begin_minute(user, event.created_at)
-        if user.minute_count >= self.learned_per_minute:
-            return "rate_limited"
+        is_full = user.minute == self._minute(at) and user.minute_count >= self.learned_per_minute
+        if is_full or user.has_late:
+            if len(user.late) + user.freed >= self.late_per_user:
+                return "rate_limited"
+            user.late.append((event_id, event))
+            user.late.sort(key=lambda late: late[0])
+            user.has_late = True
+            return "defer"
+        self._begin_minute(user, at)
         user.minute_count += 1
         self.in_force.add(key)
         self._learn(event_id, key, user, event.created_at, STRENGTHS[signal], draw(event_id))
         return "learn"
 
     @staticmethod
-    def _begin_minute(user: User, at: datetime) -> None:
-        minute = at.replace(second=0, microsecond=0)
+    def _minute(at: datetime) -> datetime:
+        return at.replace(second=0, microsecond=0)
+
+    @classmethod
+    def _begin_minute(cls, user: User, at: datetime) -> None:
+        minute = cls._minute(at)
         if user.minute != minute:
             user.minute, user.minute_count = minute, 0
 
@@ -340,6 +369,23 @@ class Reference:
         due = sorted((w for w in self.waiting if is_due(w[1])), key=lambda w: w[0])
         self.waiting = [w for w in self.waiting if not is_due(w[1])]
         return due
+
+    def take_late(self, now: datetime) -> list[tuple[int, Event]]:
+        """What waited for a minute with room, in id order: of each user what `now` has room for."""
+        taken: list[tuple[int, Event]] = []
+        for user in self.users.values():
+            if user.has_late:
+                self._begin_minute(user, now)
+                room = self.learned_per_minute - user.minute_count
+                taken += user.late[:room]
+                del user.late[:room]
+                user.has_late = False
+        return sorted(taken, key=lambda late: late[0])
+
+    def mark_late(self) -> None:
+        """After what was taken is applied: who has events left waits on."""
+        for user in self.users.values():
+            user.has_late = bool(user.late)
 
     def encode_user(self, user_id: str) -> Vector:
         """The user as served: contrastive re-encodes from the posts as they are now."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 
 import numpy as np
 
@@ -91,7 +92,8 @@ class Twin:
         assert row is not None
         store(self.connection, [post_id], [vector])
         self.reference.posts[post_id].vector = np.array(row[0], float)
-        self.replay(self.reference.take_waiting(lambda event: event.post_id == post_id))
+        waited = self.reference.take_waiting(lambda event: event.post_id == post_id)
+        self.replay(waited, are_deferred=True)
 
     def learn_deferred(self) -> int:
         """The step of tick() that learns what waited and is due; returns how many it took."""
@@ -100,8 +102,18 @@ class Twin:
         self.replay(
             self.reference.take_waiting(
                 lambda e: posts[e.post_id].vector is not None or posts[e.post_id].is_deleted
-            )
+            ),
+            are_deferred=True,
         )
+        assert row is not None
+        return int(row[0])
+
+    def learn_waiting(self, now: datetime) -> int:
+        """The step of tick() that learns what waited for a minute with room; returns how many."""
+        self.connection.execute("select set_config('two_tower.now', %s, false)", [now.isoformat()])
+        row = self.connection.execute("select two_tower.learn_waiting(100000)").fetchone()
+        self.replay(self.reference.take_late(now), are_deferred=True)
+        self.reference.mark_late()
         assert row is not None
         return int(row[0])
 
@@ -116,7 +128,7 @@ class Twin:
         assert row is not None
         assert row[0] == self.reference.fold(limit)
 
-    def replay(self, events: list[tuple[int, Event]]) -> None:
+    def replay(self, events: list[tuple[int, Event]], *, are_deferred: bool = False) -> None:
         """Tells the reference of stored events, with the draws that were made for them."""
         rows = self.connection.execute(
             "select id, event_id, pushed_ids from two_tower.deferred_steps"
@@ -130,6 +142,7 @@ class Twin:
             events,
             lambda event_id: drawn.pop(event_id, Draw()),
             lambda event_id: read_snapshot(self.connection, event_id),
+            are_deferred=are_deferred,
         )
         assert not drawn, "pushes were queued for events that were not learned"
 
@@ -190,6 +203,6 @@ class Twin:
                 assert event_id not in unlearned, (event_id, verdict, unlearned[event_id])
                 assert event_id not in deferred
             elif verdict == "defer":
-                assert event_id in deferred
+                assert event_id in deferred, (event_id, unlearned.get(event_id))
             else:
                 assert unlearned.get(event_id) == verdict

@@ -277,3 +277,21 @@ def test_only_a_change_of_the_text_asks_for_another_encoding(db: Connection) -> 
     assert value(db, waiting) == 0
     db.execute("update public.posts set content = 'b' where id = %s", [post])
     assert value(db, waiting) == 1
+
+
+def test_done_jobs_go_after_a_day_and_dead_ones_after_thirty(db: Connection) -> None:
+    for state, age in (
+        ("done", "23 hours"),
+        ("done", "25 hours"),
+        ("dead", "29 days"),
+        ("dead", "31 days"),
+    ):
+        db.execute(
+            "insert into two_tower.jobs (kind, subject, state, finished_at)"
+            " values ('encode_posts', %s, %s, two_tower.now() - %s::interval)",
+            [age, state, age],
+        )
+    assert value(db, "select two_tower.prune_jobs(1)") == 1
+    assert value(db, "select two_tower.prune_jobs()") == 1
+    left = db.execute("select subject from two_tower.jobs where finished_at is not null")
+    assert {subject for (subject,) in left} == {"23 hours", "29 days"}

@@ -1,0 +1,1 @@
+"""The example feed of examples/feed, served with figures of the engine, on this machine only."""
