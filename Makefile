@@ -46,6 +46,8 @@ lint: $(STAMP)
 	@$(VENV)/bin/mypy
 	@$(VENV)/bin/lint-imports --no-logo --no-cache
 	@$(VENV)/bin/sqlfluff lint --processes 2 --disable-progress-bar supabase/migrations
+	@$(VENV)/bin/deno fmt --quiet --check --config supabase/functions/deno.json supabase/functions
+	@$(VENV)/bin/deno lint --quiet --config supabase/functions/deno.json supabase/functions
 	@$(if $(LATER_MIGRATIONS),$(VENV)/bin/squawk $(LATER_MIGRATIONS))
 
 $(STAMP): pyproject.toml constraints.txt

@@ -11,6 +11,7 @@ COMMANDS = {
     "up": ("python_jobs.local.commands", "up"),
     "down": ("python_jobs.local.commands", "down"),
     "migrate": ("python_jobs.local.commands", "migrate"),
+    "types": ("python_jobs.local.commands", "types"),
     "install": ("python_jobs.operations.install", "install"),
     "uninstall": ("python_jobs.operations.uninstall", "uninstall"),
     "worker": ("python_jobs.worker.process", "worker"),

@@ -7,7 +7,7 @@ database; what needs its own database clones the template in about 50 ms.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from psycopg import sql
 from python_jobs.db import Connection, connect
 from python_jobs.local.api_server import ApiServer
 from python_jobs.local.bootstrap import bootstrap
+from python_jobs.local.deno import EdgeFunctions
 from python_jobs.local.node import POSTGREST_IS_MISSING, NodeTools, find_node
 from python_jobs.local.postgres import SUPERUSER, Cluster, free_port
 from python_jobs.migrate import migrate
@@ -139,13 +140,18 @@ def node_tools() -> NodeTools:
 
 
 @pytest.fixture(scope="session")
-def start_api(node_tools: NodeTools, server_folder: Path) -> Iterator[Callable[[str], Api]]:
-    """Factory: REST and Auth over the database of a URL, until the end of the run."""
+def start_api(node_tools: NodeTools, server_folder: Path) -> Iterator[Callable[..., Api]]:
+    """Factory: REST, Auth and functions over the database of a URL, until the end of the run.
+
+    project: whose functions are served. secrets: settings of functions.
+    """
     if node_tools.find_postgrest() is None:
         pytest.skip(POSTGREST_IS_MISSING)
     running: list[tuple[ApiServer, int]] = []
 
-    def start(database_url: str) -> Api:
+    def start(
+        database_url: str, *, project: Path = PROJECT, secrets: Mapping[str, str] | None = None
+    ) -> Api:
         keys = ApiKeys.generate()
         server = ApiServer(
             node_tools,
@@ -153,6 +159,7 @@ def start_api(node_tools: NodeTools, server_folder: Path) -> Iterator[Callable[[
             keys,
             server_folder / f"api-{len(running)}.log",
             database_url=database_url.replace("//postgres:", "//authenticator:"),
+            functions=EdgeFunctions(project, secrets or {}),
         )
         running.append((server, server.start()))
         return Api(server.url, database_url, keys)
@@ -163,6 +170,6 @@ def start_api(node_tools: NodeTools, server_folder: Path) -> Iterator[Callable[[
 
 
 @pytest.fixture(scope="session")
-def api(start_api: Callable[[str], Api], clone_database: Callable[[], str]) -> Api:
+def api(start_api: Callable[..., Api], clone_database: Callable[[], str]) -> Api:
     """REST and Auth that all tests share: each signs up its own users."""
     return start_api(clone_database())

@@ -1,20 +1,29 @@
-"""Writes docs/reference.md anew, from a server of its own. Run it by `make docs`."""
+"""Writes what is generated from a server of its own: the reference, and the types of functions.
+
+Run it by `make docs`.
+"""
 
 from __future__ import annotations
 
 from docs.generator.page import generate
 from python_jobs.db import connect
 from python_jobs.local.bootstrap import bootstrap
+from python_jobs.local.node import NodeTools
 from python_jobs.local.postgres import SUPERUSER, Cluster, free_port
+from python_jobs.local.types import generate_types
 from python_jobs.migrate import migrate
+from python_jobs.state import state_dir
 from tests.support.database import PROJECT, reachable_folder
 
 DATABASE = "reference"
 PAGE = PROJECT / "docs" / "reference.md"
+TYPES = PROJECT / "supabase" / "functions" / "_shared" / "database.types.ts"
 
 
 def main() -> None:
-    """Start a server, apply the migrations, write the page."""
+    """Start a server, apply the migrations, write the page and the types."""
+    tools = NodeTools(state_dir(PROJECT) / "node")
+    tools.install(print)
     with reachable_folder() as folder:
         cluster = Cluster(folder / "postgres", free_port(), settings={"fsync": "off"})
         cluster.start()
@@ -24,6 +33,7 @@ def main() -> None:
             bootstrap(cluster.url(DATABASE, SUPERUSER), cluster.password)
             migrate(cluster.url(DATABASE), PROJECT)
             PAGE.write_text(generate(cluster.url(DATABASE)))
+            TYPES.write_text(generate_types(cluster.url(DATABASE), tools.run_cli))
         finally:
             cluster.stop("immediate")
 

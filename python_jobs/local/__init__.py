@@ -1,1 +1,1 @@
-"""A Supabase-like stack without Docker: Postgres from a wheel, REST and Auth from npm."""
+"""A Supabase-like stack without Docker: Postgres and Deno from wheels, the rest from npm."""

@@ -1,4 +1,4 @@
-"""The REST and Auth server of the local stack, as a process."""
+"""The server of REST, Auth and Edge Functions of the local stack, as a process."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from python_jobs.errors import LocalStackError
+from python_jobs.local.deno import EdgeFunctions
 from python_jobs.local.node import POSTGREST_IS_MISSING, NodeTools
 from python_jobs.local.postgres import HOST, port_answers
 from python_jobs.state import ApiKeys
@@ -21,7 +22,7 @@ START_TIMEOUT_S = 120  # of a busy machine: elsewhere it answers within a second
 
 
 class ApiServer:
-    """REST and Auth over one database, on 127.0.0.1.
+    """REST, Auth and Edge Functions over one database, on 127.0.0.1.
 
     database_url: as role `authenticator`.
     """
@@ -34,9 +35,11 @@ class ApiServer:
         log_path: Path,
         *,
         database_url: str,
+        functions: EdgeFunctions,
     ) -> None:
         self.tools = tools
         self.database_url = database_url
+        self.functions = functions
         self.port = port
         self.keys = keys
         self.log_path = log_path
@@ -81,6 +84,10 @@ class ApiServer:
             "database_url": self.database_url,
             "port": self.port,
             "postgrest": str(postgrest),
+            "functions": self.functions.settings(
+                self.tools.folder / "deno",
+                self.database_url.replace("//authenticator:", "//postgres:"),
+            ),
             **asdict(self.keys),
         }
         with self.log_path.open("w") as log:
@@ -102,7 +109,7 @@ class ApiServer:
             process.kill()
         errors = [line for line in self.log_path.read_text().splitlines() if "rror" in line]
         raise LocalStackError(
-            f"The REST and Auth server did not start ({(errors or ['no message'])[0].strip()}):"
+            f"The API server did not start ({(errors or ['no message'])[0].strip()}):"
             f" its log is {self.log_path}."
         )
 

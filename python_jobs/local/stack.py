@@ -1,4 +1,4 @@
-"""The local stack as a whole: Postgres, migrations, REST and Auth, as one."""
+"""The local stack as a whole: Postgres, migrations, REST, Auth and Edge Functions, as one."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from python_jobs.db import connect, value
 from python_jobs.errors import LocalStackError
 from python_jobs.local.api_server import ApiServer
 from python_jobs.local.bootstrap import Grants, bootstrap
+from python_jobs.local.deno import EdgeFunctions
 from python_jobs.local.identity import server_identity
 from python_jobs.local.node import NodeTools, find_node
 from python_jobs.local.postgres import SUPERUSER, Cluster
@@ -43,8 +44,8 @@ class Stack:
         """Starts what does not run yet, applies pending migrations and returns where it all is.
 
         Without ports, those of the last time are used again. grants: see `bootstrap`; it counts
-        for a new database only. Without Node or PostgREST there is no REST and Auth: `api_url` is
-        None.
+        for a new database only. Without Node or PostgREST there is no API: `api_url` is None.
+        Without Deno there are no functions.
         Raises LocalStackError.
         """
         last = read_state(self.project)
@@ -75,7 +76,7 @@ class Stack:
             if last and api.port != last.api_port:
                 self.stop_api(last)
             if not api.is_running():
-                say("Starting REST and Auth")
+                say("Starting REST, Auth and Edge Functions")
                 pid = api.start()
         state = State(
             database_url=cluster.url(),
@@ -90,7 +91,7 @@ class Stack:
         return state
 
     def down(self) -> bool:
-        """Stops REST, Auth and Postgres; the data stays. Returns False when nothing was known."""
+        """Stops the API and Postgres; the data stays. Returns False when nothing was known."""
         state = read_state(self.project)
         if state is None or not Path(state.data_dir).exists():
             return False
@@ -106,7 +107,7 @@ class Stack:
         (self.state_dir / "demo.json").unlink(missing_ok=True)
 
     def stop_api(self, state: State) -> None:
-        """Stops REST and Auth if they run."""
+        """Stops REST, Auth and Edge Functions if they run."""
         if state.api_pid:
             cluster = Cluster(Path(state.data_dir), state.database_port)
             self._api(cluster, state.api_port, state.keys).stop(state.api_pid)
@@ -118,6 +119,7 @@ class Stack:
             keys,
             self.state_dir / "api.log",
             database_url=cluster.url(user="authenticator"),
+            functions=EdgeFunctions(self.project),
         )
 
     def _data_dir(self) -> Path:

@@ -19,6 +19,7 @@ from python_jobs.errors import CommandError, LocalStackError
 from python_jobs.local import node, postgres
 from python_jobs.local.api_server import ApiServer
 from python_jobs.local.bootstrap import bootstrap
+from python_jobs.local.deno import EdgeFunctions
 from python_jobs.local.node import NodeTools
 from python_jobs.local.postgres import SUPERUSER, Cluster, find_binaries, free_port
 from python_jobs.local.stack import Stack
@@ -80,7 +81,12 @@ def start_server(node_tools: NodeTools, folder: Path) -> Iterator[StartServer]:
     def start(url: str) -> tuple[ApiServer, int]:
         login = url.replace("//postgres:", "//authenticator:")
         server = ApiServer(
-            node_tools, free_port(), ApiKeys.generate(), folder / "api.log", database_url=login
+            node_tools,
+            free_port(),
+            ApiKeys.generate(),
+            folder / "api.log",
+            database_url=login,
+            functions=EdgeFunctions(folder),
         )
         running.append((server, server.start()))
         return running[-1]
