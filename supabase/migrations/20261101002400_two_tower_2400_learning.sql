@@ -220,6 +220,16 @@ $$;
 comment on function two_tower.apply_lessons(two_tower.batch) is
   'Applies the lessons in order, to users and posts in memory, and writes each row once at the end. Reads the vectors of drawn posts, and of posts that another session holds, without a lock: they may move meanwhile.';
 
+create table two_tower.update_latencies (
+  event_id bigint primary key,
+  milliseconds real not null,
+  measured_at timestamptz not null default two_tower.now()
+);
+comment on table two_tower.update_latencies is 'How long statements took to learn their events, for one of 32, for an hour.';
+comment on column two_tower.update_latencies.event_id is 'The first event of the statement.';
+comment on column two_tower.update_latencies.milliseconds is 'From the start of learning to its end, waits for locks included, for each event of the statement.';
+create index update_latencies_measured_at_idx on two_tower.update_latencies (measured_at);
+
 create function two_tower.learn_events(p_events two_tower.event[],
   p_is_deferred boolean default false)
 returns void language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -227,6 +237,8 @@ declare
   v_batch two_tower.batch;
   v_read record;
   v_locked record;
+  v_began timestamptz := case when hashint8((p_events[1]).id) & 31 = 0 and not p_is_deferred
+    then clock_timestamp() end;
 begin
   select s into v_batch.settings from two_tower.settings s;
   v_read := two_tower.interpret_events(p_events, v_batch.settings, p_is_deferred);
@@ -263,6 +275,11 @@ begin
   perform two_tower.record_verdicts(v_batch);
   if v_batch.teaches then
     perform two_tower.apply_lessons(v_batch);
+    if v_began is not null then
+      insert into two_tower.update_latencies (event_id, milliseconds)
+      values ((p_events[1]).id,
+        1000 * extract(epoch from clock_timestamp() - v_began) / cardinality(p_events));
+    end if;
   end if;
 end
 $$;

@@ -12,6 +12,15 @@ comment on column two_tower.exploration_pool.shuffled is 'A hash of the post. Re
 comment on column two_tower.exploration_pool.impressions is 'Views since the post was added, as far as follow_events() has come.';
 create index exploration_pool_shuffled_idx on two_tower.exploration_pool (shuffled);
 
+create table two_tower.cold_start_counts (
+  hour timestamptz primary key,
+  impressions integer not null,
+  engagements integer not null
+);
+comment on table two_tower.cold_start_counts is 'How posts in the exploration pool fared, by the hour, for two days.';
+comment on column two_tower.cold_start_counts.impressions is 'Readers who viewed such a post.';
+comment on column two_tower.cold_start_counts.engagements is 'Readers who engaged with such a post, positively.';
+
 create function two_tower.add_to_exploration_pool() returns trigger
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin

@@ -1,5 +1,26 @@
 -- What keeps the serving index and the exploration pool fresh, in small steps of tick().
 
+create function two_tower.count_cold_start(p_impressions integer, p_engagements integer)
+returns void language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  insert into two_tower.cold_start_counts as c (hour, impressions, engagements)
+  values (date_trunc('hour', two_tower.now(), 'UTC'), p_impressions, p_engagements)
+  on conflict (hour) do update set impressions = c.impressions + excluded.impressions,
+    engagements = c.engagements + excluded.engagements;
+  delete from two_tower.cold_start_counts c
+  where c.hour < two_tower.now() - interval '2 days';
+end
+$$;
+comment on function two_tower.count_cold_start(integer, integer) is 'Adds to the counts of this hour.';
+
+create function two_tower.cold_start_ctr() returns double precision
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select case when sum(c.impressions) >= 1000
+    then sum(c.engagements) / sum(c.impressions)::double precision end
+  from two_tower.cold_start_counts c where c.hour > two_tower.now() - interval '1 day';
+$$;
+comment on function two_tower.cold_start_ctr() is 'Returns the click-through rate of new posts over the last day: how many of those who viewed a post of the exploration pool engaged with it. Null below 1,000 views.';
+
 -- The cursor overtakes events that commit late, and jumps when it is far behind. That costs an
 -- impression, or a refresh for which the round makes up.
 create function two_tower.follow_events(p_limit integer default 5000) returns integer
@@ -10,21 +31,28 @@ declare
   v_engaged bigint[];
   v_shown bigint[];
   v_times integer[];
+  v_cold_shown integer;
+  v_cold_engaged integer;
 begin
   select greatest(position, v_newest - 20 * p_limit) into v_last
   from two_tower.cursors where name = 'followed_events';
   with next as materialized (
-    select e.id, e.post_id, s.strength
-    from (select id, post_id, event_type from public.engagement_events where id > v_last
+    select e.id, e.user_id, e.post_id, s.strength
+    from (select id, user_id, post_id, event_type from public.engagement_events where id > v_last
           order by id limit p_limit) e
       join two_tower.signals s using (event_type)
   ), shown as (
     select post_id, count(*)::integer as times from next where strength = 0 group by post_id
+  ), cold as (
+    select bool_or(n.strength = 0) as is_shown, bool_or(n.strength > 0) as is_engaged
+    from next n join two_tower.exploration_pool p using (post_id) group by n.user_id, n.post_id
   )
   select (select max(id) from next),
     (select array_agg(distinct post_id) from next where strength <> 0),
-    (select array_agg(post_id) from shown), (select array_agg(times) from shown)
-  into v_last, v_engaged, v_shown, v_times;
+    (select array_agg(post_id) from shown), (select array_agg(times) from shown),
+    (select count(*) filter (where is_shown) from cold),
+    (select count(*) filter (where is_engaged) from cold)
+  into v_last, v_engaged, v_shown, v_times, v_cold_shown, v_cold_engaged;
   if v_last is null then
     return 0;
   end if;
@@ -33,12 +61,15 @@ begin
   delete from two_tower.exploration_pool p using two_tower.settings s
   where p.post_id = any (v_engaged)
     or (p.post_id = any (v_shown) and p.impressions >= s.exploration_impressions);
+  if v_cold_shown + v_cold_engaged > 0 then
+    perform two_tower.count_cold_start(v_cold_shown, v_cold_engaged);
+  end if;
   update two_tower.cursors set position = v_last where name = 'followed_events';
   return two_tower.copy_to_serving_index(v_engaged[1:500]);
 end
 $$;
 comment on function two_tower.follow_events(integer) is
-  'Looks at the next p_limit events. Counts impressions of explored posts, and refreshes the served copies of at most 500 posts that were engaged with. Returns how many copies it wrote.';
+  'Looks at the next p_limit events. Counts impressions of explored posts, and who engaged with them, and refreshes the served copies of at most 500 posts that were engaged with. Returns how many copies it wrote.';
 
 create function two_tower.refresh_serving_index(p_limit integer default 500) returns integer
 language plpgsql set search_path = pg_catalog, pg_temp as $$

@@ -27,6 +27,10 @@ insert into two_tower.metric_targets (name, unit, target_low, target_high, alert
     'Training pairs of the last hour: positives and their negatives.'),
   ('negatives_per_positive', 'ratio', 5, 10, 3, 20, false,
     'Negatives for each positive of the last hour.'),
+  ('update_latency', 'milliseconds', null, 10, null, 50, false,
+    'What learning an event takes, at the 95th percentile of a sample of the last hour.'),
+  ('cold_start_ctr', 'share', 0.01, null, 0.005, null, false,
+    'Of those who viewed a new post, in its first impressions, the share who engaged, over a day.'),
   ('post_coverage', 'share', 0.99, null, 0.9, null, true,
     'Share of the posts of the last day that have a base embedding.'),
   ('user_coverage', 'share', 0.9, null, 0.7, null, true,
@@ -156,6 +160,9 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   select 'training_pairs_per_hour', positives + negatives from recent
   union all select 'negatives_per_positive', negatives / nullif(positives, 0)::double precision
     from recent
+  union all select 'update_latency', percentile_cont(0.95) within group (order by u.milliseconds)
+    from two_tower.update_latencies u where u.measured_at > two_tower.now() - interval '1 hour'
+  union all select 'cold_start_ctr', two_tower.cold_start_ctr()
   union all select 'post_coverage', avg((p.encoded_hash is not null)::integer)
     from two_tower.posts p
     where p.created_at between two_tower.now() - interval '1 day' and two_tower.now()
@@ -310,6 +317,9 @@ begin
   delete from two_tower.metrics where (name, measured_at) in (
     select name, measured_at from two_tower.metrics
     where measured_at < two_tower.now() - interval '30 days' limit 1000);
+  delete from two_tower.update_latencies where event_id in (
+    select u.event_id from two_tower.update_latencies u
+    where u.measured_at < two_tower.now() - interval '1 hour' limit 10000);
   perform two_tower.raise_alerts();
 end
 $$;
