@@ -141,6 +141,7 @@ begin
       when v_post.post_id is null then two_tower.decide_without_post(v_lesson)
       when v_lesson.strength = 0 and v_lesson.withdrawn is null then 'seen'
       when not v_post.is_listed and v_lesson.withdrawn is null then 'post_deleted'
+      when v_post.author_id = v_lesson.user_id and v_lesson.withdrawn is null then 'own_post'
       when v_is_frozen or not p_batch.is_deferred and two_tower.has_events_waiting(v_lesson.post_id)
         then 'defer'
       when v_user_post.signals & v_lesson.withdrawn_bit = 0 then 'nothing_to_withdraw'

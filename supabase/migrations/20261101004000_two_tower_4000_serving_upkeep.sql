@@ -50,8 +50,8 @@ begin
   select (select max(id) from next),
     (select array_agg(distinct post_id) from next where strength <> 0),
     (select array_agg(post_id) from shown), (select array_agg(times) from shown),
-    (select count(*) filter (where is_shown) from cold),
-    (select count(*) filter (where is_engaged) from cold)
+    (select count(*) from cold c where c.is_shown),
+    (select count(*) from cold c where c.is_engaged)
   into v_last, v_engaged, v_shown, v_times, v_cold_shown, v_cold_engaged;
   if v_last is null then
     return 0;

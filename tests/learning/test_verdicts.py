@@ -10,8 +10,10 @@ import pytest
 from python_jobs.db import value
 from tests.support.engagements import (
     add_posts,
+    base_vectors,
     delete_posts,
     insert_events,
+    store,
 )
 from tests.support.invariants import assert_consistent
 from tests.support.learning import World, live, reasons, user_vector
@@ -79,3 +81,30 @@ def test_a_post_that_is_deleted_teaches_nothing_and_its_events_are_recorded(worl
     assert reasons(world.connection) == {"post_deleted": 2}
     assert world.pairs() == []
     assert_consistent(world.connection)
+
+
+def test_an_author_s_own_events_teach_and_count_nothing(world: World) -> None:
+    post = world.post_ids[0]
+    before = live(world.connection, post)
+    for event_type in ("like", "reply", "repost", "click", "hide"):
+        world.send(event_type, post, world.author)
+    world.send("unlike", post, world.author)
+    assert reasons(world.connection) == {"own_post": 5, "nothing_to_withdraw": 1}
+    assert np.array_equal(live(world.connection, post), before)
+    counted = (
+        "select engagement_count, popularity from two_tower.live_embeddings where post_id = %s"
+    )
+    (row,) = world.connection.execute(counted, [post]).fetchall()
+    assert tuple(row) == (0, 0)
+    assert world.pairs() == []
+    assert_consistent(world.connection)
+
+
+def test_an_author_s_own_events_teach_nothing_once_their_post_is_encoded(world: World) -> None:
+    (late,) = add_posts(world.connection, 1, [world.author])
+    world.send("like", late, world.author)
+    assert reasons(world.connection) == {}
+    store(world.connection, [late], base_vectors(np.random.default_rng(7), 1))
+    world.connection.execute("select two_tower.learn_deferred()")
+    assert reasons(world.connection) == {"own_post": 1}
+    assert world.pairs() == []

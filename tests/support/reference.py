@@ -86,6 +86,7 @@ class Post:
     """A post as learning sees it; vector is None until its text is encoded."""
 
     vector: Vector | None = None
+    author_id: str | None = None
     engagement_count: int = 0
     is_pretrained: bool = True
     is_deleted: bool = False
@@ -202,6 +203,8 @@ class Reference:
         # Nothing is learned from a deleted post, but a pair can still be taken out of training.
         if post.is_deleted and (not withdrawn or post.vector is None):
             return "post_deleted"
+        if post.author_id == event.user_id and not withdrawn and post.vector is not None:
+            return "own_post"
         if post.vector is None or self.is_frozen:
             self.waiting.append((event_id, event))
             return "defer"

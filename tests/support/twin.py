@@ -7,7 +7,7 @@ from datetime import datetime
 
 import numpy as np
 
-from python_jobs.db import Connection
+from python_jobs.db import Connection, rows
 from tests.support.database import add_user
 from tests.support.engagements import (
     add_posts,
@@ -47,13 +47,17 @@ class Twin:
         self.reference = Reference(rule)
         self.set_rule(rule)
         self.authors = [add_user(connection) for _ in range(5)]
-        self.user_ids = [add_user(connection) for _ in range(users)]
+        # One of them writes posts too.
+        self.user_ids = [*(add_user(connection) for _ in range(users - 1)), self.authors[0]]
         self.post_ids = add_posts(connection, posts, self.authors, rng)
         self.unencoded = add_posts(connection, unencoded_posts, self.authors)
         for post_id, vector in self._live_vectors().items():
             self.reference.posts[post_id] = Post(vector)
         for post_id in self.unencoded:
             self.reference.posts[post_id] = Post()
+        for row in rows(connection, "select id, author_id::text from two_tower.posts"):
+            if row.id in self.reference.posts:
+                self.reference.posts[row.id].author_id = row.author_id
         self._last_push = 0
 
     def set_rule(self, rule: str) -> None:
