@@ -5,6 +5,7 @@ import { toast } from "./toasts.js";
 const PAGE = 12;
 const COLUMNS = "place,id:id::text,content,created_at,author_id,source,profiles(handle)";
 const UNDO_MS = 6000;
+const EXCLUDED = 1000; // the most that a page leaves out; what was viewed earlier does not come again
 
 const list = document.getElementById("feed");
 const notice = document.getElementById("notice");
@@ -88,7 +89,7 @@ export class Feed {
   }
 
   async #ask(shown) {
-    const p_exclude = [...shown.map((post) => post.key), ...this.#gone];
+    const p_exclude = [...this.#gone, ...shown.map((post) => post.key)].slice(-EXCLUDED);
     const { data, error } = await this.supabase
       .rpc("recommended_posts", { p_limit: PAGE, p_exclude })
       .select(COLUMNS)

@@ -115,7 +115,8 @@ insert into two_tower.error_codes (sqlstate, name, meaning) values
   ('TT001', 'event_time_out_of_range',
     'created_at lies in the future, or further back than settings.oldest_event_age.'),
   ('TT002', 'too_large',
-    'A batch has more than 500 events, or a text more than settings.requested_text_length.'),
+    'A batch has more than 500 events or a megabyte, p_exclude more than 1,000 keys, or a text more'
+      || ' than settings.requested_text_length characters.'),
   ('TT003', 'lease_lost',
     'This worker no longer has the job. Its lease ended, and another worker may have taken it.'),
   ('TT004', 'weights_invalid',

@@ -21,6 +21,11 @@ create function two_tower.find_excluded(p_keys text[], p_source text) returns bi
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
   set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off as $$
 begin
+  if cardinality(p_keys) > 1000 then
+    raise exception 'p_exclude has % keys: at most 1000 are left out', cardinality(p_keys)
+      using errcode = 'TT002',
+        hint = 'Leave out the last ones shown. Record views: what was viewed does not come again.';
+  end if;
   return array(
     select p.id
     from two_tower.sources s
@@ -30,7 +35,7 @@ begin
     where s.role = 'posts' and (p_source is null or s.name = p_source));
 end
 $$;
-comment on function two_tower.find_excluded(text[], text) is 'Returns the ids of posts by their keys, in one source or, for null, in all. Passes over unknown keys. Definer: clients have no grant on the registry.';
+comment on function two_tower.find_excluded(text[], text) is 'Returns the ids of posts by their keys, in one source or, for null, in all. Passes over unknown keys. Raises TT002 for more than 1,000. Definer: clients have no grant on the registry.';
 
 create function two_tower.identify_post(p_post_id bigint, p_key text, p_source text) returns bigint
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
@@ -241,7 +246,7 @@ returns table (
   select * from two_tower.page_for(two_tower.require_user(), p_limit, p_exclude);
 $$;
 comment on function public.recommend(integer, text[]) is
-  'Returns posts for the signed-in user, best first, with score and source, of all attached tables. Only posts that the user may read. p_limit: 1 to 500, default 20. p_exclude: keys of posts to leave out, such as those already on the page. A key leaves out the posts of all tables that have it. Writes nothing, so it works by GET. recommended_<table>() returns the rows themselves. Raises 42501 when nobody is signed in.';
+  'Returns posts for the signed-in user, best first, with score and source, of all attached tables. Only posts that the user may read. p_limit: 1 to 500, default 20. p_exclude: keys of posts to leave out, such as those already on the page, at most 1,000. A key leaves out the posts of all tables that have it. Writes nothing, so it works by GET. recommended_<table>() returns the rows themselves. Raises 42501 when nobody is signed in, and TT002 for a longer p_exclude.';
 
 create function public.recommend_for(p_user_id uuid, p_limit integer default 20,
   p_exclude text[] default '{}')

@@ -230,6 +230,9 @@ begin
   elsif jsonb_array_length(p_events) > 500 then
     raise exception 'a call takes at most 500 events, not %', jsonb_array_length(p_events)
       using errcode = 'TT002', hint = 'Send them in several calls.';
+  elsif pg_column_size(p_events) > 1000000 then
+    raise exception 'a call takes at most a megabyte, not % bytes', pg_column_size(p_events)
+      using errcode = 'TT002', hint = 'Send the fields of an event alone, in several calls.';
   end if;
   v_since := two_tower.begin_batch();
   v_events := array(select e from jsonb_array_elements(p_events) e);
@@ -244,4 +247,4 @@ begin
 end
 $$;
 comment on function public.record_engagements(jsonb, boolean) is
-  'Stores a batch of the signed-in user''s events: [{"post_id" or "post_key" (and "post_source"), "event_type", "dwell_ms"?, "client_event_id"?}], at most 500. Returns a row per event, in order: its place from 1, and stored, or known for one whose client_event_id is stored already. So a retry gets the same ids, and stores nothing twice. p_each false: all or nothing. p_each true: what is good is stored, and what is not is refused by itself, with code (SQLSTATE), message and hint. Rounds dwell_ms. Raises 22023 for what is no array, TT002 for more than 500 events and, without p_each, what an insert raises.';
+  'Stores a batch of the signed-in user''s events: [{"post_id" or "post_key" (and "post_source"), "event_type", "dwell_ms"?, "client_event_id"?}], at most 500. Returns a row per event, in order: its place from 1, and stored, or known for one whose client_event_id is stored already. So a retry gets the same ids, and stores nothing twice. p_each false: all or nothing. p_each true: what is good is stored, and what is not is refused by itself, with code (SQLSTATE), message and hint. Rounds dwell_ms. Raises 22023 for what is no array, TT002 for more than 500 events or a megabyte and, without p_each, what an insert raises.';

@@ -230,12 +230,15 @@ def test_a_batch_with_one_bad_event_stores_nothing(api: Api, posts: list[int]) -
     assert client.table("engagement_events").select("id").execute().data == []
 
 
-def test_a_batch_of_more_than_500_events_is_refused_with_its_own_code(
+def test_a_batch_of_more_than_500_events_or_a_megabyte_is_refused_with_its_own_code(
     api: Api, posts: list[int]
 ) -> None:
     client, _ = api.sign_up()
-    events = [{"post_id": posts[0], "event_type": "view"}] * 501
-    assert refusal(client.rpc("record_engagements", {"p_events": events})).code == "TT002"
+    event: dict[str, Any] = {"post_id": posts[0], "event_type": "view"}
+    for events in ([event] * 501, [{**event, "note": "x" * 1_000_000}]):
+        for each in (False, True):
+            arguments = {"p_events": events, "p_each": each}
+            assert refusal(client.rpc("record_engagements", arguments)).code == "TT002"
 
 
 def test_blocking_an_author_hides_the_posts_until_the_block_is_lifted(

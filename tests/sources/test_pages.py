@@ -318,16 +318,23 @@ def test_what_is_excluded_may_be_anything(
             assert len(rows(db, f"select * from public.{name}(9, %s::text[])", asked)) == left
 
 
-def test_ten_thousand_keys_are_excluded(db: Connection, articles: Articles) -> None:
+def test_a_thousand_keys_are_excluded_and_no_more_are_taken(
+    db: Connection, articles: Articles
+) -> None:
     author, reader = add_user(db), add_user(db)
     posts = articles.write(50, author)
-    keys = [str(uuid.UUID(int=number)) for number in range(9960)]
+    keys = [str(uuid.UUID(int=number)) for number in range(960)]
     keys += [articles.key_of(post) for post in posts[:40]]
     with as_user(db, reader):
         page = db.execute("select post_id from public.recommend(50, %s)", [keys]).fetchall()
         own = db.execute("select id from public.recommended_articles(50, %s)", [keys]).fetchall()
     assert {row[0] for row in page} == set(posts[40:])
     assert len(own) == 10
+    for function in ("recommend", "recommended_articles", "most_popular_articles"):
+        with pytest.raises(psycopg.Error) as caught, db.transaction(), as_user(db, reader):
+            db.execute(f"select * from public.{function}(50, %s)".encode(), [[*keys, None]])
+        assert caught.value.sqlstate == "TT002"
+        assert "Record views" in str(caught.value.diag.message_hint)
 
 
 @pytest.mark.parametrize(
