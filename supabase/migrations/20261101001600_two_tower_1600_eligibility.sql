@@ -3,9 +3,10 @@
 create view two_tower.withheld_authors with (security_invoker = true) as
 select b.user_id, b.author_id from two_tower.blocks as b
 union all
-select b.author_id as user_id, b.user_id as author_id from two_tower.blocks as b;
+select b.author_id as user_id, b.user_id as author_id from two_tower.blocks as b
+where b.kind = 'block_author';
 comment on view two_tower.withheld_authors is
-  'Authors whose posts a user does not get: those whom the user blocked or muted, and those who blocked or muted the user.';
+  'Authors whose posts a user does not get: those whom the user blocked or muted, and those who blocked the user. Who is muted does not notice.';
 
 -- live_embeddings follows the registry with the next tick. So what is gone between two ticks is
 -- left out where a page is made: there, few posts are asked about.

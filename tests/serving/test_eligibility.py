@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from python_jobs.db import Connection
 from tests.support.database import add_user
+from tests.support.engagements import add_posts
 
 USERS = 5
 KINDS = ("view", "click", "like", "reply", "dwell", "skip", "hide", "not_interested")
@@ -27,6 +28,7 @@ class Rules:
     deleted: set[int] = field(default_factory=set)
     acted: set[tuple[int, int]] = field(default_factory=set)
     blocks: set[tuple[int, int]] = field(default_factory=set)
+    mutes: set[tuple[int, int]] = field(default_factory=set)
 
     def eligible(self, user: int, excluded: set[int]) -> set[int]:
         """Posts that may be shown to the user."""
@@ -38,6 +40,7 @@ class Rules:
             and author != user
             and (user, post) not in self.acted
             and (author is None or not {(user, author), (author, user)} & self.blocks)
+            and (author is None or (user, author) not in self.mutes)
         }
 
 
@@ -99,7 +102,7 @@ def populate(db: Connection, world: dict[str, Any]) -> tuple[list[str], Rules]:
         rules.acted.add((user, post))
         author = authors[post]
         if kind in BLOCKS and author is not None and author != user:
-            rules.blocks.add((user, author))
+            (rules.blocks if kind == "block_author" else rules.mutes).add((user, author))
     for follower, followed in world["follows"]:
         if follower != followed:
             db.execute(
@@ -161,9 +164,10 @@ def test_explain_recommendation_and_recommend_agree(db: Connection, post: int) -
             " values (%s, %s, %s)",
             [user, seen, kind],
         )
-    for user, author in ((me, blocked), (blocker, me)):
+    for user, author, kind in ((me, blocked, "mute"), (blocker, me, "block")):
         db.execute(
-            "insert into public.author_blocks values (%s, %s, 'mute_author')", [user, author]
+            "insert into public.author_blocks values (%s, %s, %s)",
+            [user, author, f"{kind}_author"],
         )
     db.execute("update public.posts set deleted_at = now() where id = 6")
     shown = [
@@ -184,3 +188,14 @@ def test_explain_recommendation_and_recommend_agree(db: Connection, post: int) -
     # Readers ask why about what they see, so what they have seen is scored too.
     is_scored = post in (2, 3, 7)
     assert row == (post == 7, reasons[post - 1], 1 if post == 7 else None, is_scored)
+
+
+@pytest.mark.parametrize(("kind", "notices"), [("block_author", True), ("mute_author", False)])
+def test_who_is_muted_does_not_notice_and_who_is_blocked_gets_nothing(
+    db: Connection, kind: str, notices: bool
+) -> None:
+    reader, other = add_user(db), add_user(db)
+    (post,) = add_posts(db, 1, [reader], np.random.default_rng(9))
+    db.execute("insert into public.author_blocks values (%s, %s, %s)", [reader, other, kind])
+    page = "select post_id from public.recommend_for(%s, 9)"
+    assert [row[0] for row in db.execute(page, [other])] == ([] if notices else [post])

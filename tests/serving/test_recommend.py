@@ -61,6 +61,8 @@ class World:
         author = self.author[post]
         if kind in ("block_author", "mute_author") and author and author != user:
             self.blocks.add((user, author))
+            if kind == "block_author":
+                self.blocks.add((author, user))
 
     def eligible(self, user: str, exclude: set[int]) -> set[int]:
         """What the rules leave for a user."""
@@ -70,7 +72,6 @@ class World:
             if post not in self.deleted | self.gone[user] | exclude
             and author != user
             and (user, author) not in self.blocks
-            and (author, user) not in self.blocks
         }
 
 
