@@ -1,13 +1,13 @@
 -- New posts are shown to a few readers whatever their score. That ends when they had
--- settings.exploration_impressions, or somebody engaged. A pool of their own saves a look at all
--- posts.
+-- settings.exploration_impressions, or somebody else than the author liked them: what one reader
+-- dislikes goes on being shown to others. A pool of their own saves a look at all posts.
 
 create table two_tower.exploration_pool (
   post_id bigint primary key references two_tower.posts (id) on delete cascade,
   shuffled bigint not null,
   impressions integer not null default 0
 );
-comment on table two_tower.exploration_pool is 'Untouched posts that have not had settings.exploration_impressions yet.';
+comment on table two_tower.exploration_pool is 'New posts that have not had settings.exploration_impressions yet, and that nobody has engaged with positively.';
 comment on column two_tower.exploration_pool.shuffled is 'A hash of the post. Readers start at random places in this order.';
 comment on column two_tower.exploration_pool.impressions is 'Views since the post was added, as far as follow_events() has come.';
 create index exploration_pool_shuffled_idx on two_tower.exploration_pool (shuffled);

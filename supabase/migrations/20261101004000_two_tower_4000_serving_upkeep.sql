@@ -29,6 +29,7 @@ declare
   v_newest bigint := (select max(id) from public.engagement_events);
   v_last bigint;
   v_engaged bigint[];
+  v_liked bigint[];
   v_shown bigint[];
   v_times integer[];
   v_cold_shown integer;
@@ -37,29 +38,36 @@ begin
   select greatest(position, v_newest - 20 * p_limit) into v_last
   from two_tower.cursors where name = 'followed_events';
   with next as materialized (
-    select e.id, e.user_id, e.post_id, s.strength
-    from (select id, user_id, post_id, event_type from public.engagement_events where id > v_last
-          order by id limit p_limit) e
-      join two_tower.signals s using (event_type)
+    select e.id, e.user_id, e.post_id,
+      case when e.event_type <> 'dwell' or e.dwell_ms > c.long_dwell_ms then s.strength
+        when e.dwell_ms < c.short_dwell_ms then -1 else 0 end as strength
+    from (select id, user_id, post_id, event_type, dwell_ms from public.engagement_events
+          where id > v_last order by id limit p_limit) e
+      join two_tower.signals s using (event_type) cross join two_tower.settings c
   ), shown as (
-    select post_id, count(*)::integer as times from next where strength = 0 group by post_id
+    select post_id, count(distinct user_id)::integer as times from next where strength = 0
+    group by post_id
   ), cold as (
     select bool_or(n.strength = 0) as is_shown, bool_or(n.strength > 0) as is_engaged
-    from next n join two_tower.exploration_pool p using (post_id) group by n.user_id, n.post_id
+    from next n join two_tower.exploration_pool p using (post_id)
+      join two_tower.posts r on r.id = n.post_id and r.author_id is distinct from n.user_id
+    group by n.user_id, n.post_id
   )
   select (select max(id) from next),
     (select array_agg(distinct post_id) from next where strength <> 0),
+    (select array_agg(distinct n.post_id) from next n join two_tower.posts p on p.id = n.post_id
+     where n.strength > 0 and p.author_id is distinct from n.user_id),
     (select array_agg(post_id) from shown), (select array_agg(times) from shown),
     (select count(*) from cold c where c.is_shown),
     (select count(*) from cold c where c.is_engaged)
-  into v_last, v_engaged, v_shown, v_times, v_cold_shown, v_cold_engaged;
+  into v_last, v_engaged, v_liked, v_shown, v_times, v_cold_shown, v_cold_engaged;
   if v_last is null then
     return 0;
   end if;
   update two_tower.exploration_pool p set impressions = p.impressions + n.times
   from unnest(v_shown, v_times) as n (post_id, times) where p.post_id = n.post_id;
   delete from two_tower.exploration_pool p using two_tower.settings s
-  where p.post_id = any (v_engaged)
+  where p.post_id = any (v_liked)
     or (p.post_id = any (v_shown) and p.impressions >= s.exploration_impressions);
   if v_cold_shown + v_cold_engaged > 0 then
     perform two_tower.count_cold_start(v_cold_shown, v_cold_engaged);

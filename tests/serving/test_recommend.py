@@ -10,6 +10,7 @@ import pytest
 
 from python_jobs.db import Connection
 from tests.support.database import add_user
+from tests.support.engagements import add_posts
 
 RANKED = "select post_id, score, source from two_tower.recommend_for(%s, %s, %s)"
 
@@ -229,7 +230,7 @@ def test_a_page_is_read_by_key_however_small_the_tables_were_at_first(
     assert db.execute(query).fetchall() == before
 
 
-def test_an_engagement_or_a_deletion_ends_the_exploration_of_a_post(
+def test_a_positive_engagement_or_a_deletion_ends_the_exploration_of_a_post(
     db: Connection,
 ) -> None:
     world = World(db, seed=15, posts=20)
@@ -237,8 +238,9 @@ def test_an_engagement_or_a_deletion_ends_the_exploration_of_a_post(
     engaged = {
         row[0]
         for row in db.execute(
-            "select post_id from public.engagement_events e join two_tower.signals s"
-            " using (event_type) where s.strength <> 0"
+            "select e.post_id from public.engagement_events e join two_tower.signals s"
+            " using (event_type) join public.posts p on p.id = e.post_id"
+            " where s.strength > 0 and p.author_id is distinct from e.user_id"
         )
     }
     pool = {row[0] for row in db.execute("select post_id from two_tower.exploration_pool")}
@@ -288,3 +290,23 @@ def test_an_author_fills_no_page_while_others_are_left(db: Connection) -> None:
     rows = db.execute(RANKED, [world.users[0], 8, []]).fetchall()
     by_author = [world.author[row[0]] for row in rows if world.author[row[0]]]
     assert max(by_author.count(author) for author in by_author) <= 2
+
+
+def test_one_reader_who_skips_a_new_post_does_not_end_its_exploration(db: Connection) -> None:
+    author, reader, other = (add_user(db) for _ in range(3))
+    posts = add_posts(db, 4, [author], np.random.default_rng(15))
+    send = (
+        "insert into public.engagement_events (user_id, post_id, event_type, dwell_ms)"
+        " values (%s, %s, %s, %s)"
+    )
+    for user, post, kind, dwell_ms in (
+        *((reader, posts[0], "view", None) for _ in range(9)),
+        (reader, posts[0], "skip", None),
+        (reader, posts[1], "dwell", 900),
+        (author, posts[2], "like", None),
+        (other, posts[3], "like", None),
+    ):
+        db.execute(send, [user, post, kind, dwell_ms])
+    db.execute("select two_tower.follow_events()")
+    left = db.execute("select post_id, impressions from two_tower.exploration_pool").fetchall()
+    assert dict(left) == {posts[0]: 1, posts[1]: 0, posts[2]: 0}
