@@ -244,6 +244,18 @@ $$;
 comment on function two_tower.record_setting_change() is
   'Records a change of settings or signals. Definer: whoever may change a setting need not be able to write, or rewrite, its history.';
 
+-- Without its row no engagement could be stored.
+create function two_tower.keep_row() returns trigger
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  raise exception 'the row of two_tower.settings is changed, not deleted'
+    using errcode = '55000', hint = 'Use an UPDATE, or two-tower uninstall.';
+end
+$$;
+comment on function two_tower.keep_row() is 'Raises 55000: nothing works without the settings.';
+create trigger keep_row before delete or truncate on two_tower.settings
+  for each statement execute function two_tower.keep_row();
+
 create trigger record_setting_change after update on two_tower.settings
   for each row when (old.* is distinct from new.*)
   execute function two_tower.record_setting_change();

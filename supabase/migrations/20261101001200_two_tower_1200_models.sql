@@ -70,7 +70,7 @@ language sql immutable set search_path = pg_catalog, pg_temp as $$
   where p_tower = 'user_tower'
   union all
   select format('blocks.%s.%s', b.b, t.name), t.rows, t.width
-  from generate_series(0, coalesce((p_config ->> 'layers')::integer, 1) - 1) as b (b)
+  from generate_series(0, least(coalesce((p_config ->> 'layers')::integer, 1), 16) - 1) as b (b)
     cross join (values ('attention.in_proj_weight', 192, 64), ('attention.in_proj_bias', 1, 192),
       ('attention.out_proj.weight', 64, 64), ('attention.out_proj.bias', 1, 64),
       ('before.weight', 1, 64), ('before.bias', 1, 64), ('between.weight', 1, 64),
@@ -89,19 +89,27 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   ), stored as (
     select t.name, count(*) as rows, max(t.row_index) as last,
       min(extensions.vector_dims(t.row)) as narrowest,
-      max(extensions.vector_dims(t.row)) as widest
+      max(extensions.vector_dims(t.row)) as widest,
+      max(extensions.vector_norm(t.row)) as longest
     from two_tower.model_tensors t where t.version = p_version group by t.name
   )
-  select string_agg(case when e.name is null then s.name || ' is no tensor of this tower'
-    else format('%s must be %s rows of %s values', e.name, e.rows, e.width) end, '; '
-    order by coalesce(e.name, s.name))
-  from expected e full join stored s using (name)
-  where e.name is null or s.name is null
-    or (s.rows, s.last, s.narrowest, s.widest)
-      is distinct from (e.rows, e.rows - 1, e.width, e.width);
+  select left(string_agg(f.fault, '; ' order by f.fault like 'layers %' desc, f.fault), 1000)
+  from (
+    select 'layers must be from 1 to 16' as fault
+    from two_tower.model_weights w
+    where w.version = p_version and (w.config ->> 'layers')::integer not between 1 and 16
+    union all
+    select case when e.name is null then left(s.name, 100) || ' is no tensor of this tower'
+      when s.longest > 10000 then e.name || ' has a row longer than 10,000'
+      else format('%s must be %s rows of %s values', e.name, e.rows, e.width) end
+    from expected e full join stored s using (name)
+    where e.name is null or s.name is null or s.longest > 10000
+      or (s.rows, s.last, s.narrowest, s.widest)
+        is distinct from (e.rows, e.rows - 1, e.width, e.width)
+  ) f;
 $$;
 comment on function two_tower.missing_tensors(bigint) is
-  'Returns what keeps a version from being run: tensors that are missing, misshapen or unknown. Returns null if nothing does. Values are finite by their type: pgvector takes no NaN and no infinity.';
+  'Returns what keeps a version from being run: tensors that are missing, misshapen, unknown, or so large that what is computed from them is not finite. Returns null if nothing does, and at most 1,000 characters.';
 
 -- Two-layer perceptron 384 -> 256 -> 128 with ReLU and an output of norm 1. A row of weights times
 -- the input is one inner product of pgvector (<#> is its negative): the fastest way within SQL.

@@ -42,8 +42,12 @@ begin
   end if;
   begin
     select (jsonb_populate_record(s, p_overrides)).* into v_row from two_tower.settings s;
-    delete from two_tower.settings where id;
-    insert into two_tower.settings values (v_row.*);
+    update two_tower.settings set
+      cold_until = v_row.cold_until, popularity_weight = v_row.popularity_weight,
+      followed_weight = v_row.followed_weight, recency_weight = v_row.recency_weight,
+      recency_half_life = v_row.recency_half_life, exploration_share = v_row.exploration_share,
+      posts_per_author = v_row.posts_per_author, over_fetch = v_row.over_fetch
+    where id;
     raise exception using errcode = 'TT000';
   exception
     when sqlstate 'TT000' then return;

@@ -377,3 +377,11 @@ def test_a_build_takes_at_most_serving_build_megabytes_and_no_more_than_it_needs
     with settings(db, serving_build_megabytes=limit):
         value(db, "select two_tower.build_serving_index()")
         assert value(db, "select current_setting('maintenance_work_mem')") == taken
+
+
+@pytest.mark.parametrize("command", ["delete from", "truncate"])
+def test_the_row_of_settings_is_never_gone(db: Connection, command: str) -> None:
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState) as caught, db.transaction():
+        db.execute(f"{command} two_tower.settings".encode())
+    assert "Use an UPDATE" in str(caught.value.diag.message_hint)
+    assert value(db, "select count(*) from two_tower.settings") == 1

@@ -465,3 +465,24 @@ def test_clients_reach_nothing_of_the_gate(world: World) -> None:
             world.value(f"select two_tower.{call}")
         world.connection.execute("rollback to before")
         world.connection.execute("reset role")
+
+
+def test_a_tensor_of_finite_values_that_computes_to_no_number_is_not_stored(world: World) -> None:
+    with pytest.raises(psycopg.errors.DatabaseError, match=r"longer than 10,000") as caught:
+        world.user_tower(**{"blocks.0.wide.bias": np.full((1, 128), 3e38)})
+    assert caught.value.sqlstate == "TT004"
+
+
+@pytest.mark.parametrize("layers", [0, 17, 1_000_000])
+def test_a_tower_of_any_number_of_layers_is_refused_in_a_few_words(
+    world: World, layers: int
+) -> None:
+    version = world.user_tower()
+    world.connection.execute(
+        "update two_tower.model_weights"
+        " set config = config || jsonb_build_object('layers', %s::int) where version = %s",
+        [layers, version],
+    )
+    with pytest.raises(psycopg.errors.DatabaseError, match="layers must be from 1 to 16") as caught:
+        world.value("select two_tower.force_version(%s, 'why')", version)
+    assert len(str(caught.value.diag.message_primary)) < 1100
