@@ -66,7 +66,7 @@ begin
         and (p.requested_at, p.id) > (v_last_at, v_last_id)
       order by p.requested_at, p.id limit greatest(p_limit, 256));
     return query
-    select d.id, d.content_hash, t.content
+    select d.id, d.content_hash, left(t.content, 10000)
     from (
       select n.source_id, array_agg(n.key) as keys from unnest(v_due) n
         join two_tower.sources s on s.id = n.source_id and s.state <> 'detached'
@@ -84,7 +84,7 @@ begin
   end loop;
 end
 $$;
-comment on function two_tower.posts_to_encode(integer) is 'Returns at most p_limit posts whose text waits for the encoder, oldest request first. Definer: workers have no grant on tables.';
+comment on function two_tower.posts_to_encode(integer) is 'Returns at most p_limit posts whose text waits for the encoder, oldest request first, with its first 10,000 characters: an encoder reads about a thousand. Definer: workers have no grant on tables.';
 
 create function two_tower.profiles_to_encode(p_limit integer default 256)
 returns table (user_id uuid, content_hash bigint, content text)
@@ -95,7 +95,7 @@ begin
     select e.user_id, e.requested_at from two_tower.profile_embeddings e
     where e.base_embedding is null order by e.requested_at, e.user_id limit p_limit
   )
-  select d.user_id, hashtextextended(t.content, 0), t.content
+  select d.user_id, hashtextextended(t.content, 0), left(t.content, 10000)
   from two_tower.sources s
     cross join lateral two_tower.read_texts(s.id,
       array(select d.user_id::text from due d)) t
@@ -104,7 +104,7 @@ begin
   order by d.requested_at, d.user_id;
 end
 $$;
-comment on function two_tower.profiles_to_encode(integer) is 'Returns at most p_limit profiles whose text waits for the encoder, oldest request first. Definer: workers have no grant on tables.';
+comment on function two_tower.profiles_to_encode(integer) is 'Returns at most p_limit profiles whose text waits for the encoder, oldest request first, with its first 10,000 characters. Definer: workers have no grant on tables.';
 
 -- What changed of a post beside its text. A statement of the app writes the registry alone, and
 -- waits for no lesson.

@@ -5,7 +5,8 @@ create table public.profiles (
   user_id uuid primary key default auth.uid() references auth.users (id) on delete cascade,
   handle text unique constraint handle_is_short check (length(handle) between 1 and 64),
   bio text constraint bio_is_bounded check (length(bio) <= 10000),
-  interests text[] constraint interests_are_few check (cardinality(interests) <= 100),
+  interests text[] constraint interests_are_few check (cardinality(interests) <= 100)
+    constraint interests_are_bounded check (octet_length(interests::text) <= 20000),
   created_at timestamptz not null default two_tower.now()
 );
 comment on table public.profiles is 'One row per user who filled in a profile. Bio and interests give a new user a first vector.';

@@ -32,6 +32,7 @@ ACCEPTED = (
     "two_tower.create_source_function(%: text type variable is not sanitized: %",
     "two_tower.try_expression(%: text type variable is not sanitized: %",
     'two_tower.try_expression(%: schema "pg_temp" does not exist: %',
+    'two_tower.try_expression(%: relation "pg_temp.%" does not exist: %',
     "two_tower.walk_r%: text type variable is not sanitized: %",
     "two_tower.write_page(%: text type variable is not sanitized: %",
     "two_tower.write_page_function(%: text type variable is not sanitized: %",

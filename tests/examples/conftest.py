@@ -125,7 +125,7 @@ class Reader:
         return (title, event_type) in [event[:2] for event in self.events()]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """The machine's own Chromium, headless."""
     playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")

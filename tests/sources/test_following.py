@@ -344,3 +344,17 @@ def test_the_starter_app_is_followed_like_any_other(db: Any) -> None:
     db.execute("delete from public.posts")
     detach_starter(db)
     assert value(db, "select bool_and(deleted_at is not null) from two_tower.posts")
+
+
+def test_of_a_long_text_an_encoder_gets_the_start(articles: App) -> None:
+    db = articles.connection
+    insert(articles, range(1, 4))
+    insert(articles, range(4, 5), title="boat " * 400_000)
+    (waiting,) = [
+        row
+        for row in rows(db, "select * from two_tower.posts_to_encode()")
+        if len(row.content) > 99
+    ]
+    assert waiting.content == "boat " * 2000
+    stored = "select content_hash from two_tower.posts where id = %s"
+    assert waiting.content_hash == value(db, stored, waiting.post_id)

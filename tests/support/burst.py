@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 
@@ -41,7 +42,9 @@ async def _send(functions: Functions, token: str) -> tuple[Counter[int], list[fl
 
 def send_burst(functions: Functions) -> tuple[Counter[int], list[float]]:
     """Sends all requests for pages together. Returns statuses, and seconds of each in its queue."""
-    return asyncio.run(_send(functions, functions.sign_up()))
+    token = functions.sign_up()
+    with ThreadPoolExecutor(1) as thread:  # the caller's may have an event loop that runs
+        return thread.submit(lambda: asyncio.run(_send(functions, token))).result()
 
 
 def main() -> None:
