@@ -50,6 +50,8 @@ comment on function two_tower.start_due_schedules() is
 -- Learning locks users before posts, and posts in order of id. Two such steps in one transaction
 -- would break that order. So a tick takes one step: the next, in turn, that has something to do.
 -- The turn moves on even if the step fails: what is broken in one must not stop the others.
+-- Two sessions: who hands in encodings holds the switch lock, and asks for the numbering lock. So
+-- no tick asks for the switch lock while it holds the numbering lock, of compact_numbers().
 create function two_tower.take_step() returns jsonb
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
@@ -61,6 +63,7 @@ declare
   v_turn bigint;
   v_step text;
   v_done record;
+  v_is_filling boolean := (select filling_version is not null from two_tower.state);
 begin
   v_done := two_tower.try_call('freeze_on_drift');
   if v_done.answer::boolean then
@@ -71,6 +74,7 @@ begin
   for v_offset in 1..cardinality(v_steps) loop
     v_place := 1 + (v_turn + v_offset) % cardinality(v_steps);
     v_step := v_steps[v_place];
+    continue when v_is_filling and v_step = 'compact_numbers' and v_turn % 2 = 0;
     v_done := two_tower.try_call(v_step, v_limits[v_place]);
     if v_done.has_failed then
       return jsonb_build_object('failed', v_step);
@@ -78,8 +82,10 @@ begin
       return jsonb_build_object(v_step, v_done.answer::integer);
     end if;
   end loop;
-  if (select filling_version is not null from two_tower.state)
-    and not two_tower.needs_serving_index() then
+  if v_is_filling and not two_tower.needs_serving_index() then
+    if v_turn % 2 = 1 then
+      return '{"flip_slots": "next tick"}';
+    end if;
     v_done := two_tower.try_call('flip_slots');
     return jsonb_build_object('flip_slots', coalesce(v_done.answer::boolean, false)::integer);
   end if;

@@ -163,7 +163,7 @@ def test_a_rollback_brings_back_the_towers_of_the_checkpoint(world: World) -> No
         [second, first],
     )
     value(db, "select two_tower.begin_switch(%s)", second)
-    for _ in range(5):
+    for _ in range(10):
         value(db, "select two_tower.take_step()")
     assert value(db, "select two_tower.active_version('candidate_tower')") == second
     # A promotion asks for a checkpoint of its own, which says why it was made.

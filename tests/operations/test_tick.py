@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
-from python_jobs.db import Connection, value
+from python_jobs.db import Connection, connect, value
 from tests.support.database import add_user
+from tests.support.patience import wait_until
 
 FAILS = (
     "create or replace function two_tower.{}() returns {} language plpgsql"
@@ -94,3 +98,32 @@ def test_what_pg_cron_keeps_of_ticks_is_pruned_and_nothing_else(db: Connection) 
         3,
         4,
     ]
+
+
+def test_a_flip_never_deadlocks_with_who_hands_in_encodings(
+    fresh_database: Callable[[], str],
+) -> None:
+    url = fresh_database()
+    with connect(url, autocommit=True) as ticking, connect(url) as worker:
+        value(ticking, "select two_tower.checkpoint('operator')")
+        value(ticking, "select two_tower.rollback()")
+        ticking.execute("update two_tower.schedules set is_enabled = false")
+        worker.execute("select pg_advisory_xact_lock_shared(two_tower.switch_lock())")
+        waits = "select count(*) from pg_locks where locktype = 'advisory' and not granted"
+        with ThreadPoolExecutor(1) as thread:
+            flip = thread.submit(ticks_until_a_flip_is_tried, ticking)
+            with connect(url, autocommit=True) as watcher:
+                wait_until(lambda: value(watcher, waits) or flip.done())
+            # As in store_base_embeddings(). A deadlock would end one of the two.
+            worker.execute("set local lock_timeout = '500ms'")
+            worker.execute("select pg_advisory_xact_lock_shared(two_tower.numbering_lock())")
+            worker.commit()
+            flip.result()
+        ticks(ticking, 4)
+        assert value(ticking, "select filling_version is null from two_tower.state")
+
+
+def ticks_until_a_flip_is_tried(db: Connection) -> None:
+    """Ticks until one has asked for the switch lock, whether it got it or not."""
+    while value(db, "select two_tower.tick()").get("flip_slots") not in (0, 1):
+        pass
