@@ -80,8 +80,8 @@ def test_a_subscriber_holds_the_same_vectors_and_no_trigger_fires_twice(logical:
             f"create subscription copy connection '{origin_url}'"  # type: ignore[arg-type]
             " publication everything with (create_slot = false, copy_data = false)"
         )
-        users = [add_user(origin) for _ in range(6)]
-        posts = add_posts(origin, 40, users[:2], np.random.default_rng(41))
+        *users, author, other = (add_user(origin) for _ in range(8))
+        posts = add_posts(origin, 40, [author, other], np.random.default_rng(41))
         stream = Stream(np.random.default_rng(42), users, posts)
         for size in (1, 1, 30, 100, 1, 60):
             insert_events(origin, stream.next(size))
@@ -89,7 +89,8 @@ def test_a_subscriber_holds_the_same_vectors_and_no_trigger_fires_twice(logical:
         insert_events(origin, [Event(users[0], posts[0], "view")])
 
         wanted = contents(origin)
-        assert all(wanted[table] for table in TABLES), "a table was not written at all"
+        empty = [table for table in TABLES if not wanted[table]]
+        assert empty == [], "a table was not written at all"
         position = "select pg_current_wal_lsn()"
         row = origin.execute(position).fetchone()  # type: ignore[arg-type]
         assert row is not None
