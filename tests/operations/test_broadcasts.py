@@ -115,7 +115,7 @@ def test_what_a_reader_would_not_get_does_not_count(realtime: Connection) -> Non
     publish(db, foe)
     publish(db, banned)
     add_posts(db, 1, [author])  # not encoded
-    db.execute("insert into two_tower.blocks values (%s, %s, 'mute_author')", [foe, reader])
+    db.execute("insert into two_tower.blocks values (%s, %s, 'block_author')", [foe, reader])
     db.execute("update auth.users set banned_until = 'infinity' where id = %s", [banned])
     db.execute("update public.posts set deleted_at = now() where id = %s", [deleted])
     db.execute("select public.remove_post(%s)", [removed])

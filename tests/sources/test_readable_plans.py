@@ -67,7 +67,7 @@ CALLS = {
     "recommend": "select * from public.recommend(50)",
     "recommended": "select * from public.recommended_articles(50) order by place",
     "excluded": "select * from public.recommend(50, array(select gen_random_uuid()::text"
-    " from generate_series(1, 10000)))",
+    " from generate_series(1, 1000)))",
     "similar": "select * from public.similar_posts(%(near)s, 50)",
     "explain": "select * from public.explain_recommendation(%(near)s)",
     "event": "insert into public.engagement_events (post_id, event_type) values (%(near)s, 'view')",
