@@ -138,12 +138,10 @@ returns table (text_id bigint, content text)
 language sql security definer set search_path = pg_catalog, pg_temp as $$
   update two_tower.requested_texts t
   set claimed_until = two_tower.now() + interval '20 seconds'
-  from (
+  where t.id = any (array( -- found once: a join could look again, and find the next ones
     select w.id from two_tower.requested_texts w
     where w.base_embedding is null and w.claimed_until < two_tower.now()
-    order by w.turn_at, w.id limit p_limit for update skip locked
-  ) next
-  where t.id = next.id
+    order by w.turn_at, w.id limit p_limit for update skip locked))
   returning t.id, t.content;
 $$;
 comment on function two_tower.texts_to_encode(integer) is
