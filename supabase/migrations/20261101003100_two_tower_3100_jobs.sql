@@ -203,11 +203,11 @@ language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_pruned integer;
 begin
-  delete from two_tower.jobs where id in (
+  delete from two_tower.jobs where id = any (array(
     select id from two_tower.jobs
     where state in ('done', 'dead') and finished_at < two_tower.now() - interval '1 day'
       and (state = 'done' or finished_at < two_tower.now() - interval '30 days')
-    order by finished_at limit p_limit for update skip locked);
+    order by finished_at limit p_limit for update skip locked));
   get diagnostics v_pruned = row_count;
   delete from two_tower.workers w where w.seen_at < two_tower.now() - interval '30 days';
   return v_pruned;

@@ -172,11 +172,11 @@ language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_pruned integer;
 begin
-  delete from two_tower.requested_texts where id in (
+  delete from two_tower.requested_texts where id = any (array(
     select t.id from two_tower.requested_texts t
     where t.requested_at
       < two_tower.now() - (select s.requested_texts_kept_for from two_tower.settings s)
-    order by t.requested_at limit p_limit for update skip locked);
+    order by t.requested_at limit p_limit for update skip locked));
   get diagnostics v_pruned = row_count;
   return v_pruned;
 end
