@@ -10,6 +10,7 @@
 const BATCH = 150; // events a request: one that outlives its page may have 64 KiB
 const KEPT = 1000; // events that wait; beyond, the oldest go
 const KNOWN_MS = 6 * 24 * 3600 * 1000; // older ones go: the server knows a client_event_id for a week
+const LATE_MS = 60_000; // what waited longer says when it happened
 const SLOWEST_MS = 60_000; // of an answer, and between two tries
 const REFUSED = [400, 409, 413, 422]; // the batch as a whole, and so it would be again
 
@@ -130,7 +131,7 @@ export class Engagements {
         method: "POST",
         keepalive: true, // goes on when the page is closed
         headers: { apikey: this.key, Authorization: `Bearer ${token}`, "Content-Type": "application/json" },
-        body: JSON.stringify({ p_events: entries.map(({ event }) => event), p_each: true }),
+        body: JSON.stringify({ p_events: entries.map(dated), p_each: true }),
         signal: AbortSignal.timeout(SLOWEST_MS),
       });
       if (!answer.ok && !REFUSED.includes(answer.status)) return false;
@@ -144,4 +145,9 @@ export class Engagements {
       ids.forEach((id) => this.#sending.delete(id));
     }
   }
+}
+
+// The event as it is sent. What goes out at once needs no time: it happened when it arrived.
+function dated({ at, event }) {
+  return Date.now() - at > LATE_MS ? { happened_at: new Date(at).toISOString(), ...event } : event;
 }

@@ -12,6 +12,8 @@ export type SentEvent = {
   event_type: EventType;
   dwell_ms?: number;
   client_event_id?: string;
+  /** When it happened, for what is sent late. */
+  happened_at?: string;
 };
 
 type Schema = Generated["public"];

@@ -15,6 +15,7 @@ create table public.engagement_events (
   event_type text not null,
   dwell_ms integer,
   client_event_id uuid,
+  happened_at timestamptz,
   created_at timestamptz not null default two_tower.now(),
   primary key (id, created_at)
 ) partition by range (created_at);
@@ -27,7 +28,8 @@ comment on column public.engagement_events.event_type is 'view, click, like, rep
 comment on column public.engagement_events.dwell_ms is 'Milliseconds on screen, 0 or more. An event of type dwell needs it.';
 comment on column public.engagement_events.client_event_id is
   'Chosen by the client, once per event. It makes a retry recognisable, within settings.client_event_retry_window.';
-comment on column public.engagement_events.created_at is 'Set by the server. Only operators may give one.';
+comment on column public.engagement_events.happened_at is 'When it happened, by the client''s clock, for what is sent late: it orders histories and viewed posts. Brought to within seven days before created_at. Null: when it arrived.';
+comment on column public.engagement_events.created_at is 'When it arrived: set by the server. It bounds influence. Only operators may give one.';
 create index engagement_events_user_id_created_at_idx
   on public.engagement_events (user_id, created_at desc);
 create index engagement_events_client_event_id_idx
@@ -116,6 +118,19 @@ comment on function two_tower.resolve_post_key() is 'Finds the post of an event 
 create trigger resolve_post_key before insert on public.engagement_events
   for each row when (new.post_id is null) execute function two_tower.resolve_post_key();
 
+-- A client's clock may be wrong, or lie. Only events that name a time pay for this.
+create function two_tower.clamp_happened_at() returns trigger
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  new.happened_at := least(new.created_at,
+    greatest(new.happened_at, new.created_at - interval '7 days'));
+  return new;
+end
+$$;
+comment on function two_tower.clamp_happened_at() is 'Brings the time at which an event happened to within seven days before it arrived.';
+create trigger clamp_happened_at before insert on public.engagement_events
+  for each row when (new.happened_at is not null) execute function two_tower.clamp_happened_at();
+
 create table public.author_blocks (
   user_id uuid not null default auth.uid() references two_tower.users (id) on delete cascade,
   author_id uuid not null,
@@ -135,7 +150,7 @@ create index author_blocks_author_id_idx on public.author_blocks (author_id);
 -- the columns that the engine knows.
 create type two_tower.event as (
   id bigint, user_id uuid, post_id bigint, event_type text, dwell_ms integer,
-  client_event_id uuid, created_at timestamptz
+  client_event_id uuid, created_at timestamptz, happened_at timestamptz
 );
 comment on type two_tower.event is 'A row of engagement_events, without columns of the app.';
 
@@ -188,6 +203,7 @@ create table two_tower.deferred_events (
   dwell_ms integer,
   client_event_id uuid,
   created_at timestamptz not null,
+  happened_at timestamptz,
   reason text not null constraint reason_to_wait_is_known
     check (reason in ('post_not_encoded', 'frozen', 'minute_full')),
   deferred_at timestamptz not null default two_tower.now()

@@ -29,13 +29,15 @@
 
 create type two_tower.lesson as (
   event_id bigint, user_id uuid, post_id bigint, event_type text, dwell_ms integer,
-  client_event_id uuid, created_at timestamptz,
+  client_event_id uuid, created_at timestamptz, happened_at timestamptz,
   signal text, strength real, label boolean, bit integer, withdrawn text, withdrawn_bit integer,
   withdrawn_strength real, blocks_author boolean, user_post_place integer,
   verdict text
 );
 comment on type two_tower.lesson is
   'An event inside the trigger: what it means (signal to blocks_author), and the verdict on it.';
+comment on column two_tower.lesson.created_at is 'When it arrived. Bounds of influence go by it.';
+comment on column two_tower.lesson.happened_at is 'When it happened: what the client says, else when it arrived.';
 comment on column two_tower.lesson.signal is 'The signal, which of a dwell depends on its duration: dwell, view or skip.';
 comment on column two_tower.lesson.withdrawn is 'The signal that the event takes back.';
 comment on column two_tower.lesson.withdrawn_bit is 'The bit of the signal that the event takes back.';
@@ -53,7 +55,7 @@ begin
 end
 $$;
 comment on function two_tower.is_plausible_time(timestamptz, two_tower.settings) is
-  'Returns whether an event can have happened then: within settings.future_event_tolerance and settings.oldest_event_age.';
+  'Returns whether an event can have arrived then: within settings.future_event_tolerance and settings.oldest_event_age.';
 
 create function two_tower.interpret_events(p_events two_tower.event[],
   p_settings two_tower.settings, p_is_deferred boolean,
@@ -71,7 +73,8 @@ begin
     v_first := array(
       select min(x.place) over (partition by x.user_id, x.post_id)
       from unnest(p_events) with ordinality
-        as x (id, user_id, post_id, event_type, dwell_ms, client_event_id, created_at, place)
+        as x (id, user_id, post_id, event_type, dwell_ms, client_event_id, created_at,
+          happened_at, place)
       order by x.place);
   end if;
   foreach v_event in array p_events loop
@@ -99,7 +102,7 @@ begin
     end if;
     lessons := lessons || row(v_event.id, v_event.user_id, v_event.post_id,
       v_event.event_type, v_event.dwell_ms, v_event.client_event_id, v_event.created_at,
-      v_signal.event_type, v_signal.strength, v_signal.label, v_signal.bit, v_signal.withdraws,
+      coalesce(v_event.happened_at, v_event.created_at), v_signal.event_type, v_signal.strength, v_signal.label, v_signal.bit, v_signal.withdraws,
       v_withdrawn.bit, v_withdrawn.strength, v_signal.blocks_author,
       v_first[coalesce(cardinality(lessons), 0) + 1], null)::two_tower.lesson;
     are_views := are_views and v_signal.strength = 0 and v_signal.withdraws is null;

@@ -258,9 +258,10 @@ begin
   end if;
   if v_leaves_rows then
     insert into two_tower.deferred_events
-      (event_id, user_id, post_id, event_type, dwell_ms, client_event_id, created_at, reason)
+      (event_id, user_id, post_id, event_type, dwell_ms, client_event_id, created_at,
+       happened_at, reason)
     select l.event_id, l.user_id, l.post_id, l.event_type, l.dwell_ms, l.client_event_id,
-      l.created_at,
+      l.created_at, l.happened_at,
       case when l.verdict = 'wait' then 'minute_full'
         when (p_batch.state).frozen_at is null then 'post_not_encoded' else 'frozen' end
     from unnest(p_batch.lessons) l where l.verdict in ('defer', 'wait');

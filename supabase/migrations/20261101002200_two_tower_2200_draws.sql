@@ -34,6 +34,9 @@ $$;
 comment on function two_tower.draw_numbers(bigint, bigint, integer) is
   'Returns p_count numbers of a range, drawn with replacement. Returns each number once where the range has no more than p_count.';
 
+-- A view arrives when it happened or later. So what happened in the window arrived after its start,
+-- and the index on created_at serves. What was sent days late has a window in which much arrived:
+-- the newest 1,000 events are read.
 create function two_tower.find_viewed_posts(p_lesson two_tower.lesson,
   p_settings two_tower.settings)
 returns bigint[] language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
@@ -41,16 +44,23 @@ begin
   return array(
     select d.post_id from (
       select distinct l.post_id from (
-        select e.post_id from public.engagement_events e
-        where e.user_id = p_lesson.user_id and e.event_type = 'view' and e.id < p_lesson.event_id
-          and e.created_at between p_lesson.created_at - p_settings.viewed_negative_window
-            and p_lesson.created_at
-        order by e.created_at desc limit p_settings.negatives_per_positive * 3 / 2) l) d
+        select r.post_id from (
+          select e.id, e.post_id, e.event_type, e.happened_at, e.created_at
+          from public.engagement_events e
+          where e.user_id = p_lesson.user_id
+            and e.created_at between p_lesson.happened_at - p_settings.viewed_negative_window
+              and p_lesson.created_at
+          order by e.created_at desc limit 1000) r
+        where r.event_type = 'view' and r.id < p_lesson.event_id
+          and coalesce(r.happened_at, r.created_at)
+            between p_lesson.happened_at - p_settings.viewed_negative_window
+              and p_lesson.happened_at
+        order by r.created_at desc limit p_settings.negatives_per_positive * 3 / 2) l) d
     order by random());
 end
 $$;
 comment on function two_tower.find_viewed_posts(two_tower.lesson, two_tower.settings) is
-  'Returns the posts that the user viewed last within settings.viewed_negative_window before an event, in random order. Reads at most 3/2 settings.negatives_per_positive views, because some of the posts were engaged with.';
+  'Returns the posts that the user viewed last within settings.viewed_negative_window before an event, in random order. Takes at most 3/2 settings.negatives_per_positive views, because some of the posts were engaged with.';
 
 create function two_tower.draw_from_all(p_user_id uuid, p_slot smallint, p_excluded bigint[],
   p_count integer)

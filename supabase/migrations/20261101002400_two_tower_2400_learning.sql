@@ -293,7 +293,7 @@ declare
   v_events two_tower.event[];
 begin
   select array_agg(row(e.id, e.user_id, e.post_id, e.event_type, e.dwell_ms, e.client_event_id,
-    e.created_at)::two_tower.event order by e.id)
+    e.created_at, e.happened_at)::two_tower.event order by e.id)
   into v_events from new_events e;
   if v_events is not null then
     perform two_tower.learn_events(v_events);
@@ -315,10 +315,10 @@ begin
   with taken as (
     delete from two_tower.deferred_events d where d.event_id = any (p_event_ids)
     returning d.event_id, d.user_id, d.post_id, d.event_type, d.dwell_ms, d.client_event_id,
-      d.created_at
+      d.created_at, d.happened_at
   )
   select array_agg(row(t.event_id, t.user_id, t.post_id, t.event_type, t.dwell_ms,
-    t.client_event_id, t.created_at)::two_tower.event order by t.event_id)
+    t.client_event_id, t.created_at, t.happened_at)::two_tower.event order by t.event_id)
   into v_events from taken t;
   return v_events;
 end

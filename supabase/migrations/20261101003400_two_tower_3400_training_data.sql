@@ -130,21 +130,23 @@ language sql stable security definer set search_path = pg_catalog, pg_temp as $$
   with post as materialized (
     select p.post_id, p.embedding from two_tower.posts_as_of(p_before) p where p_before is not null
   )
-  select a.user_id, array_agg(h.author_id order by h.created_at, h.id),
-    array_agg(h.event_type order by h.created_at, h.id),
-    array_agg(h.label order by h.created_at, h.id), array_agg(h.hours order by h.created_at, h.id),
-    array_agg(h.embedding order by h.created_at, h.id),
-    array_agg(h.post_id order by h.created_at, h.id), min(h.id)
+  select a.user_id, array_agg(h.author_id order by h.happened_at, h.id),
+    array_agg(h.event_type order by h.happened_at, h.id),
+    array_agg(h.label order by h.happened_at, h.id), array_agg(h.hours order by h.happened_at, h.id),
+    array_agg(h.embedding order by h.happened_at, h.id),
+    array_agg(h.post_id order by h.happened_at, h.id), min(h.id)
   from unnest(p_user_ids) as a (user_id)
     cross join two_tower.settings s
     cross join two_tower.state st
     cross join lateral (
-      select e.id, e.created_at, e.post_id, g.event_type, coalesce(g.label, false) as label,
-        v.author_id, extract(epoch from e.created_at)::double precision / 3600 as hours,
+      select e.id, e.happened_at, e.post_id, g.event_type, coalesce(g.label, false) as label,
+        v.author_id, extract(epoch from e.happened_at)::double precision / 3600 as hours,
         case when p_before is null then v.embedding
           else coalesce(p.embedding, x.post_emb::extensions.vector) end as embedding
       from (
-        select y.id, y.user_id, y.post_id, y.created_at from public.engagement_events y
+        select y.id, y.user_id, y.post_id, y.created_at,
+          coalesce(y.happened_at, y.created_at) as happened_at
+        from public.engagement_events y
         where y.user_id = a.user_id and y.id < coalesce(p_before, 9223372036854775807)
           and y.event_type in (select g.event_type from two_tower.signals g where g.strength <> 0)
         order by y.created_at desc, y.id desc limit s.history_length + 20
@@ -158,7 +160,7 @@ language sql stable security definer set search_path = pg_catalog, pg_temp as $$
   group by a.user_id;
 $$;
 comment on function two_tower.user_histories(bigint, uuid[]) is
-  'Returns learned engagements of users before t0, oldest first, with the posts'' vectors as they stood then. The user tower is trained on them, and judged by them. For t0 null, returns those of now with live embeddings, which the user tower encodes. Definer: workers have no grant on tables.';
+  'Returns learned engagements of users before t0, by when they happened, oldest first, with the posts'' vectors as they stood then. The user tower is trained on them, and judged by them. For t0 null, returns those of now with live embeddings, which the user tower encodes. Definer: workers have no grant on tables.';
 
 -- Numbers of the range, drawn by a hash of t0: uniform, without sorting all posts, and the same
 -- again for the same data.

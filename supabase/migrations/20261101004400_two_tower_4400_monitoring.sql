@@ -216,6 +216,7 @@ begin
       values
         ('request_erasure', 'two_tower.users'), ('learn_from_events', 'public.engagement_events'),
         ('resolve_post_key', 'public.engagement_events'),
+        ('clamp_happened_at', 'public.engagement_events'),
         ('check_readable', 'public.engagement_events'),
         ('learn_from_blocks', 'two_tower.blocks'), ('unlearn_blocks', 'two_tower.blocks'),
         ('keep_row', 'two_tower.settings'), ('record_setting_change', 'two_tower.settings'),

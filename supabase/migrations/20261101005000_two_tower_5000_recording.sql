@@ -49,7 +49,7 @@ comment on function two_tower.begin_batch() is
 -- insert raises, and by nothing else: what is refused here is what an insert of that event refuses.
 create type two_tower.sent_event as (
   place integer, post_id bigint, post_key text, post_source text, event_type text,
-  dwell_ms integer, client_event_id uuid
+  dwell_ms integer, client_event_id uuid, happened_at timestamptz
 );
 comment on type two_tower.sent_event is 'An event of a batch, as a client sends it.';
 comment on column two_tower.sent_event.place is 'Its place in the batch, from 1.';
@@ -92,14 +92,15 @@ begin
       hint = 'Give {"post_id": 1, "event_type": "like", "client_event_id": "a uuid"}.';
   end if;
   select p_place, r.post_id, r.post_key, r.post_source, r.event_type,
-    two_tower.read_dwell(r.dwell_ms), coalesce(r.client_event_id, gen_random_uuid())
+    two_tower.read_dwell(r.dwell_ms), coalesce(r.client_event_id, gen_random_uuid()),
+    r.happened_at
   into v_event
   from jsonb_to_record(p_event) as r (post_id bigint, post_key text, post_source text,
-    event_type text, dwell_ms jsonb, client_event_id uuid);
+    event_type text, dwell_ms jsonb, client_event_id uuid, happened_at timestamptz);
   return v_event;
 end
 $$;
-comment on function two_tower.read_event(jsonb, integer) is 'Returns an event as it was sent. Raises 22023 for what is no object, and 22P02 and 22003 for a value that its column can not hold.';
+comment on function two_tower.read_event(jsonb, integer) is 'Returns an event as it was sent. Raises 22023 for what is no object, and 22P02, 22003, 22007 and 22008 for a value that its column can not hold.';
 
 create function two_tower.store_events(p_events jsonb[], p_places integer[], p_since timestamptz)
 returns setof two_tower.event_answer language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -120,8 +121,9 @@ begin
         limit 1) k on true
   ), stored as (
     insert into public.engagement_events
-      (post_id, post_key, post_source, event_type, dwell_ms, client_event_id)
-    select s.post_id, s.post_key, s.post_source, s.event_type, s.dwell_ms, s.client_event_id
+      (post_id, post_key, post_source, event_type, dwell_ms, client_event_id, happened_at)
+    select s.post_id, s.post_key, s.post_source, s.event_type, s.dwell_ms, s.client_event_id,
+      s.happened_at
     from sent s where s.known_id is null and not s.is_repeated
     order by s.place
     returning id, client_event_id, created_at
@@ -247,4 +249,4 @@ begin
 end
 $$;
 comment on function public.record_engagements(jsonb, boolean) is
-  'Stores a batch of the signed-in user''s events: [{"post_id" or "post_key" (and "post_source"), "event_type", "dwell_ms"?, "client_event_id"?}], at most 500. Returns a row per event, in order: its place from 1, and stored, or known for one whose client_event_id is stored already. So a retry gets the same ids, and stores nothing twice. p_each false: all or nothing. p_each true: what is good is stored, and what is not is refused by itself, with code (SQLSTATE), message and hint. Rounds dwell_ms. Raises 22023 for what is no array, TT002 for more than 500 events or a megabyte and, without p_each, what an insert raises.';
+  'Stores a batch of the signed-in user''s events: [{"post_id" or "post_key" (and "post_source"), "event_type", "dwell_ms"?, "client_event_id"?, "happened_at"?}], at most 500. Returns a row per event, in order: its place from 1, and stored, or known for one whose client_event_id is stored already. So a retry gets the same ids, and stores nothing twice. p_each false: all or nothing. p_each true: what is good is stored, and what is not is refused by itself, with code (SQLSTATE), message and hint. Rounds dwell_ms. Raises 22023 for what is no array, TT002 for more than 500 events or a megabyte and, without p_each, what an insert raises.';

@@ -49,10 +49,10 @@ begin
     v_position := 0;
   end if;
   select array_agg(row(h.id, h.user_id, h.post_id, h.event_type, h.dwell_ms, null,
-    h.created_at)::two_tower.event order by h.id), max(h.id)
+    h.created_at, h.happened_at)::two_tower.event order by h.id), max(h.id)
   into v_events, v_position
   from (
-    select n.id, n.user_id, n.event_type, n.dwell_ms, n.created_at,
+    select n.id, n.user_id, n.event_type, n.dwell_ms, n.created_at, n.happened_at,
       two_tower.find_restored_post(n.post_id, n.post_key, n.post_source) as post_id
     from public.engagement_events n
     where n.id > v_position

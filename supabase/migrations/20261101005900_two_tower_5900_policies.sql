@@ -37,7 +37,7 @@ grant execute on function
 -- What signed-in users may write, column by column. created_at is never among them.
 grant select, delete on public.author_blocks to authenticated;
 grant select, insert (user_id, post_id, post_key, post_source, event_type, dwell_ms,
-    client_event_id)
+    client_event_id, happened_at)
   on public.engagement_events to authenticated;
 
 -- Defaults of columns and bodies of the public wrappers run with the caller's rights.

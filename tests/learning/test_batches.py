@@ -68,6 +68,10 @@ BAD = {
     "text for a number": ({"post_id": "one", "event_type": "view"}, "22P02"),
     "half a post": ({"post_id": 1.5, "event_type": "view"}, "22P02"),
     "a number too long": ({"post_id": 10**30, "event_type": "view"}, "22003"),
+    "no time": ({"post_id": 1, "event_type": "view", "happened_at": "NaN"}, "22007"),
+    "a time as an object": ({"post_id": 1, "event_type": "view", "happened_at": {}}, "22007"),
+    "a time too far": ({"post_id": 1, "event_type": "view", "happened_at": "1e99"}, "22007"),
+    "a year too far": ({"post_id": 1, "event_type": "view", "happened_at": "300000-1-1"}, "22008"),
     "no uuid": ({"post_id": 1, "event_type": "view", "client_event_id": "1234"}, "22P02"),
 }
 
