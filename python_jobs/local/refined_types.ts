@@ -51,7 +51,7 @@ type KnownColumns = {
   explain_recommendation: Explanation;
   explain_for: Explanation;
   embed_text: {
-    status: "ready" | "waiting" | "no_worker";
+    status: "ready" | "waiting" | "no_worker" | "unreadable";
     base_embedding: number[] | null;
     embedding: number[] | null;
     retry_after: number | null;

@@ -52,6 +52,9 @@ create table two_tower.settings (
     constraint untouched_post_push_limit_is_bounded
       check (untouched_post_push_limit between 0 and 10),
 
+  encoder text not null default 'all-MiniLM-L6-v2'
+    constraint encoder_is_named check (length(encoder) between 1 and 500),
+
   client_event_retry_window interval not null default '7 days'
     constraint client_event_retry_window_is_bounded
       check (client_event_retry_window between '1 minute' and '31 days'),
@@ -169,6 +172,7 @@ comment on column two_tower.settings.learned_events_per_minute is 'At most this 
 comment on column two_tower.settings.waiting_events_per_user is 'At most this number of events of one user waits because its minute is full. Further events are only recorded.';
 comment on column two_tower.settings.movement_per_hour is 'Advanced. The most that events move one post, and blocks one author, in an hour: the sum of their steps. A step is at most the learning rate times the strength. Reaching the limit opens an alert.';
 comment on column two_tower.settings.untouched_post_push_limit is 'Advanced. The most that pushes move an untouched post in all, so that it is not pushed out of sight.';
+comment on column two_tower.settings.encoder is 'The sentence-transformers model that reads texts: a name or a folder that all workers reach, of 384 dimensions. The default reads English. After a change, a worker fits the candidate tower to the new model, then all texts are encoded anew in the background (two_tower.active_encoder() is the model at work). One that does not fit opens an alert and changes nothing.';
 comment on column two_tower.settings.client_event_retry_window is 'Advanced. A repeated client_event_id is recognised within this time.';
 comment on column two_tower.settings.oldest_event_age is 'Advanced. Older events are refused. Only operators can insert history at all.';
 comment on column two_tower.settings.future_event_tolerance is 'Advanced. Events further in the future are refused.';

@@ -90,6 +90,7 @@ create table two_tower.posts (
   tags text[],
   content_hash bigint not null,
   encoded_hash bigint,
+  is_unreadable boolean not null default false,
   requested_at timestamptz not null default two_tower.now(),
   unique (source_id, key)
 ) with (fillfactor = 80);
@@ -111,6 +112,7 @@ comment on column two_tower.posts.language is 'The language of the text, as the 
 comment on column two_tower.posts.tags is 'The tags of the post, as the source names them. Null for none.';
 comment on column two_tower.posts.content_hash is 'A hash of the text. An encoding of another text is not stored.';
 comment on column two_tower.posts.encoded_hash is 'The hash of the text that was encoded last. Null until then.';
+comment on column two_tower.posts.is_unreadable is 'Whether the encoder found nothing in the text that it can read: a blank one, emoji alone, a script that it does not know. Such a post has no embedding. It is shown by recency, not by likeness.';
 comment on column two_tower.posts.requested_at is 'When the encoding was asked for. A post that is not published yet waits for its time.';
 create index posts_to_encode_idx on two_tower.posts (requested_at, id)
   where is_listed and encoded_hash is distinct from content_hash;

@@ -40,6 +40,7 @@ begin
       author_key = c.author_key, created_at = coalesce(c.created_at, p.created_at),
       arrived_at = coalesce(p.arrived_at, case when c.is_visible then two_tower.now() end),
       is_visible = c.is_visible, deleted_at = null, language = c.language, tags = c.tags,
+      is_unreadable = p.is_unreadable and p.content_hash = c.content_hash,
       content_hash = c.content_hash,
       requested_at = greatest(two_tower.now(), coalesce(c.created_at, p.created_at))
     from known c

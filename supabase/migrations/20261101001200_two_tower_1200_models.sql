@@ -15,6 +15,7 @@ create table two_tower.model_weights (
   verdict text,
   trained_from bigint,
   held_out_from bigint,
+  encoder text,
   created_at timestamptz not null default two_tower.now(),
   decided_at timestamptz,
   constraint a_rejected_version_says_why check (state <> 'rejected' or verdict is not null)
@@ -26,11 +27,23 @@ comment on column two_tower.model_weights.config is 'Shape and hyperparameters. 
 comment on column two_tower.model_weights.metrics is 'Measurements of the training and, under gate, of the gate.';
 comment on column two_tower.model_weights.trained_from is 'The first event (engagement_events.id) that the version was trained on.';
 comment on column two_tower.model_weights.held_out_from is 't0: the first event that the version was not trained on. The gate judges it by the events from here on.';
+comment on column two_tower.model_weights.encoder is 'The encoder whose base embeddings the version reads. Those of another one mean nothing to it.';
 comment on column two_tower.model_weights.decided_at is 'When the verdict was given.';
 comment on column two_tower.model_weights.verdict is 'Why the version was accepted, rejected or forced.';
 create unique index one_active_version_per_tower on two_tower.model_weights (tower)
   where state = 'active';
 create index model_weights_parent_version_idx on two_tower.model_weights (parent_version);
+
+create function two_tower.active_encoder() returns text
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+  select coalesce(
+    (select w.encoder from two_tower.model_weights w
+     where w.tower = 'candidate_tower' and w.state = 'active'),
+    (select s.encoder from two_tower.settings s));
+$$;
+comment on function two_tower.active_encoder() is 'Returns the encoder with which texts are encoded now: the one that the active candidate tower reads. Definer: workers have no grant on tables.';
+alter table two_tower.model_weights
+  alter encoder set default two_tower.active_encoder(), alter encoder set not null;
 
 create table two_tower.model_tensors (
   version bigint not null references two_tower.model_weights (version) on delete cascade,
@@ -137,6 +150,13 @@ end
 $$;
 comment on function two_tower.run_candidate_tower(extensions.vector, bigint) is
   'Runs a version of the candidate tower: vector(384) to vector(128) of norm 1. Returns null for null. An output of zeros stays zero.';
+
+create function two_tower.project_text(p_base extensions.vector, p_encoder text, p_version bigint)
+returns extensions.vector language sql stable set search_path = pg_catalog, pg_temp as $$
+  select two_tower.run_candidate_tower(p_base, w.version) from two_tower.model_weights w
+  where w.version = p_version and w.encoder = p_encoder;
+$$;
+comment on function two_tower.project_text(extensions.vector, text, bigint) is 'Runs a version of the candidate tower on what p_encoder made of a text. Returns null when the version reads another encoder.';
 
 create function two_tower.active_version(p_tower text) returns bigint
 language sql stable security definer set search_path = pg_catalog, pg_temp as $$

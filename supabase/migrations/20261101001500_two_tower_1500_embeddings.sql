@@ -6,9 +6,15 @@
 create table two_tower.base_embeddings (
   post_id bigint primary key references two_tower.posts (id) on delete cascade,
   base_embedding extensions.vector(384) not null,
+  encoder text not null default two_tower.active_encoder(),
+  learned_from extensions.vector(384),
+  kept real not null default 1 constraint kept_is_a_share check (kept > 0 and kept <= 1),
   encoded_at timestamptz not null default two_tower.now()
 );
-comment on table two_tower.base_embeddings is 'What the encoder made of each post''s text. Frozen: only a change of the text changes it.';
+comment on table two_tower.base_embeddings is 'What the encoder made of each post''s text. Frozen: only a change of the text or of the encoder changes it.';
+comment on column two_tower.base_embeddings.encoder is 'The encoder that made it.';
+comment on column two_tower.base_embeddings.learned_from is 'Of an edited post that was engaged with: the base embedding of the text with which learning began. Edits are measured from it, so that many small ones add up.';
+comment on column two_tower.base_embeddings.kept is 'The share of what was learned of that text which edits have left to the post.';
 
 create sequence two_tower.post_numbers;
 comment on sequence two_tower.post_numbers is 'Gives new posts their number. Only workers draw from it, so that no client can burn numbers.';
@@ -121,10 +127,12 @@ create table two_tower.profile_embeddings (
   user_id uuid primary key references two_tower.users (id) on delete cascade,
   content_hash bigint not null,
   base_embedding extensions.vector(384),
+  encoder text not null default two_tower.active_encoder(),
   requested_at timestamptz not null default two_tower.now()
 );
 comment on table two_tower.profile_embeddings is 'What the encoder made of each profile''s bio and interests.';
 comment on column two_tower.profile_embeddings.base_embedding is 'Null while the text waits for the encoder.';
+comment on column two_tower.profile_embeddings.encoder is 'The encoder that made it.';
 comment on column two_tower.profile_embeddings.content_hash is 'A hash of the text. An encoding of another text is not stored.';
 comment on column two_tower.profile_embeddings.requested_at is 'When the encoding was asked for.';
 create index profile_embeddings_to_encode_idx

@@ -18,9 +18,9 @@ begin
   perform two_tower.refuse_unknown_post(p_lesson.post_id);
   return case
     when p_lesson.strength = 0 and p_lesson.withdrawn is null then 'seen'
-    when (select p.is_listed from two_tower.posts p where p.id = p_lesson.post_id)
-      then 'defer'
-    else 'post_deleted' end;
+    else (select case when not p.is_listed then 'post_deleted'
+        when p.is_unreadable then 'post_unreadable' else 'defer' end
+      from two_tower.posts p where p.id = p_lesson.post_id) end;
 end
 $$;
 comment on function two_tower.decide_without_post(two_tower.lesson) is
@@ -177,7 +177,8 @@ begin
     end if;
     if v_lesson.strength > 0 then
       v_user_post.is_engaged := true;
-    elsif v_lesson.verdict in ('withdraw', 'nothing_to_withdraw', 'post_deleted') then
+    elsif v_lesson.verdict in ('withdraw', 'nothing_to_withdraw', 'post_deleted',
+      'post_unreadable') then
       v_user_post.is_engaged := exists (select from two_tower.signals g
         where g.strength > 0 and v_user_post.signals & g.bit <> 0);
     end if;

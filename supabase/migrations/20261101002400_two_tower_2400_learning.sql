@@ -341,7 +341,8 @@ begin
       and (p_post_ids is null or d.post_id = any (p_post_ids)) and (
       exists (select from two_tower.live_embeddings v
               where v.slot = (select active_slot from two_tower.state) and v.post_id = d.post_id)
-      or exists (select from two_tower.posts p where p.id = d.post_id and not p.is_listed))
+      or exists (select from two_tower.posts p where p.id = d.post_id
+                 and (not p.is_listed or p.is_unreadable)))
     order by d.event_id limit p_limit for update));
   if v_events is not null then
     perform two_tower.learn_events(v_events, p_is_deferred => true);
@@ -350,7 +351,7 @@ begin
 end
 $$;
 comment on function two_tower.learn_deferred(integer, bigint[]) is
-  'Learns at most p_limit deferred events, in order, whose post has an embedding or is deleted. Those above their user''s bound go on waiting, for a minute. p_post_ids: only events about these posts; null: about any. Returns how many. Returns 0 during a freeze.';
+  'Learns at most p_limit deferred events, in order, whose post has an embedding, is deleted or can not be encoded. Those above their user''s bound go on waiting, for a minute. p_post_ids: only events about these posts; null: about any. Returns how many. Returns 0 during a freeze.';
 
 -- Two sessions: a user whose row another session holds is passed over. While it is held here, no
 -- other session learns, queues or withdraws an event of that user. So the queue of a user is served

@@ -27,7 +27,8 @@ begin
   select p_user_id, two_tower.run_candidate_tower(p.base_embedding), s.profile_weight, 'profile'
   into v_prior
   from two_tower.profile_embeddings p cross join two_tower.settings s
-  where p.user_id = p_user_id and p.base_embedding is not null;
+  where p.user_id = p_user_id and p.base_embedding is not null
+    and p.encoder = two_tower.active_encoder();
   return case when found then v_prior else v_none end;
 end
 $$;
@@ -86,7 +87,10 @@ declare
     select b
     from (
       select e.user_id from two_tower.user_embeddings e
-      where e.user_id > p_after and e.prior_source = 'profile' order by e.user_id limit p_limit
+      where e.user_id > p_after and e.prior_source = 'profile'
+        and exists (select from two_tower.profile_embeddings p
+          where p.user_id = e.user_id and p.encoder = two_tower.active_encoder())
+      order by e.user_id limit p_limit
     ) u cross join lateral two_tower.choose_prior(u.user_id, null, 0) b
     order by u.user_id);
 begin
@@ -98,23 +102,33 @@ comment on function two_tower.project_profiles(uuid, integer) is
   'Projects profiles with the active candidate tower again. Takes at most p_limit users after p_after, by id, whose prior comes from the profile. Returns the last user, or null when there was none. Definer: workers have no grant on tables.';
 
 create function two_tower.store_profile_embeddings(
-  p_user_ids uuid[], p_embeddings extensions.vector[], p_hashes bigint[]
+  p_user_ids uuid[], p_embeddings extensions.vector[], p_hashes bigint[],
+  p_encoder text default null
 ) returns integer language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   v_priors two_tower.user_prior[];
   v_stored integer;
+  v_encoder text := two_tower.active_encoder();
 begin
+  if p_encoder <> v_encoder then
+    return 0;
+  end if;
   with given as (
     select n.user_id, n.embedding, n.hash
     from unnest(p_user_ids, p_embeddings, p_hashes) as n (user_id, embedding, hash)
   ), locked as (
     select e.user_id, g.embedding from two_tower.profile_embeddings e join given g using (user_id)
     where e.content_hash = g.hash order by e.user_id for no key update of e
+  ), forgotten as (
+    delete from two_tower.profile_embeddings e
+    using locked l where e.user_id = l.user_id and l.embedding is null
+    returning e.user_id
   ), stored as (
-    update two_tower.profile_embeddings e set base_embedding = l.embedding
-    from locked l where e.user_id = l.user_id returning e.user_id, l.embedding
+    update two_tower.profile_embeddings e set
+      base_embedding = l.embedding, encoder = v_encoder
+    from locked l where e.user_id = l.user_id and l.embedding is not null returning e.user_id, l.embedding
   )
-  select count(*), array_agg(row(s.user_id, two_tower.run_candidate_tower(s.embedding),
+  select count(*) + (select count(*) from forgotten), array_agg(row(s.user_id, two_tower.run_candidate_tower(s.embedding),
       c.profile_weight, 'profile')::two_tower.user_prior)
     filter (where u.prior_source is distinct from 'user_tower')
   into v_stored, v_priors
@@ -124,5 +138,5 @@ begin
   return v_stored;
 end
 $$;
-comment on function two_tower.store_profile_embeddings(uuid[], extensions.vector[], bigint[]) is
-  'Stores encoded profiles. Projects them with the candidate tower, and gives their users that prior, unless they have one of the user tower. Passes over an encoding of a text that has changed since (another hash). Returns how many it stored. Definer: workers have no grant on tables.';
+comment on function two_tower.store_profile_embeddings(uuid[], extensions.vector[], bigint[], text) is
+  'Stores encoded profiles. Forgets those that the encoder cannot read, whose embedding is null. p_encoder: the model that read them; stores nothing of another one than that at work. Projects them with the candidate tower, and gives their users that prior, unless they have one of the user tower. Passes over an encoding of a text that has changed since (another hash). Returns how many it stored. Definer: workers have no grant on tables.';

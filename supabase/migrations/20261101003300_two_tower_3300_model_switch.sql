@@ -83,8 +83,8 @@ begin
     where c.checkpoint_id = v_state.filling_checkpoint
   ), projected as materialized (
     select s.post_id, k.post_id is null as is_pretrained, k.engagement_count, k.popularity,
-           coalesce(k.embedding, two_tower.run_candidate_tower(b.base_embedding,
-             v_state.filling_version)) as embedding
+           coalesce(k.embedding, two_tower.project_text(b.base_embedding, b.encoder,
+             v_state.filling_version), s.embedding) as embedding
     from source s join two_tower.base_embeddings b using (post_id)
       left join kept k using (post_id)
   ), written as (

@@ -83,9 +83,9 @@ create function two_tower.read_base_embeddings(p_post_ids bigint[])
 returns table (post_id bigint, base_embedding extensions.vector)
 language sql stable security definer set search_path = pg_catalog, pg_temp as $$
   select b.post_id, b.base_embedding from two_tower.base_embeddings b
-  where b.post_id = any (p_post_ids) and b.base_embedding is not null order by b.post_id;
+  where b.post_id = any (p_post_ids) and b.encoder = two_tower.active_encoder() order by b.post_id;
 $$;
-comment on function two_tower.read_base_embeddings(bigint[]) is 'Returns the base embeddings of those of the posts that have one. Definer: workers have no grant on tables.';
+comment on function two_tower.read_base_embeddings(bigint[]) is 'Returns the base embeddings of those of the posts that have one of the encoder at work. Definer: workers have no grant on tables.';
 
 create function two_tower.live_anchors(p_before bigint, p_limit integer default 5000)
 returns table (post_id bigint, embedding extensions.vector, engagements integer)

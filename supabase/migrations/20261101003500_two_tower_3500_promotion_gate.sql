@@ -128,7 +128,7 @@ begin
       two_tower.run_candidate_tower(b.base_embedding, v_active) as active
     from two_tower.base_embeddings b
     where b.post_id in (select post_id from post where is_untouched)
-      and b.base_embedding is not null
+      and b.encoder = two_tower.active_encoder()
   ), placed as (
     select p.event_id, p.user_id, p.user_emb, p.is_positive, p.is_untouched,
       coalesce(j.candidate, p.embedding) as candidate, coalesce(j.active, p.embedding) as active

@@ -91,11 +91,11 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   select b.post_id, b.base_embedding
   from two_tower.live_embeddings v join two_tower.base_embeddings b using (post_id)
   where v.slot = (select active_slot from two_tower.state) and v.number is not null
-    and b.base_embedding is not null
+    and b.encoder = two_tower.active_encoder()
   order by v.number desc limit p_limit;
 $$;
 comment on function two_tower.newest_base_embeddings(integer) is
-  'Returns the base embeddings of the p_limit newest posts, newest first. Leaves out deleted posts, and those whose changed text waits for the encoder.';
+  'Returns the base embeddings of the p_limit newest posts, newest first. Leaves out deleted posts, and those that another encoder read.';
 
 create function two_tower.measure_agreement(p_version bigint) returns jsonb
 language sql stable set search_path = pg_catalog, pg_temp as $$

@@ -12,20 +12,20 @@ create table two_tower.requested_texts (
   turn_at timestamptz not null,
   claimed_until timestamptz not null default '-infinity',
   constraint a_text_is_kept_until_it_is_encoded
-    check ((content is null) = (base_embedding is not null)),
+    check (content is null or base_embedding is null),
   constraint a_text_is_there_once_for_each_caller unique nulls not distinct (hash, user_id)
 );
 comment on table two_tower.requested_texts is 'Texts that embed_text() was called with, for settings.requested_texts_kept_for.';
 comment on column two_tower.requested_texts.user_id is 'Who asked. Null for back ends with the service role.';
 comment on column two_tower.requested_texts.hash is 'The sha256 of the text.';
-comment on column two_tower.requested_texts.content is 'The text, while it waits. Null once it is encoded.';
-comment on column two_tower.requested_texts.base_embedding is 'The encoded text, of norm 1. Null while it waits.';
+comment on column two_tower.requested_texts.content is 'The text, while it waits. Null once the encoder has answered.';
+comment on column two_tower.requested_texts.base_embedding is 'The encoded text, of norm 1. Null while it waits, and for a text that the encoder cannot read.';
 comment on column two_tower.requested_texts.turn_at is 'Texts are encoded in this order. Those of one caller that wait stand a tenth of a second apart, so that others come in between.';
 comment on column two_tower.requested_texts.claimed_until is 'Until then one worker encodes it. Later any worker may.';
 create index requested_texts_to_encode_idx on two_tower.requested_texts (turn_at, id)
-  where base_embedding is null;
+  where content is not null;
 create index requested_texts_of_a_caller_idx on two_tower.requested_texts (user_id, turn_at)
-  where base_embedding is null;
+  where content is not null;
 create index requested_texts_user_idx on two_tower.requested_texts (user_id, requested_at);
 create index requested_texts_requested_at_idx on two_tower.requested_texts (requested_at);
 
@@ -91,10 +91,10 @@ begin
   select p_user_id, v_hash, p_text, greatest(two_tower.now(), max(w.turn_at) + interval '0.1 s')
   from (
     select t.turn_at from two_tower.requested_texts t
-    where t.user_id = p_user_id and t.base_embedding is null
+    where t.user_id = p_user_id and t.content is not null
     union all
     select t.turn_at from two_tower.requested_texts t
-    where p_user_id is null and t.user_id is null and t.base_embedding is null
+    where p_user_id is null and t.user_id is null and t.content is not null
   ) w
   on conflict do nothing;
 end
@@ -109,10 +109,13 @@ declare
   v_base extensions.vector;
 begin
   perform two_tower.check_text(p_text);
-  v_base := two_tower.find_text(v_user_id, p_text);
-  if v_base is not null then
+  select t.base_embedding into v_base from two_tower.requested_texts t
+  where t.hash = two_tower.hash_text(p_text) and t.user_id is not distinct from v_user_id
+    and t.content is null;
+  if found then
     return query
-    select 'ready', v_base::real[], two_tower.run_candidate_tower(v_base)::real[], null::integer;
+    select case when v_base is null then 'unreadable' else 'ready' end, v_base::real[],
+      two_tower.run_candidate_tower(v_base)::real[], null::integer;
     return;
   end if;
   perform two_tower.queue_text(v_user_id, p_text);
@@ -130,7 +133,7 @@ language sql set search_path = pg_catalog, pg_temp as $$
   select * from two_tower.request_text(p_text);
 $$;
 comment on function public.embed_text(text) is
-  'Has a text encoded for the caller. Queues it when it is new: call again for the answer, after retry_after seconds. status: ready (with base_embedding, 384 numbers of the encoder, and embedding, 128 in the space of the posts), waiting, or no_worker (it waits, and no worker lives). A text is kept for settings.requested_texts_kept_for, and for its caller alone. search_posts() finds posts like it. Raises 22023 for a blank text, TT002 for one longer than settings.requested_text_length, TT005 for more than settings.requested_texts_per_minute new ones, and 42501 when nobody is signed in.';
+  'Has a text encoded for the caller. Queues it when it is new: call again for the answer, after retry_after seconds. status: ready (with base_embedding, 384 numbers of the encoder, and embedding, 128 in the space of the posts), waiting, no_worker (it waits, and no worker lives), or unreadable (the encoder knows nothing in it). A text is kept for settings.requested_texts_kept_for, and for its caller alone. search_posts() finds posts like it. Raises 22023 for a blank text, TT002 for one longer than settings.requested_text_length, TT005 for more than settings.requested_texts_per_minute new ones, and 42501 when nobody is signed in.';
 
 -- A claim is a lease, not a job: searches would leave a row of jobs each.
 create function two_tower.texts_to_encode(p_limit integer default 32)
@@ -140,7 +143,7 @@ language sql security definer set search_path = pg_catalog, pg_temp as $$
   set claimed_until = two_tower.now() + interval '20 seconds'
   where t.id = any (array( -- found once: a join could look again, and find the next ones
     select w.id from two_tower.requested_texts w
-    where w.base_embedding is null and w.claimed_until < two_tower.now()
+    where w.content is not null and w.claimed_until < two_tower.now()
     order by w.turn_at, w.id limit p_limit for update skip locked))
   returning t.id, t.content;
 $$;
@@ -148,7 +151,7 @@ comment on function two_tower.texts_to_encode(integer) is
   'Claims at most p_limit texts that wait, by turns of their callers, and returns them. Another worker may claim them after 20 seconds. Definer: workers have no grant on tables.';
 
 create function two_tower.store_text_embeddings(p_text_ids bigint[],
-  p_embeddings extensions.vector[])
+  p_embeddings extensions.vector[], p_encoder text default null)
 returns integer language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   v_stored integer;
@@ -157,15 +160,18 @@ begin
     raise exception 'text ids and embeddings are not arrays of one length'
       using errcode = '22023', hint = 'Pass an embedding for each text of texts_to_encode().';
   end if;
+  if p_encoder <> two_tower.active_encoder() then
+    return 0;
+  end if;
   update two_tower.requested_texts t set base_embedding = g.embedding, content = null
   from unnest(p_text_ids, p_embeddings) as g (text_id, embedding)
-  where t.id = g.text_id and t.base_embedding is null;
+  where t.id = g.text_id and t.content is not null;
   get diagnostics v_stored = row_count;
   return v_stored;
 end
 $$;
-comment on function two_tower.store_text_embeddings(bigint[], extensions.vector[]) is
-  'Stores encoded texts, and forgets their wording. Passes over those that are gone or encoded. Returns how many it stored. Raises 22023 for arrays of different lengths. Definer: workers have no grant on tables.';
+comment on function two_tower.store_text_embeddings(bigint[], extensions.vector[], text) is
+  'Stores encoded texts, and forgets their wording. null: the encoder cannot read the text. p_encoder: the model that read them; stores nothing of another one than that at work. Passes over those that are gone or encoded. Returns how many it stored. Raises 22023 for arrays of different lengths. Definer: workers have no grant on tables.';
 
 create function two_tower.prune_requested_texts(p_limit integer default 1000) returns integer
 language plpgsql set search_path = pg_catalog, pg_temp as $$

@@ -65,6 +65,8 @@ insert into two_tower.metric_targets (name, unit, target_low, target_high, alert
     'How long the post that asked for the encoder first has waited.'),
   ('oldest_waiting_text', 'seconds', null, 10, null, 3600, false,
     'How long the text that asked for the encoder first has waited.'),
+  ('unreadable_posts', 'share', null, 0.05, null, 0.5, false,
+    'Share of the newest 1,000 posts whose texts the encoder cannot read (settings.encoder). They have no embedding.'),
   ('broken_sources', 'tables', null, 0, null, null, false,
     'Attached tables that are not followed.'),
   ('open_alerts', 'alerts', null, 0, null, null, false, 'Alerts that are open.'),
@@ -114,7 +116,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
     select j.run_at from two_tower.jobs j, clock c where j.state = 'pending' and j.run_at <= c.now
   ), texts as materialized (
     select t.requested_at from two_tower.requested_texts t
-    where t.base_embedding is null order by t.turn_at limit 10000
+    where t.content is not null order by t.turn_at limit 10000
   ), posts as materialized (
     select p.requested_at from two_tower.posts p, clock c
     where p.is_listed and p.encoded_hash is distinct from p.content_hash
@@ -170,6 +172,10 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   union all select 'user_coverage', avg((extensions.vector_norm(u.embedding) > 0)::integer)
     from (select * from two_tower.user_embeddings where engagement_count > 0 order by user_id
       limit 10000) u
+  union all select 'unreadable_posts', avg(n.is_unreadable::integer)
+    from (select p.is_unreadable from two_tower.posts p
+      where p.is_listed and p.encoded_hash is not null
+      order by p.created_at desc, p.id limit 1000) n
   union all select 'deferred_steps', count(*)
     from (select from two_tower.deferred_steps limit 200000) q
   union all select 'deferred_events', count(*)

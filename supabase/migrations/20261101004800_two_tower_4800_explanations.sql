@@ -27,6 +27,7 @@ language sql stable security definer set search_path = pg_catalog, pg_temp as $$
              where b.user_id = r.user_id and b.author_id = p.author_id)
              then 'you blocked or muted its author'
            when not e.is_eligible then 'it is not available to you'
+           when p.is_unreadable then 'eligible, but the encoder cannot read its text'
            when k.post_id is null then 'eligible, but its text is not encoded yet'
            else 'eligible' end,
          null::bigint, k.personal, k.popular, k.fresh, k.followed

@@ -96,7 +96,7 @@ def test_an_encoder_that_fails_is_told_once_and_the_text_waits(
     calls = itertools.count()
     twice = threading.Event()
 
-    def broken() -> Any:
+    def broken(name: str) -> Any:
         if next(calls):
             twice.set()
         raise FileNotFoundError("no weights")

@@ -24,6 +24,9 @@ async function encode(text: string, key: Key) {
   for (let pauseMs = 50;; pauseMs = Math.min(500, 1.5 * pauseMs)) {
     const [state] = await rpc("embed_text", { p_text: text }, key);
     if (state?.status === "ready") return state;
+    if (state?.status === "unreadable") {
+      throw new Refusal(422, "unreadable", "The encoder cannot read the text", "Use words of it.");
+    }
     const again = state?.retry_after ?? undefined;
     if (state?.status === "no_worker") {
       throw new Unavailable("no_worker", "No worker is alive to encode the text", ASK_AGAIN, again);
