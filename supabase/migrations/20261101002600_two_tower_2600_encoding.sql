@@ -235,7 +235,8 @@ begin
     update two_tower.live_embeddings v set
       embedding = two_tower.move_vector(e.projected, (e.share / nullif(1 - e.share, 0))::real,
         v.embedding),
-      popularity = v.popularity * e.share
+      popularity = v.popularity
+        + case when e.share > 0 then ln(e.share) / ln(2::float8) else '-infinity' end
     from edited e where v.slot in (0, 1) and v.post_id = e.post_id and not v.is_pretrained
       and e.projected is not null
   )

@@ -42,11 +42,11 @@ def projected(connection: Connection, post_id: int) -> Vector:
 
 
 def weight(connection: Connection, post_id: int) -> float:
-    """A post's popularity in likes of now."""
+    """A post's popularity, in likes of the engine's first day."""
     return float(
         value(
             connection,
-            "select coalesce((select popularity from two_tower.live_embeddings where post_id = %s"
+            "select coalesce((select 2 ^ popularity from two_tower.live_embeddings where post_id = %s"
             " and slot = (select active_slot from two_tower.state)), 0)",
             post_id,
         )
