@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +50,12 @@ class Encoder:
 
     def __init__(self, model: str = DEFAULT_MODEL, bfloat16: bool | None = None) -> None:
         self.name = model
-        if model == DEFAULT_MODEL:
-            os.environ.setdefault("HF_HUB_OFFLINE", "1")
-            model = str(packaged_model())
+        is_packaged = model == DEFAULT_MODEL
         from sentence_transformers import SentenceTransformer
 
-        self._model = SentenceTransformer(model)
+        self._model = SentenceTransformer(
+            str(packaged_model()) if is_packaged else model, local_files_only=is_packaged
+        )
         self._bfloat16 = multiplies_bfloat16() if bfloat16 is None else bfloat16
         width = len(self._model.encode("width", show_progress_bar=False))
         if width != WIDTH:

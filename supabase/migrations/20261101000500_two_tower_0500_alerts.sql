@@ -13,7 +13,7 @@ create table two_tower.alerts (
   closed_at timestamptz
 );
 comment on table two_tower.alerts is 'What an operator should look at. At most one alert is open per kind and subject. Close it by setting closed_at: the next occurrence opens another.';
-comment on column two_tower.alerts.kind is 'What happened: metric_out_of_range, post_moved_in_concert, author_blocked_in_concert, version_forced, call_failed, source_broken, source_lost_posts, page_is_old.';
+comment on column two_tower.alerts.kind is 'What happened: metric_out_of_range, post_moved_in_concert, author_blocked_in_concert, version_forced, call_failed, encoder_refused, source_broken, source_lost_posts, page_is_old.';
 comment on column two_tower.alerts.subject is 'What the alert is about, within its kind: a post, a metric, a version, a function, an attached table.';
 comment on column two_tower.alerts.details is 'Values of the occurrences, merged.';
 comment on column two_tower.alerts.occurrences is 'How often the alert was raised since it was opened.';

@@ -204,8 +204,10 @@ declare
   v_missing text;
 begin
   insert into two_tower.model_weights (tower, parent_version, config, metrics, trained_from,
-    held_out_from)
-  values (p_tower, p_parent_version, p_config, p_metrics, p_trained_from, p_held_out_from)
+    held_out_from, encoder)
+  values (p_tower, p_parent_version, p_config, p_metrics, p_trained_from, p_held_out_from,
+    coalesce((select w.encoder from two_tower.model_weights w where w.version = p_parent_version),
+      two_tower.active_encoder()))
   returning version into v_version;
   insert into two_tower.model_tensors (version, name, row_index, row)
   select v_version, t.name, t.row_index, t.row

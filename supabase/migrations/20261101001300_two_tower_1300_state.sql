@@ -43,7 +43,7 @@ create table two_tower.cursors (
   position bigint not null
 );
 comment on table two_tower.cursors is 'How far continuous small steps have come.';
-comment on column two_tower.cursors.name is 'serving_round, numbering_round, followed_events, announced_events or tick.';
+comment on column two_tower.cursors.name is 'serving_round, numbering_round, encoding_round, followed_events, announced_events or tick.';
 comment on column two_tower.cursors.position is 'The last post, number or event that the step looked at. Of tick: the number of turns.';
 insert into two_tower.cursors (name, position) values
   ('serving_round', two_tower.first_bigint()), ('numbering_round', two_tower.first_bigint()),

@@ -26,17 +26,22 @@ create function two_tower.activate_version(p_version bigint) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_tower text := (select tower from two_tower.model_weights where version = p_version);
+  v_encoder text := two_tower.active_encoder();
 begin
   update two_tower.model_weights set state = 'archived'
   where state = 'active' and tower = v_tower and version <> p_version;
   update two_tower.model_weights set state = 'active' where version = p_version;
   if v_tower = 'user_tower' then
     perform two_tower.take_over_embeddings(p_version);
+  elsif two_tower.active_encoder() <> v_encoder then
+    insert into two_tower.cursors (name, position)
+    values ('encoding_round', two_tower.first_bigint())
+    on conflict (name) do update set position = excluded.position;
   end if;
   perform two_tower.enqueue_job('encode_users');
 end
 $$;
-comment on function two_tower.activate_version(bigint) is 'Makes a version the one that serves, and archives the one before it. Asks workers to make the priors anew: by a new user tower, or from profiles by a new candidate tower.';
+comment on function two_tower.activate_version(bigint) is 'Makes a version the one that serves, and archives the one before it. By a candidate tower of another encoder, has all texts encoded anew. Asks workers to make the priors anew: by a new user tower, or from profiles by a new candidate tower.';
 
 create function two_tower.begin_switch(p_version bigint) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$

@@ -225,7 +225,7 @@ begin
         ('clamp_happened_at', 'public.engagement_events'),
         ('check_readable', 'public.engagement_events'),
         ('learn_from_blocks', 'two_tower.blocks'), ('unlearn_blocks', 'two_tower.blocks'),
-        ('keep_row', 'two_tower.settings'), ('record_setting_change', 'two_tower.settings'),
+        ('keep_row', 'two_tower.settings'), ('change_encoder', 'two_tower.settings'), ('record_setting_change', 'two_tower.settings'),
         ('record_signal_change', 'two_tower.signals'),
         ('add_to_serving_index', 'two_tower.live_embeddings'),
         ('remove_from_serving_index', 'two_tower.live_embeddings'),

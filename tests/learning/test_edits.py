@@ -46,8 +46,8 @@ def weight(connection: Connection, post_id: int) -> float:
     return float(
         value(
             connection,
-            "select coalesce((select 2 ^ popularity from two_tower.live_embeddings where post_id = %s"
-            " and slot = (select active_slot from two_tower.state)), 0)",
+            "select coalesce((select 2 ^ popularity from two_tower.live_embeddings"
+            " where post_id = %s and slot = (select active_slot from two_tower.state)), 0)",
             post_id,
         )
     )

@@ -68,7 +68,7 @@ def _encode(connection: Connection, read: str, store: str) -> int:
     encoded = 0
     while texts := call_rows(connection, read, BATCH):
         model = encoder_at_work(connection)
-        vectors = _encode_in_pieces(connection, model, [text.content for text in texts])
+        vectors = encode_in_pieces(connection, model, [text.content for text in texts])
         hashes = [text.content_hash for text in texts]
         ids = [text.id for text in texts]
         stored = call(connection, store, ids, vectors, hashes, model.name)
@@ -78,7 +78,7 @@ def _encode(connection: Connection, read: str, store: str) -> int:
     return encoded
 
 
-def _encode_in_pieces(
+def encode_in_pieces(
     connection: Connection, model: Encoder, texts: list[str]
 ) -> list[np.ndarray | None]:
     """Base embeddings [384]. Whoever waits for a search waits for one piece, not for all."""
