@@ -33,6 +33,7 @@ type Generated = {
           "created_at": string;
           "dwell_ms": number | null;
           "event_type": string;
+          "happened_at": string | null;
           "id": number;
           "post_id": number;
           "post_key": string | null;
@@ -45,6 +46,7 @@ type Generated = {
           "created_at"?: string;
           "dwell_ms"?: number | null;
           "event_type": string;
+          "happened_at"?: string | null;
           "id"?: number;
           "post_id": number;
           "post_key"?: string | null;
@@ -56,6 +58,7 @@ type Generated = {
           "created_at"?: string;
           "dwell_ms"?: number | null;
           "event_type"?: string;
+          "happened_at"?: string | null;
           "id"?: number;
           "post_id"?: number;
           "post_key"?: string | null;
@@ -527,6 +530,8 @@ export type SentEvent = {
   event_type: EventType;
   dwell_ms?: number;
   client_event_id?: string;
+  /** When it happened, for what is sent late. */
+  happened_at?: string;
 };
 
 type Schema = Generated["public"];
@@ -566,7 +571,7 @@ type KnownColumns = {
   explain_recommendation: Explanation;
   explain_for: Explanation;
   embed_text: {
-    status: "ready" | "waiting" | "no_worker";
+    status: "ready" | "waiting" | "no_worker" | "unreadable";
     base_embedding: number[] | null;
     embedding: number[] | null;
     retry_after: number | null;
