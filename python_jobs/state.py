@@ -57,7 +57,7 @@ def read_state(project: Path | None = None) -> State | None:
     """The description of the last `up`, or None before the first and after a broken write."""
     try:
         return State(**json.loads(_path(project).read_text()))
-    except (FileNotFoundError, json.JSONDecodeError, TypeError):
+    except (FileNotFoundError, ValueError, TypeError, RecursionError):
         return None
 
 

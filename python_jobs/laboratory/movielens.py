@@ -144,7 +144,7 @@ def _film(key: str, title: str, year: str, genres: list[str]) -> Film:
 
 def _rating(line: str) -> Rating:
     user, film, stars, seconds = line.split("\t")
-    return Rating(user, film, EVENT_OF_RATING[int(float(stars))], float(seconds))
+    return Rating(user, film, EVENT_OF_RATING[int(float(stars))], float(int(float(seconds))))
 
 
 def _parse(path: Path, parse: Callable[[str], Row], skip: int = 0) -> list[Row]:
@@ -152,11 +152,15 @@ def _parse(path: Path, parse: Callable[[str], Row], skip: int = 0) -> list[Row]:
     # characters that a title may hold.
     encoding = "latin-1" if path.name == "u.item" else "utf-8"
     rows = []
-    for number, line in enumerate(path.read_text(encoding=encoding).split("\n"), start=1):
+    try:
+        text = path.read_text(encoding=encoding)
+    except UnicodeDecodeError as error:
+        raise CommandError(f"{path} is not of MovieLens 100K: {error}") from error
+    for number, line in enumerate(text.split("\n"), start=1):
         if number <= skip or not line.strip():
             continue
         try:
             rows.append(parse(line.rstrip("\r")))
-        except (ValueError, KeyError, IndexError) as error:
+        except (ValueError, KeyError, IndexError, OverflowError) as error:
             raise CommandError(f"{path}, line {number} is not of MovieLens 100K: {line}") from error
     return rows

@@ -61,7 +61,10 @@ def export(version: int, path: Path) -> None:
         tensors[AUTHORS] = np.stack(list(authors.values()))
     about["authors"] = [str(author) for author in authors]
     metadata = {k: json.dumps(v, default=str) for k, v in about.items()}
-    export_file(path, tensors, metadata)
+    try:
+        export_file(path, tensors, metadata)
+    except OSError as error:
+        raise CommandError(f"{path} can not be written: {error}") from error
     click.echo(f"Version {version} of the {about['tower']} is in {path}.")
 
 
@@ -74,11 +77,16 @@ def import_(path: Path) -> None:
         about = {k: json.loads(v) for k, v in metadata.items()}
         tower, config = about["tower"], about["config"]
         known = [UUID(author) for author in about["authors"]]
-    except (ValueError, KeyError, TypeError) as error:
+        json.dumps(about)  # deeper than it was read, it could not be handed on
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CommandError(f"{path} is no export of a tower: {error}") from error
+    if not isinstance(tower, str) or not isinstance(config, dict):
+        raise CommandError(f"{path} is no export of a tower: it names no tower and no config.")
     learned = tensors.pop(AUTHORS, np.zeros((0, SIZE), dtype=np.float32))
     if learned.shape != (len(known), SIZE):
         raise CommandError(f"{path} is no export of a tower: its authors do not fit.")
+    if not tensors:
+        raise CommandError(f"{path} is no export of a tower: it holds no tensors.")
     origin_keys = ("version", "trained_from", "held_out_from", "created_at", "metrics", "verdict")
     metrics = {"imported": {key: about.get(key) for key in origin_keys}}
     with open_database() as connection:

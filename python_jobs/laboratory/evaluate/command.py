@@ -17,6 +17,7 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from python_jobs.db import Connection, connect
+from python_jobs.errors import CommandError
 from python_jobs.laboratory.evaluate.database import TwoTower
 from python_jobs.laboratory.evaluate.interactions import Stream, from_csv, from_movielens
 from python_jobs.laboratory.evaluate.measure import (
@@ -39,6 +40,7 @@ from python_jobs.state import state_dir
 OURS = "two-tower"
 JOBS_OFF = "jobs off"
 BASES = {JOBS_OFF: "to_jobs_off", "ALS": "to_als"}
+LEAST_EVENTS = 100
 ABLATION = {
     JOBS_OFF: (),
     "candidate tower only": ("candidate_tower",),
@@ -58,7 +60,7 @@ ABLATION = {
     type=click.Path(exists=True, path_type=Path),
     help="A folder with MovieLens 100K, instead of downloading it.",
 )
-@click.option("--events", type=click.IntRange(100), help="Only the first so many events.")
+@click.option("--events", type=click.IntRange(LEAST_EVENTS), help="Only the first so many events.")
 @click.option(
     "--questions",
     default=10_000,
@@ -99,6 +101,8 @@ def evaluate(
     """
     stream = from_csv(data) if data else from_movielens(load(path, state_dir() / "ml-100k"))
     stream = stream.head(events)
+    if len(stream.users) < LEAST_EVENTS:
+        raise CommandError(f"{len(stream.users)} events are too few: it takes {LEAST_EVENTS}.")
     asked = choose_questions(stream, questions)
     settings = parse_settings(overrides)
     with ExitStack() as on_exit, Progress(console=Console(stderr=True)) as progress:

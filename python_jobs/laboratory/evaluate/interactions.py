@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +18,7 @@ EVENT_TYPES = POSITIVE | {
     *("block_author", "mute_author", "unlike", "unrepost"),
 }
 COLUMNS = ("user", "item", "time", "event_type")
+LONGEST_DWELL_MS = 2**31 - 1  # what an integer of Postgres holds
 
 
 @dataclass(frozen=True)
@@ -88,17 +88,21 @@ def from_csv(path: Path) -> Stream:
     texts: dict[str, str] = {}
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
-        missing = [name for name in COLUMNS if name not in (reader.fieldnames or [])]
+        try:
+            found = reader.fieldnames or []
+        except (ValueError, csv.Error) as error:
+            raise CommandError(f"{path} is no CSV in UTF-8: {error}") from error
+        missing = [name for name in COLUMNS if name not in found]
         if missing:
             raise CommandError(
                 f"{path} lacks the column {missing[0]}: it needs {', '.join(COLUMNS)}."
             )
-        for row in reader:
-            try:
+        try:
+            for row in reader:
                 rows.append(_engagement(row))
-            except ValueError as error:
-                raise CommandError(f"{path}, line {reader.line_num}: {error}") from error
-            texts[row["item"]] = texts.get(row["item"]) or row.get("text") or ""
+                texts[row["item"]] = texts.get(row["item"]) or row.get("text") or ""
+        except (ValueError, OverflowError, csv.Error) as error:
+            raise CommandError(f"{path}, line {reader.line_num}: {error}") from error
     if not any(row.event_type in POSITIVE for row in rows):
         raise CommandError(f"{path} holds no like, reply or repost: there is nothing to foresee.")
     texts = {item: text or item for item, text in texts.items()}
@@ -113,7 +117,7 @@ def _engagement(row: dict[str, str]) -> Engagement:
         raise ValueError(f"no event type: {event_type}")
     if event_type != "dwell":
         dwell = None
-    elif dwell is None or not dwell.isdecimal():
+    elif dwell is None or not dwell.isdecimal() or int(dwell) > LONGEST_DWELL_MS:
         raise ValueError(f"no duration of a dwell in dwell_ms: {dwell}")
     seconds = _seconds(row["time"] or "")
     return Engagement(row["user"], row["item"], seconds, event_type, dwell and int(dwell))
@@ -128,8 +132,10 @@ def _seconds(text: str) -> float:
         except ValueError as error:
             raise ValueError(f"no time: {text}") from error
         return time.replace(tzinfo=time.tzinfo or UTC).timestamp()
-    if not math.isfinite(seconds):
-        raise ValueError(f"no time: {text}")
+    try:
+        datetime.fromtimestamp(seconds, UTC)  # NaN, infinities, and years that no table holds
+    except (ValueError, OverflowError, OSError) as error:
+        raise ValueError(f"no time: {text}") from error
     return seconds
 
 

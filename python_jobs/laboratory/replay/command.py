@@ -14,11 +14,14 @@ from rich.console import Console
 from rich.progress import Progress
 
 from python_jobs.db import database_url
+from python_jobs.errors import CommandError
 from python_jobs.laboratory import movielens
 from python_jobs.laboratory.movielens import MovieLens
 from python_jobs.laboratory.replay.report import Report, hit_rates, read_report, write_report
 from python_jobs.laboratory.replay.stages import Access, Replay
 from python_jobs.state import State, read_state, state_dir
+
+LEAST_RATINGS = 10
 
 
 def replay_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -40,7 +43,7 @@ def replay_options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option(
             "--limit",
-            type=click.IntRange(min=10),
+            type=click.IntRange(min=LEAST_RATINGS),
             help="Replay only so many of the newest ratings.",
         ),
         click.option(
@@ -85,6 +88,8 @@ def run_replay(
         click.echo("Replayed already; this is the report of then.", err=True)
         return known
     data = movielens.load(path, folder / "ml-100k")
+    if len(data.ratings) < LEAST_RATINGS:
+        raise CommandError(f"{len(data.ratings)} ratings are too few: it takes {LEAST_RATINGS}.")
     if limit:
         data = MovieLens(data.films, data.ratings[-limit:])
     http_events = min(http_events, len(data.ratings) // 4)

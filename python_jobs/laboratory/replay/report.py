@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from python_jobs.db import connect, value
+from python_jobs.errors import CommandError
 
 PAGE = 10  # recommendations a user is asked for
 
@@ -48,7 +49,11 @@ def _path(state_dir: Path) -> Path:
 
 
 def _read(state_dir: Path) -> dict[str, Any]:
-    return dict(json.loads(_path(state_dir).read_text())) if _path(state_dir).exists() else {}
+    path = _path(state_dir)
+    try:
+        return dict(json.loads(path.read_text())) if path.exists() else {}
+    except (ValueError, TypeError, RecursionError) as error:
+        raise CommandError(f"{path} is no file of reports: delete it. {error}") from error
 
 
 def _identity(url: str) -> str:

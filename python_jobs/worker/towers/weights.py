@@ -102,10 +102,16 @@ def dump(module: nn.Module) -> dict[str, np.ndarray]:
 def export_file(
     path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None
 ) -> None:
-    """Writes tensors to a safetensors file, with text about them (version, tower, metrics ...)."""
+    """Writes tensors to a safetensors file, with text about them (version, tower, metrics ...).
+
+    Raises OSError when it cannot be written.
+    """
     to_rows(tensors)  # refuses what could not be imported again
     ready = {name: np.ascontiguousarray(t, dtype=np.float32) for name, t in tensors.items()}
-    save_file(ready, path, metadata or {})
+    try:
+        save_file(ready, path, metadata or {})
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
 
 
 def import_file(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
