@@ -167,6 +167,35 @@ def test_offline_nothing_is_lost_and_nothing_doubled(sign_up: SignUp) -> None:
     assert counted[(first, "like")] == 1
 
 
+def test_what_was_done_offline_is_stored_with_the_time_at_which_it_happened(
+    sign_up: SignUp,
+) -> None:
+    reader = sign_up()
+    first = reader.titles()[0]
+    reader.wait_for(first, "view")
+    reader.page.context.set_offline(True)
+    press(reader, first, "Like")
+    reader.page.evaluate(
+        "for (const name of Object.keys(localStorage).filter((n) => n.includes(':event:'))) {"
+        "  const entry = JSON.parse(localStorage.getItem(name));"
+        "  localStorage.setItem(name, JSON.stringify({ ...entry, at: entry.at - 7_200_000 }));"
+        "}"
+    )
+    reader.page.context.set_offline(False)
+    reader.wait_for(first, "like")
+    hours = {
+        row.event_type: row.hours
+        for row in reader.app.rows(
+            "select e.event_type, round(extract(epoch from e.created_at - e.happened_at) / 3600)"
+            " as hours from public.engagement_events e join auth.users u on u.id = e.user_id"
+            " where u.email = %s",
+            reader.email,
+        )
+        if row.event_type in ("view", "like")
+    }
+    assert hours["like"] == 2
+
+
 def test_an_answer_that_is_lost_on_its_way_stores_nothing_twice(sign_up: SignUp) -> None:
     reader = sign_up()
     first = reader.titles()[0]

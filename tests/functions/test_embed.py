@@ -23,6 +23,12 @@ def test_texts_are_encoded_by_a_worker_and_lead_to_posts_like_them(functions: Fu
 
     with running_worker(functions.api.database_url):
         said = wait_until(answer).json()
+
+        def is_unreadable() -> bool:
+            body = {"text": "🙂🎉"}
+            return functions.refusal("embed", "POST", token, json=body) == (422, "unreadable")
+
+        wait_until(is_unreadable)
     assert (len(said["base_embedding"]), len(said["embedding"])) == (384, 128)
     for vector in (said["base_embedding"], said["embedding"]):
         assert math.isclose(math.hypot(*vector), 1, abs_tol=1e-3)
