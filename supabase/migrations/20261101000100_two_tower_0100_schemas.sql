@@ -37,6 +37,7 @@
 --   a version   jobs, priors, model_switch, training_data, promotion_gate, first_projection
 --   a page      experiments, serving_index, exploration, serving_upkeep, candidates, ranking
 --   a search    texts       what callers want encoded
+--               encoder     from one encoder to another
 --   around it   monitoring, safety
 --   a client    source_functions  what is written for each attached table, and asks its policies
 --               feeds, explanations, moderation, recording
