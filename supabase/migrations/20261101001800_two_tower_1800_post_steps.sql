@@ -5,7 +5,7 @@
 -- like. The transaction that applies a row deletes it, so it is applied exactly once.
 create table two_tower.deferred_steps (
   event_id bigint primary key,
-  user_id uuid not null,
+  user_id uuid,
   epoch integer not null,
   user_vector extensions.vector(128) not null,
   pushed_ids bigint[] not null,
@@ -18,6 +18,7 @@ create table two_tower.deferred_steps (
 );
 comment on table two_tower.deferred_steps is 'Deferred steps, which wait to be folded into live embeddings. Each of pushed_ids: p = norm(p - push_factor * user_vector). post_id: p = norm(p + step * user_vector).';
 comment on column two_tower.deferred_steps.event_id is 'The event. Rows are folded in the order of their events.';
+comment on column two_tower.deferred_steps.user_id is 'Where post_id is given: whose event it is, so that the ledger is told when a bound makes the step smaller. Null after the user was erased.';
 comment on column two_tower.deferred_steps.epoch is 'state.epoch when the row was made. The row is void when a rollback has raised that since.';
 comment on column two_tower.deferred_steps.user_vector is 'The user vector before the event.';
 comment on column two_tower.deferred_steps.pushed_ids is 'The posts that are pushed away.';
@@ -112,20 +113,3 @@ end
 $$;
 comment on function two_tower.move_post(two_tower.live_embeddings, two_tower.post_step[], two_tower.settings) is
   'Returns a post after steps, one after the other, and the steps as they were applied. Opens an alert when events reach the bound of the hour.';
-
--- Two sessions: whoever folds a row holds it, and may wait for the post that is held here. So a row
--- that is held is not waited for.
-create function two_tower.cancel_steps(p_event_id bigint) returns two_tower.deferred_steps
-language plpgsql set search_path = pg_catalog, pg_temp as $$
-declare
-  v_steps two_tower.deferred_steps;
-begin
-  delete from two_tower.deferred_steps d
-  where d.event_id = (select q.event_id from two_tower.deferred_steps q
-    where q.event_id = p_event_id for update skip locked)
-  returning d.* into v_steps;
-  return v_steps;
-end
-$$;
-comment on function two_tower.cancel_steps(bigint) is
-  'Takes the steps of an event out of the queue, and returns them. Returns null where they are folded, or being folded.';
