@@ -102,7 +102,8 @@ begin
     end if;
     lessons := lessons || row(v_event.id, v_event.user_id, v_event.post_id,
       v_event.event_type, v_event.dwell_ms, v_event.client_event_id, v_event.created_at,
-      coalesce(v_event.happened_at, v_event.created_at), v_signal.event_type, v_signal.strength, v_signal.label, v_signal.bit, v_signal.withdraws,
+      coalesce(v_event.happened_at, v_event.created_at), v_signal.event_type, v_signal.strength,
+      v_signal.label, v_signal.bit, v_signal.withdraws,
       v_withdrawn.bit, v_withdrawn.strength, v_signal.blocks_author,
       v_first[coalesce(cardinality(lessons), 0) + 1], null)::two_tower.lesson;
     are_views := are_views and v_signal.strength = 0 and v_signal.withdraws is null;

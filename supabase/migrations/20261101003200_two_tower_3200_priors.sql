@@ -126,9 +126,11 @@ begin
   ), stored as (
     update two_tower.profile_embeddings e set
       base_embedding = l.embedding, encoder = v_encoder
-    from locked l where e.user_id = l.user_id and l.embedding is not null returning e.user_id, l.embedding
+    from locked l where e.user_id = l.user_id and l.embedding is not null
+    returning e.user_id, l.embedding
   )
-  select count(*) + (select count(*) from forgotten), array_agg(row(s.user_id, two_tower.run_candidate_tower(s.embedding),
+  select count(*) + (select count(*) from forgotten),
+    array_agg(row(s.user_id, two_tower.run_candidate_tower(s.embedding),
       c.profile_weight, 'profile')::two_tower.user_prior)
     filter (where u.prior_source is distinct from 'user_tower')
   into v_stored, v_priors

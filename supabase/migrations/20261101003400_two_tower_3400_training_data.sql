@@ -132,7 +132,8 @@ language sql stable security definer set search_path = pg_catalog, pg_temp as $$
   )
   select a.user_id, array_agg(h.author_id order by h.happened_at, h.id),
     array_agg(h.event_type order by h.happened_at, h.id),
-    array_agg(h.label order by h.happened_at, h.id), array_agg(h.hours order by h.happened_at, h.id),
+    array_agg(h.label order by h.happened_at, h.id),
+    array_agg(h.hours order by h.happened_at, h.id),
     array_agg(h.embedding order by h.happened_at, h.id),
     array_agg(h.post_id order by h.happened_at, h.id), min(h.id)
   from unnest(p_user_ids) as a (user_id)

@@ -93,8 +93,8 @@ comment on function two_tower.switch_encoder(text, bigint) is 'Begins the switch
 
 -- activate_version() adds the cursor when the encoder has changed. Walks by id, so that each post
 -- is asked for once. A hash that is no text's says that the text is due, and that the post has an
--- embedding until then. What the app's transactions hold is passed over: it keeps what the old model
--- made of it until it is edited.
+-- embedding until then. What the app's transactions hold is passed over: it keeps what the old
+-- model made of it until it is edited.
 create function two_tower.encode_anew(p_limit integer default 1000) returns integer
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
