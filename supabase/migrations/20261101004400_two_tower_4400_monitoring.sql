@@ -62,7 +62,7 @@ insert into two_tower.metric_targets (name, unit, target_low, target_high, alert
   ('oldest_waiting_job', 'seconds', null, 300, null, 3600, false,
     'How long the job that has been due longest has waited.'),
   ('oldest_waiting_post', 'seconds', null, 60, null, 3600, false,
-    'How long the post that asked for the encoder first has waited.'),
+    'How long the oldest of these posts has waited.'),
   ('oldest_waiting_text', 'seconds', null, 10, null, 3600, false,
     'How long the text that asked for the encoder first has waited.'),
   ('broken_sources', 'tables', null, 0, null, null, false,
@@ -116,10 +116,8 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
     select t.requested_at from two_tower.requested_texts t
     where t.base_embedding is null order by t.turn_at limit 10000
   ), posts as materialized (
-    select p.requested_at from two_tower.posts p, clock c
-    where p.is_listed and p.encoded_hash is distinct from p.content_hash
-      and p.requested_at <= c.now
-    order by p.requested_at limit 10000
+    select p.requested_at from two_tower.due_posts p, clock c
+    where p.requested_at <= c.now order by p.turn limit 10000
   ), rows as materialized (
     select t.name, sum(r.reltuples) filter (where r.reltuples >= 0) as value
     from (values ('posts', 'two_tower.posts'), ('users', 'two_tower.user_embeddings'),
