@@ -165,7 +165,9 @@ declare
   v_steps two_tower.deferred_steps;
   v_step two_tower.post_step;
 begin
-  select v_state.active_slot, min(v.number), max(v.number) into v_range
+  select v_state.active_slot, min(v.number), max(v.number),
+    (select max(r.place) from two_tower.recent_posts r)
+  into v_range
   from two_tower.live_embeddings v where v.slot = v_state.active_slot;
   foreach v_lesson in array p_batch.lessons loop
     if v_lesson.verdict = 'withdraw' then
