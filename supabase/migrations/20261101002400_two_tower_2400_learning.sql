@@ -278,24 +278,82 @@ end
 $$;
 comment on function two_tower.take_deferred(bigint[]) is 'Takes events out of the queue and returns them, in order. Whoever calls it learns them in the same transaction.';
 
+create function two_tower.is_ready_to_learn(p_post_id bigint) returns boolean
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  return exists (
+      select from two_tower.live_embeddings v
+      where v.slot = (select active_slot from two_tower.state) and v.post_id = p_post_id)
+    or exists (select from two_tower.posts p where p.id = p_post_id and not p.is_listed);
+end
+$$;
+comment on function two_tower.is_ready_to_learn(bigint) is 'Returns whether a post has an embedding, or is deleted.';
+
+-- A queue by turns of posts, like the encoder's by turns of authors: 25,000 events that waited for
+-- one post hold up none of another. A post that is not ready costs a look. So a walk ends after
+-- 1,000 posts, and the next one goes on from there.
+-- Two sessions: none waits for the other's position. They may walk the same posts.
+create function two_tower.posts_to_learn(p_limit integer) returns bigint[]
+language plpgsql set search_path = pg_catalog, pg_temp
+  set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
+declare
+  v_start bigint := (select position from two_tower.cursors where name = 'deferred_posts');
+  v_post_id bigint := v_start;
+  v_post_ids bigint[] := '{}';
+  v_is_round boolean := false;
+begin
+  for v_visit in 1..1000 loop
+    exit when cardinality(v_post_ids) = p_limit;
+    select d.post_id into v_post_id from two_tower.deferred_events d
+    where d.reason <> 'minute_full' and d.post_id > v_post_id order by d.post_id limit 1;
+    exit when v_is_round and (v_post_id is null or v_post_id > v_start);
+    if v_post_id is null then
+      v_post_id := two_tower.first_bigint();
+      v_is_round := true;
+    elsif two_tower.is_ready_to_learn(v_post_id) then
+      v_post_ids := v_post_ids || v_post_id;
+    end if;
+  end loop;
+  update two_tower.cursors set position = v_post_id
+  where position <> v_post_id and name = (
+    select c.name from two_tower.cursors c where c.name = 'deferred_posts'
+    for no key update skip locked);
+  return v_post_ids;
+end
+$$;
+comment on function two_tower.posts_to_learn(integer) is
+  'Returns at most p_limit posts whose deferred events can be learned, from where the last call ended. Looks at 1,000 posts: there may be more when it returns none.';
+
 create function two_tower.learn_deferred(p_limit integer default 500,
   p_post_ids bigint[] default null) returns integer
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
+  v_post_ids bigint[];
+  v_event_ids bigint[];
   v_events two_tower.event[];
 begin
   perform pg_advisory_xact_lock_shared(two_tower.switch_lock());
   if (select frozen_at is not null from two_tower.state) then
     return 0;
   end if;
+  v_post_ids := case when p_post_ids is null then two_tower.posts_to_learn(p_limit)
+    else array(select p from unnest(p_post_ids) p where two_tower.is_ready_to_learn(p)) end;
+  if v_post_ids = '{}' then
+    return 0;
+  end if;
+  v_event_ids := array(
+    select n.event_id
+    from unnest(v_post_ids) as p (post_id)
+      cross join lateral (
+        select d.event_id from two_tower.deferred_events d
+        where d.post_id = p.post_id and d.reason <> 'minute_full'
+        order by d.event_id
+        limit ceil(p_limit / cardinality(v_post_ids)::real)) n
+    limit p_limit);
+  -- Another session may hold some, and learn them first.
   v_events := two_tower.take_deferred(array(
     select d.event_id from two_tower.deferred_events d
-    where d.reason <> 'minute_full'
-      and (p_post_ids is null or d.post_id = any (p_post_ids)) and (
-      exists (select from two_tower.live_embeddings v
-              where v.slot = (select active_slot from two_tower.state) and v.post_id = d.post_id)
-      or exists (select from two_tower.posts p where p.id = d.post_id and not p.is_listed))
-    order by d.event_id limit p_limit for update));
+    where d.event_id = any (v_event_ids) order by d.event_id for update));
   if v_events is not null then
     perform two_tower.learn_events(v_events, p_is_deferred => true);
   end if;
@@ -303,7 +361,7 @@ begin
 end
 $$;
 comment on function two_tower.learn_deferred(integer, bigint[]) is
-  'Learns at most p_limit deferred events, in order, whose post has an embedding or is deleted. Those above their user''s bound go on waiting, for a minute. p_post_ids: only events about these posts; null: about any. Returns how many. Returns 0 during a freeze.';
+  'Learns at most p_limit deferred events whose post has an embedding or is deleted: of each post the earliest ones, and as many of each. Those above their user''s bound go on waiting, for a minute. p_post_ids: only events about these posts; null: about any. Returns how many. Returns 0 during a freeze.';
 
 -- Two sessions: a user whose row another session holds is passed over. While it is held here, no
 -- other session learns, queues or withdraws an event of that user. So the queue of a user is served
