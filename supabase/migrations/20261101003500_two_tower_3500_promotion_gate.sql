@@ -31,7 +31,8 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
     select d.user_id, count(*) as events, avg(d.difference) as difference
     from unnest(p_differences, p_user_ids) as d (difference, user_id) group by d.user_id
   ), users as (
-    select count(*) as users, count(*) >= 5 as are_many, coalesce(sum(u.events), 0)::integer as events,
+    select count(*) as users, count(*) >= 5 as are_many,
+      coalesce(sum(u.events), 0)::integer as events,
       (array_agg(u.difference order by u.difference))[2] as lowest,
       (array_agg(u.difference order by u.difference desc))[2] as highest,
       two_tower.cap_account(p_user_ids, greatest(0.01, 1.0 / nullif(count(*), 0))) as cap

@@ -11,7 +11,8 @@ comment on table two_tower.schedule_counts is 'How much each user taught since t
 comment on column two_tower.schedule_counts.kind is 'schedules.kind.';
 comment on column two_tower.schedule_counts.engagements is 'Learned events, as far as schedules.last_event_id.';
 
--- An event that commits late, or is learned late, is passed over: the count only says when to train.
+-- An event that commits late, or is learned late, is passed over: the count only says when to
+-- train.
 create function two_tower.count_engagements(p_kind text, p_limit integer default 5000)
 returns void language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
@@ -54,7 +55,8 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
     select p_count * greatest(max(account_share), 2 / nullif(sum(weight), 0)) as engagements
     from account
   )
-  select coalesce(sum(a.weight * least(a.engagements, greatest(1, c.engagements))) >= p_count, false)
+  select coalesce(
+    sum(a.weight * least(a.engagements, greatest(1, c.engagements))) >= p_count, false)
   from account a cross join cap c;
 $$;
 comment on function two_tower.has_engagements(text, integer) is
