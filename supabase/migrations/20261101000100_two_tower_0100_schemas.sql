@@ -31,12 +31,14 @@
 --               vectors, embeddings, eligibility, training_examples, post_steps
 --   a like      lessons, locks, verdicts, draws, rules, withdrawals, learning: the trigger, in its
 --               order
+--               learning_later  events that wait for an embedding, a minute or the end of a freeze
 --               folding      the steps that it left for later
 --   a post      encoding     from a text to vectors, and the events that waited for them
 --               numbering    keeps the numbers dense by which posts are drawn
 --   a user      author_blocks, checkpoints, erasure
 --   a version   jobs, priors, model_switch, training_data, promotion_gate, first_projection
---   a page      experiments, serving_index, exploration, serving_upkeep, candidates, ranking
+--   a page      experiments, serving_index, exploration, likeness, serving_upkeep,
+--               candidates, ranking
 --   a search    texts       what callers want encoded
 --   around it   monitoring, safety
 --   a client    source_functions  what is written for each attached table, and asks its policies

@@ -45,7 +45,7 @@ insert into two_tower.metric_targets (name, unit, target_low, target_high, alert
     'For how long the first of these events waits. A full queue of a user takes 17 minutes.'),
   ('dead_jobs', 'jobs', null, 0, null, 5, false, 'Jobs that failed for good in a day.'),
   ('embedding_drift', 'cosine distance per day', null, 0.1, null, 0.3, true,
-    'Movement since the newest checkpoint, within one version: the smaller median of posts and users.'),
+    'Movement since the newest checkpoint, in one version: the smaller median of posts and users.'),
   ('serving_recall', 'share', 0.9, null, 0.7, null, false,
     'Share of the 50 nearest posts that the serving index proposes, over a sample of users.'),
   ('mean_cosine', 'cosine', null, 0.3, null, 0.6, true,
