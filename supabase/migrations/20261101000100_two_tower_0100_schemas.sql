@@ -31,6 +31,7 @@
 --               vectors, embeddings, eligibility, training_examples, post_steps
 --   a like      lessons, locks, verdicts, draws, rules, withdrawals, learning: the trigger, in its
 --               order
+--               learning_later  events that wait for an embedding, a minute or the end of a freeze
 --               folding      the steps that it left for later
 --   a post      encoding     from a text to vectors, and the events that waited for them
 --               numbering    keeps the numbers dense by which posts are drawn

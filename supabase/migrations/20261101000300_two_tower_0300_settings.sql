@@ -35,6 +35,8 @@ create table two_tower.settings (
       check (viewed_negative_window between '1 minute' and '1 day'),
   recent_posts_pool integer not null default 500
     constraint recent_posts_pool_is_bounded check (recent_posts_pool between 10 and 100000),
+  account_share real not null default 0.02
+    constraint account_share_is_a_share check (account_share between 0.001::real and 1),
 
   long_dwell_ms integer not null default 5000,
   short_dwell_ms integer not null default 2000,
@@ -174,7 +176,8 @@ comment on column two_tower.settings.negative_strength_factor is 'Advanced. Fact
 comment on column two_tower.settings.negatives_per_positive is 'Advanced. Negatives recorded with each positive training pair (5 to 10).';
 comment on column two_tower.settings.pushes_per_positive is 'Advanced. Posts that a positive pushes away in the contrastive rule. They are drawn uniformly.';
 comment on column two_tower.settings.viewed_negative_window is 'Advanced. A post that the user viewed at most this long before, and left alone, counts as a viewed negative.';
-comment on column two_tower.settings.recent_posts_pool is 'Advanced. The other negatives are drawn from this number of newest posts.';
+comment on column two_tower.settings.recent_posts_pool is 'Advanced. The other negatives are drawn from this number of newest posts (recent_posts).';
+comment on column two_tower.settings.account_share is 'Advanced. The most that one account makes up of what all learn from, while there are others: of recent_posts, of the pairs that a tower is trained on and judged by, and of the engagements that start a training.';
 comment on column two_tower.settings.long_dwell_ms is 'A longer dwell is a positive signal (milliseconds).';
 comment on column two_tower.settings.short_dwell_ms is 'A shorter dwell counts as a skip (milliseconds).';
 comment on column two_tower.settings.learned_events_per_minute is 'At most this number of events of one user is learned in a minute. Further ones wait, and are learned in the next minutes.';

@@ -16,9 +16,9 @@ create table two_tower.schedules (
 comment on table two_tower.schedules is 'What runs when. Change an interval, or disable a schedule, with an UPDATE. However many runs were missed, one makes up for them.';
 comment on column two_tower.schedules.kind is 'The kind of the job or, in the database, the name of the function.';
 comment on column two_tower.schedules.every is 'Runs when this time has passed since last_run_at.';
-comment on column two_tower.schedules.every_events is 'Runs after this number of new engagements, learned or not: events of a type whose strength is not 0.';
+comment on column two_tower.schedules.every_events is 'Runs after this number of learned engagements. Accounts count by their weight, each for at most a share (settings.account_share).';
 comment on column two_tower.schedules.runs_in is 'worker: becomes a job. database: becomes a call within tick().';
-comment on column two_tower.schedules.last_event_id is 'The newest event at the last run. The events after it count.';
+comment on column two_tower.schedules.last_event_id is 'Of a schedule by events: the newest event that was counted, or that was there at the last run. The events after it count.';
 comment on column two_tower.schedules.last_run_at is 'Set it to null to run a schedule by time at the next tick.';
 insert into two_tower.schedules (kind, every, every_events, runs_in, description) values
   ('train_candidate_tower', null, 1000, 'worker',

@@ -114,14 +114,29 @@ comment on column two_tower.posts.content_hash is 'A hash of the text. An encodi
 comment on column two_tower.posts.encoded_hash is 'The hash of the text that was encoded last. Null until then.';
 comment on column two_tower.posts.is_unreadable is 'Whether the encoder found nothing in the text that it can read: a blank one, emoji alone, a script that it does not know. Such a post has no embedding. It is shown by recency, not by likeness.';
 comment on column two_tower.posts.requested_at is 'When the encoding was asked for. A post that is not published yet waits for its time.';
-create index posts_to_encode_idx on two_tower.posts (requested_at, id)
-  where is_listed and encoded_hash is distinct from content_hash;
+-- In the order in which due_posts are served.
+create index posts_to_encode_idx on two_tower.posts (
+  (coalesce(uuid_hash_extended(author_id, 0), source_id)), (encoded_hash is not null),
+  requested_at, id
+) where is_listed and encoded_hash is distinct from content_hash;
 create index posts_deleted_at_idx on two_tower.posts (deleted_at) where deleted_at is not null;
 -- The two below hold encoded posts only, so that an insert of the app pays for neither.
 create index posts_author_id_created_at_idx on two_tower.posts (author_id, created_at desc)
   where is_listed and encoded_hash is not null;
 create index posts_created_at_idx on two_tower.posts (created_at desc, id)
   where is_listed and encoded_hash is not null;
+
+create view two_tower.due_posts with (security_invoker = true) as
+select
+  p.id, p.source_id, p.key, p.content_hash, p.requested_at,
+  coalesce(uuid_hash_extended(p.author_id, 0), p.source_id) as turn,
+  p.encoded_hash is not null as is_edited
+from two_tower.posts as p
+where p.is_listed and p.encoded_hash is distinct from p.content_hash;
+comment on view two_tower.due_posts is 'Posts whose text waits for the encoder.';
+comment on column two_tower.due_posts.turn is 'In whose turn the post is encoded: a number for each author, and one for all posts of a source that have none.';
+comment on column two_tower.due_posts.is_edited is 'Whether an earlier text of the post was encoded. New posts of a turn come before edited ones.';
+comment on column two_tower.due_posts.requested_at is 'When the encoding was asked for. A time to come is that of a post that is not published yet.';
 
 create table two_tower.post_changes (
   id bigint generated always as identity primary key,

@@ -218,7 +218,7 @@ comment on column two_tower.deferred_events.deferred_at is 'Since when it waits 
 create index deferred_events_user_id_idx
   on two_tower.deferred_events (user_id, reason, event_id);
 create index deferred_events_post_id_idx on two_tower.deferred_events (post_id, reason);
-create index deferred_events_in_order_idx on two_tower.deferred_events (event_id)
+create index deferred_events_in_order_idx on two_tower.deferred_events (post_id, event_id)
   where reason <> 'minute_full';
 
 select two_tower.partition_by_time('public.engagement_events', '1 month', 'events_kept_for');

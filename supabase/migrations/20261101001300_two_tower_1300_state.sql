@@ -43,11 +43,11 @@ create table two_tower.cursors (
   position bigint not null
 );
 comment on table two_tower.cursors is 'How far continuous small steps have come.';
-comment on column two_tower.cursors.name is 'serving_round, numbering_round, encoding_round, followed_events, announced_events or tick.';
+comment on column two_tower.cursors.name is 'serving_round, numbering_round, encoding_round, recent_posts, deferred_posts, followed_events, announced_events or tick.';
 comment on column two_tower.cursors.position is 'The last post, number or event that the step looked at. Of tick: the number of turns.';
 insert into two_tower.cursors (name, position) values
   ('serving_round', two_tower.first_bigint()), ('numbering_round', two_tower.first_bigint()),
-  ('followed_events', 0), ('tick', 0);
+  ('recent_posts', 0), ('deferred_posts', 0), ('followed_events', 0), ('tick', 0);
 
 -- What was undone must not be taken back once more by who withdraws it later.
 create table two_tower.rollbacks (

@@ -9,8 +9,79 @@ comment on type two_tower.drawn_posts is
 comment on column two_tower.drawn_posts.viewed_count is 'How many of the first negatives the user viewed.';
 comment on column two_tower.drawn_posts.pushed_weights is 'exp((cosine - 1) / temperature) of each of pushed_ids with the user.';
 
-create type two_tower.post_range as (slot smallint, lowest bigint, highest bigint);
-comment on type two_tower.post_range is 'A slot, and the numbers between which its posts lie.';
+create type two_tower.post_range as (
+  slot smallint, lowest bigint, highest bigint, recent_places integer
+);
+comment on type two_tower.post_range is 'A slot, the numbers between which its posts lie, and the number of places of recent_posts.';
+
+-- Random negatives come from the newest posts. An account that posts a lot would be all of them, so
+-- each author has a share. An incoming post meets those that have their place already: what others
+-- wrote stays among the recent ones, however much one writes.
+create table two_tower.recent_posts (
+  place integer primary key,
+  number bigint not null
+) with (fillfactor = 50);
+comment on table two_tower.recent_posts is 'The posts that random negatives are drawn from: settings.recent_posts_pool of the newest, at most settings.account_share of them of one author while there are others. Ticks keep it.';
+comment on column two_tower.recent_posts.place is 'From 1 without gaps, so that a random one is a draw.';
+comment on column two_tower.recent_posts.number is 'The post: live_embeddings.number.';
+
+create function two_tower.choose_recent_posts(p_slot smallint, p_since bigint,
+  p_settings two_tower.settings)
+returns bigint[] language sql stable set search_path = pg_catalog, pg_temp as $$
+  select coalesce(array_agg(c.number order by c.number desc), '{}')
+  from (
+    select n.number
+    from (
+      select v.number, v.author_id is not null
+          and row_number() over (partition by v.author_id order by v.number desc)
+            > greatest(1, p_settings.account_share * p_settings.recent_posts_pool) as is_above
+      from two_tower.live_embeddings v
+      where v.slot = p_slot and v.number = any (array(
+        (select w.number from two_tower.live_embeddings w
+         where w.slot = p_slot and w.number > p_since order by w.number desc
+         limit p_settings.recent_posts_pool + 5000)
+        union
+        select r.number from two_tower.recent_posts r))
+    ) n
+    order by n.is_above, n.number desc limit p_settings.recent_posts_pool
+  ) c;
+$$;
+comment on function two_tower.choose_recent_posts(smallint, bigint, two_tower.settings) is
+  'Returns which numbers belong into recent_posts, newest first. Looks at what is there, and at no more posts above the number p_since than settings.recent_posts_pool and 5,000. Posts without an author belong to no account, and have no share.';
+
+create function two_tower.refresh_recent_posts() returns integer
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  v_slot smallint := (select active_slot from two_tower.state);
+  v_settings two_tower.settings;
+  v_since bigint := (select position from two_tower.cursors where name = 'recent_posts');
+  v_highest bigint := (select max(v.number) from two_tower.live_embeddings v
+    where v.slot = v_slot);
+  v_is_full boolean;
+  v_numbers bigint[];
+  v_deleted integer;
+  v_changed integer;
+begin
+  select * into v_settings from two_tower.settings;
+  v_is_full := v_settings.recent_posts_pool = (select count(*) from two_tower.recent_posts);
+  if v_is_full and v_highest = v_since then
+    return 0;
+  end if;
+  v_numbers := two_tower.choose_recent_posts(v_slot, case when v_is_full then v_since else 0 end,
+    v_settings);
+  delete from two_tower.recent_posts r where r.place > cardinality(v_numbers);
+  get diagnostics v_deleted = row_count;
+  insert into two_tower.recent_posts as r (place, number)
+  select n.place, n.number from unnest(v_numbers) with ordinality as n (number, place)
+  on conflict (place) do update set number = excluded.number where r.number <> excluded.number;
+  get diagnostics v_changed = row_count;
+  update two_tower.cursors set position = v_highest
+  where name = 'recent_posts' and position <> v_highest;
+  return v_deleted + v_changed;
+end
+$$;
+comment on function two_tower.refresh_recent_posts() is
+  'Brings recent_posts up to date when posts have come. Returns how many places changed.';
 
 -- A draw takes numbers of a range at random (live_embeddings.number). Nearly each is that of a
 -- post. Numbers that are missing, or of posts engaged with, are passed over, which keeps the rest
@@ -90,7 +161,9 @@ declare
   v_needed integer := greatest(v_negatives, v_pushes);
   v_lowest bigint := greatest(p_range.lowest, p_range.highest - p_settings.recent_posts_pool + 1);
   v_viewed bigint[] := '{}';
+  v_places bigint[];
   v_recent bigint[];
+  v_count integer;
   v_any bigint[];
   v_width integer;
   v_tries integer;
@@ -106,24 +179,33 @@ begin
   foreach v_width in array '{1, 6, 36, null}'::integer[] loop
     v_is_last := coalesce(4 * v_width * v_needed >= p_range.highest - p_range.lowest + 1, true);
     v_takes_any := v_is_last or v_width = 36;
+    v_places := '{}';
+    v_recent := '{}';
     if v_is_last then
-      v_recent := '{}';
       v_any := two_tower.draw_from_all(p_lesson.user_id, p_range.slot, p_excluded,
         2 * v_needed + cardinality(v_viewed));
     else
       -- One more than is needed, because now and then a number is passed over.
       v_tries := v_width * (v_needed + 1);
-      v_recent := two_tower.draw_numbers(v_lowest, p_range.highest,
-        case when v_negatives > 0 then v_tries - cardinality(v_viewed) else 0 end);
+      v_count := case when v_negatives > 0 then v_tries - cardinality(v_viewed) else 0 end;
+      if p_range.recent_places is null then -- no tick has been yet
+        v_recent := two_tower.draw_numbers(v_lowest, p_range.highest, v_count);
+      else
+        v_places := two_tower.draw_numbers(1, p_range.recent_places, v_count);
+      end if;
       v_any := two_tower.draw_numbers(p_range.lowest, p_range.highest,
         case when v_pushes > 0 or v_takes_any then v_tries else 0 end);
     end if;
-    with tried as materialized (
+    with recent as materialized (
+      select v_recent || array(select r.number from two_tower.recent_posts r
+                               where r.place = any (v_places)) as numbers
+    ), tried as materialized (
       select v.post_id, v.author_id, v.embedding, false as is_viewed,
-        (v_takes_any or v.number = any (v_recent)) and v.post_id <> all (v_viewed) as is_recent,
+        (v_takes_any or v.number = any ((select numbers from recent)::bigint[]))
+          and v.post_id <> all (v_viewed) as is_recent,
         v.number = any (v_any) as is_any
       from two_tower.live_embeddings v
-      where v.slot = p_range.slot and v.number = any (v_recent || v_any)
+      where v.slot = p_range.slot and v.number = any ((select numbers from recent) || v_any)
       union all
       select v.post_id, v.author_id, v.embedding, true, false, false
       from two_tower.live_embeddings v

@@ -46,45 +46,108 @@ end
 $$;
 comment on function two_tower.read_texts(smallint, text[]) is 'Returns the texts of rows of a source. Returns nothing for a table that cannot be read as it was attached, until reconciliation has followed or has opened an alert.';
 
+-- A queue by turns: each author who waits is served one post before any is served two. So nobody
+-- waits longer because another wrote more. A call begins at a random turn and goes round. An index
+-- leads from turn to turn, so that the walk costs what there are authors, not posts.
+create function two_tower.turns_to_encode(p_limit integer) returns bigint[]
+language plpgsql set search_path = pg_catalog, pg_temp
+  set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
+declare
+  v_now timestamptz := two_tower.now();
+  v_start bigint := uuid_hash_extended(gen_random_uuid(), 0);
+  v_turn bigint := v_start;
+  v_turns bigint[] := '{}';
+  v_is_round boolean := false;
+begin
+  while cardinality(v_turns) < p_limit loop
+    select d.turn into v_turn from two_tower.due_posts d
+    where d.turn > v_turn and d.requested_at <= v_now order by d.turn limit 1;
+    exit when v_is_round and (v_turn is null or v_turn > v_start);
+    if v_turn is null then
+      v_turn := two_tower.first_bigint();
+      v_is_round := true;
+    else
+      v_turns := v_turns || v_turn;
+    end if;
+  end loop;
+  return v_turns;
+end
+$$;
+comment on function two_tower.turns_to_encode(integer) is
+  'Returns at most p_limit turns in which posts wait for the encoder, from a random one on.';
+
+create function two_tower.find_due_posts(p_turns bigint[], p_from integer, p_until integer)
+returns two_tower.due_posts[] language plpgsql stable set search_path = pg_catalog, pg_temp
+  set enable_seqscan = off set enable_bitmapscan = off as $$
+begin
+  return array(
+    select row(n.id, n.source_id, n.key, n.content_hash, n.requested_at, n.turn, n.is_edited
+      )::two_tower.due_posts
+    from unnest(p_turns) with ordinality as t (turn, place)
+      cross join lateral (
+        select d.*, row_number() over (order by d.is_edited, d.requested_at, d.id) as post_place
+        from (values (false), (true)) as e (is_edited)
+          cross join lateral (
+            select w.* from two_tower.due_posts w
+            where w.turn = t.turn and w.is_edited = e.is_edited
+              and w.requested_at <= two_tower.now()
+            order by w.requested_at, w.id limit p_until) d
+      ) n
+    where n.post_place > p_from and n.post_place <= p_until
+    order by n.post_place, t.place);
+end
+$$;
+comment on function two_tower.find_due_posts(bigint[], integer, integer) is
+  'Returns of each turn the posts p_from + 1 to p_until: the first of all turns, then the second, and so on. New posts of a turn come before edited ones, and the oldest request first.';
+
 -- Posts whose text is not there, or is not the one that the registry knows, are passed over until
--- reconciliation has found out. Others behind them do not wait.
+-- reconciliation has found out. Others of their turn do not wait behind them: of each turn more
+-- posts are looked at, four times as many in each round.
+--
+-- A batch is short in characters too. Else a new post would wait for 256 long ones of another.
 create function two_tower.posts_to_encode(p_limit integer default 256)
 returns table (post_id bigint, content_hash bigint, content text)
-language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
-  v_due two_tower.posts[];
+  v_turns bigint[] := two_tower.turns_to_encode(greatest(p_limit, 64));
+  v_from integer := 0;
+  v_until integer := ceil(greatest(p_limit, 64) / greatest(cardinality(v_turns), 1)::real);
+  v_due two_tower.due_posts[];
   v_left integer := p_limit;
-  v_found integer;
-  v_last_at timestamptz := '-infinity';
-  v_last_id bigint := 0;
+  v_characters integer := 8000;
 begin
-  for v_round in 1..50 loop
-    v_due := array(
-      select p from two_tower.posts p
-      where p.is_listed and p.encoded_hash is distinct from p.content_hash
-        and p.requested_at <= two_tower.now()
-        and (p.requested_at, p.id) > (v_last_at, v_last_id)
-      order by p.requested_at, p.id limit greatest(p_limit, 256));
-    return query
-    select d.id, d.content_hash, left(t.content, 10000)
-    from (
-      select n.source_id, array_agg(n.key) as keys from unnest(v_due) n
-        join two_tower.sources s on s.id = n.source_id and s.state <> 'detached'
-      group by n.source_id
-    ) s
-      cross join lateral two_tower.read_texts(s.source_id, s.keys) t
-      join unnest(v_due) d on d.source_id = s.source_id and d.key = t.key
-    where hashtextextended(t.content, 0) = d.content_hash
-    order by d.requested_at, d.id limit v_left;
-    get diagnostics v_found = row_count;
-    v_left := v_left - v_found;
-    exit when v_left <= 0 or cardinality(v_due) < greatest(p_limit, 256);
-    v_last_at := v_due[cardinality(v_due)].requested_at;
-    v_last_id := v_due[cardinality(v_due)].id;
+  for v_round in 1..6 loop
+    v_due := two_tower.find_due_posts(v_turns, v_from, v_until);
+    exit when v_due = '{}';
+    for v_first in 1..cardinality(v_due) by 64 loop
+      for post_id, content_hash, content in
+        select d.id, d.content_hash, left(t.content, 10000)
+        from (
+          select n.source_id, array_agg(n.key) as keys from unnest(v_due[v_first:v_first + 63]) n
+            join two_tower.sources s on s.id = n.source_id and s.state <> 'detached'
+          group by n.source_id
+        ) s
+          cross join lateral two_tower.read_texts(s.source_id, s.keys) t
+          join unnest(v_due[v_first:v_first + 63]) with ordinality as d (id, source_id, key,
+            content_hash, requested_at, turn, is_edited, place)
+            on d.source_id = s.source_id and d.key = t.key
+        where hashtextextended(t.content, 0) = d.content_hash
+        order by d.place
+      loop
+        return next;
+        v_left := v_left - 1;
+        v_characters := v_characters - least(length(content), 1000);
+        if v_left <= 0 or v_characters <= 0 then
+          return;
+        end if;
+      end loop;
+    end loop;
+    v_from := v_until;
+    v_until := 4 * v_until;
   end loop;
 end
 $$;
-comment on function two_tower.posts_to_encode(integer) is 'Returns at most p_limit posts whose text waits for the encoder, oldest request first, with its first 10,000 characters: an encoder reads about a thousand. Definer: workers have no grant on tables.';
+comment on function two_tower.posts_to_encode(integer) is 'Returns at most p_limit posts whose text waits for the encoder, by turns of their authors, with the first 10,000 characters: an encoder reads about a thousand. Ends after the text with which it has read 8,000, so that a post that comes meanwhile does not wait long. Definer: workers have no grant on tables.';
 
 create function two_tower.profiles_to_encode(p_limit integer default 256)
 returns table (user_id uuid, content_hash bigint, content text)

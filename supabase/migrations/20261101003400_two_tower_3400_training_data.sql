@@ -27,16 +27,61 @@ $$;
 comment on function two_tower.newest_examples(bigint, boolean, integer) is
   'Returns the newest p_limit learned events before the event p_before (null: all), newest first. p_label: only events with this label; null: with any. Both vectors are as they stood before the event. Walks the events by id, and looks each example up by its key, so that training_examples needs no other index.';
 
+create function two_tower.cap_account(p_user_ids uuid[], p_share double precision)
+returns integer language sql stable set search_path = pg_catalog, pg_temp as $$
+  select coalesce(max(c.place) filter (where c.place <= p_share * c.total), 1)::integer
+  from (
+    select u.place, sum(count(*)) over (order by u.place) as total
+    from (select row_number() over (partition by i.id) as place
+          from unnest(p_user_ids) as i (id)) u
+    group by u.place
+  ) c;
+$$;
+comment on function two_tower.cap_account(uuid[], double precision) is
+  'Returns how many rows one account may have, so that no account has more than p_share of what is left. p_user_ids: the account of each row. Returns at least 1.';
+
+create function two_tower.share_of_account(p_user_ids uuid[]) returns double precision
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select greatest(s.account_share, 2.0 / nullif(count(distinct i.id), 0))
+  from two_tower.settings s left join unnest(p_user_ids) as i (id) on true
+  group by s.account_share;
+$$;
+comment on function two_tower.share_of_account(uuid[]) is 'Returns the largest share of examples that one account may have: settings.account_share or, where few are there, 2 / accounts. p_user_ids: the account of each example.';
+
+-- A user who likes 60 posts a minute would be all of the newest examples.
+create function two_tower.shared_examples(p_before bigint, p_label boolean, p_limit integer)
+returns table (event_id bigint, user_id uuid, post_id bigint, event_type text,
+  created_at timestamptz, user_emb extensions.halfvec, post_emb extensions.halfvec)
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  with read as materialized (
+    select n.*, row_number() over (partition by n.user_id order by n.event_id desc) as place
+    from two_tower.settings s
+      cross join two_tower.newest_examples(p_before, p_label, greatest(s.examples_read, p_limit)) n
+    where extensions.vector_norm(n.user_emb::extensions.vector) > 0
+  ), cap as materialized (
+    select greatest(1, least(two_tower.cap_account(r.user_ids, h.share),
+      floor(h.share * p_limit))) as places
+    from (select coalesce(array_agg(user_id), '{}') as user_ids from read) r
+      cross join two_tower.share_of_account(r.user_ids) as h (share)
+  )
+  select r.event_id, r.user_id, r.post_id, r.event_type, r.created_at, r.user_emb, r.post_emb
+  from read r cross join cap c
+  where r.place <= c.places
+  order by r.event_id desc limit p_limit;
+$$;
+comment on function two_tower.shared_examples(bigint, boolean, integer) is
+  'Returns the newest p_limit examples as newest_examples() does, but of one account at most share_of_account(), its newest. Leaves out those of users of whom nothing was known. Reads back at most settings.examples_read.';
+
 create function two_tower.held_out_from() returns bigint
 language sql stable security definer set search_path = pg_catalog, pg_temp as $$
   select min(x.event_id) from (
     select n.event_id, row_number() over (order by n.event_id desc) as place, count(*) over () as n
     from two_tower.settings s
-      cross join two_tower.newest_examples(null, true, 2 * s.gate_events) n
+      cross join two_tower.shared_examples(null, true, 2 * s.gate_events) n
   ) x where x.place <= greatest(1, x.n / 2);
 $$;
 comment on function two_tower.held_out_from() is
-  'Returns t0: from this event id on are the newest settings.gate_events positives. Where there are fewer than twice as many, half of them are. They are for the gate; earlier events are for training. Returns null when there are none. Definer: workers have no grant on tables.';
+  'Returns t0: from this event id on are the newest settings.gate_events positives (shared_examples). Where there are fewer than twice as many, half of them are. They are for the gate; earlier events are for training. Returns null when there are none. Definer: workers have no grant on tables.';
 
 create function two_tower.posts_as_of(p_before bigint)
 returns table (post_id bigint, embedding extensions.vector, engagements integer)
@@ -56,11 +101,15 @@ returns table (event_id bigint, label boolean, user_emb extensions.vector, post_
 language sql stable security definer set search_path = pg_catalog, pg_temp as $$
   with positive as (
     select n.* from two_tower.settings s
-      cross join two_tower.newest_examples(p_before, true, s.candidate_tower_pairs) n
+      cross join two_tower.shared_examples(p_before, true, s.candidate_tower_pairs) n
   ), explicit as (
-    select n.* from two_tower.settings s
+    select n.*, row_number() over (partition by n.user_id order by n.event_id desc) as place
+    from two_tower.settings s
       cross join two_tower.newest_examples(p_before, false, s.candidate_tower_pairs) n
     where n.event_id >= (select min(event_id) from positive)
+  ), cap as materialized (
+    select greatest(1, two_tower.share_of_account(array_agg(user_id)) * count(*)) as places
+    from positive
   )
   select p.event_id, true, p.user_emb::extensions.vector, p.post_id, array(
     select i.id from unnest(x.negative_ids) with ordinality as i (id, place)
@@ -71,13 +120,13 @@ language sql stable security definer set search_path = pg_catalog, pg_temp as $$
     order by i.place)
   from positive p
     join two_tower.training_examples x using (user_id, post_id, event_id, created_at)
-  where extensions.vector_norm(p.user_emb::extensions.vector) > 0
   union all
-  select e.event_id, false, e.user_emb::extensions.vector, e.post_id, '{}' from explicit e
-  where extensions.vector_norm(e.user_emb::extensions.vector) > 0;
+  select e.event_id, false, e.user_emb::extensions.vector, e.post_id, '{}'
+  from explicit e cross join cap c
+  where e.place <= c.places and extensions.vector_norm(e.user_emb::extensions.vector) > 0;
 $$;
 comment on function two_tower.candidate_tower_pairs(bigint) is
-  'Returns what the candidate tower is trained on. label true: the newest settings.candidate_tower_pairs positives before t0, with their negatives. label false: the explicit negatives of the same time. Leaves out withdrawn signals, and negatives that the user had engaged with by then. Definer: workers have no grant on tables.';
+  'Returns what the candidate tower is trained on. label true: the newest settings.candidate_tower_pairs positives before t0, with their negatives. label false: the explicit negatives of the same time. One account gives at most share_of_account() of the positives, and no more negatives than that. Leaves out withdrawn signals, and negatives that the user had engaged with by then. Definer: workers have no grant on tables.';
 
 create function two_tower.read_base_embeddings(p_post_ids bigint[])
 returns table (post_id bigint, base_embedding extensions.vector)
@@ -108,7 +157,7 @@ comment on function two_tower.users_to_train(bigint) is 'Returns at most setting
 create function two_tower.users_to_judge(p_from bigint) returns setof uuid
 language sql stable security definer set search_path = pg_catalog, pg_temp as $$
   select distinct n.user_id from two_tower.settings s
-    cross join two_tower.newest_examples(null, true, 2 * s.gate_events) n
+    cross join two_tower.shared_examples(null, true, 2 * s.gate_events) n
   where n.event_id >= p_from order by n.user_id;
 $$;
 comment on function two_tower.users_to_judge(bigint) is 'Returns the users with positives from t0 on. The gate asks for their vectors as of t0. Definer: workers have no grant on tables.';

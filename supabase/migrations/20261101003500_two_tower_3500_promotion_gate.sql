@@ -27,17 +27,31 @@ comment on function two_tower.compute_reciprocal_rank(extensions.vector, extensi
 create function two_tower.compare_versions(p_differences double precision[], p_user_ids uuid[],
   out is_better boolean, out metrics jsonb)
 language sql stable set search_path = pg_catalog, pg_temp as $$
-  with judged as (
-    select d.difference, d.user_id, avg(d.difference) over () as mean
-    from unnest(p_differences, p_user_ids) as d (difference, user_id)
-  ), by_user as (
-    select count(*) as events, sum(difference) as total, sum(difference - mean) as off
-    from judged group by user_id
+  with by_user as (
+    select d.user_id, count(*) as events, avg(d.difference) as difference
+    from unnest(p_differences, p_user_ids) as d (difference, user_id) group by d.user_id
+  ), users as (
+    select count(*) as users, count(*) >= 5 as are_many,
+      coalesce(sum(u.events), 0)::integer as events,
+      (array_agg(u.difference order by u.difference))[2] as lowest,
+      (array_agg(u.difference order by u.difference desc))[2] as highest,
+      two_tower.cap_account(p_user_ids, greatest(0.01, 1.0 / nullif(count(*), 0))) as cap
+    from by_user u
+  ), weighed as (
+    select least(u.events, n.cap) as weight,
+      case when n.are_many then least(greatest(u.difference, n.lowest), n.highest)
+        else u.difference end as difference
+    from by_user u cross join users n
+  ), averaged as (
+    select w.*, sum(w.weight) over () as total,
+      sum(w.weight * w.difference) over () / sum(w.weight) over () as mean
+    from weighed w
   ), summed as (
-    select coalesce(sum(events), 0)::integer as events, count(*) as users,
-      coalesce(sum(total) / sum(events), 0) as mean,
-      sqrt(sum(off ^ 2) * count(*) / nullif(count(*) - 1, 0)) / sum(events) as error
-    from by_user
+    select n.events, n.users, coalesce(max(a.mean), 0) as mean,
+      sqrt(sum((a.weight * (a.difference - a.mean)) ^ 2) * n.users / nullif(n.users - 1, 0))
+        / max(a.total) * case when n.are_many then n.users / (n.users - 2.0) else 1 end as error
+    from users n left join averaged a on true
+    group by n.events, n.users, n.are_many
   )
   select events >= s.gate_minimum_events and mean > 0
       and coalesce(mean - s.gate_standard_errors * error > -s.gate_tolerance, false),
@@ -46,7 +60,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   from summed cross join two_tower.settings s;
 $$;
 comment on function two_tower.compare_versions(double precision[], uuid[]) is
-  'Compares paired differences (candidate less active) of a measure in which more is better. is_better: enough events, a mean above zero, and a lower bound above minus settings.gate_tolerance. The lower bound is the mean less settings.gate_standard_errors standard errors. Events of one user are alike, so the error is that of sums by user (clustered). One user alone proves nothing.';
+  'Compares paired differences (candidate less active) of a measure in which more is better. is_better: enough events, a mean above zero, and a lower bound above minus settings.gate_tolerance. The mean is of users, weighed by their events: one user weighs at most 1 %, or 1 / users where they are fewer than 100. From 5 users on, the lowest and the highest count as the next to them do, so that one account alone decides nothing (a winsorised mean). The lower bound is the mean less settings.gate_standard_errors standard errors, clustered by user. One user alone proves nothing.';
 
 create function two_tower.decide_version(p_version bigint, p_differences double precision[],
   p_user_ids uuid[]) returns boolean
@@ -85,8 +99,8 @@ returns table (event_id bigint, user_id uuid, user_emb extensions.vector, post_i
 language sql stable set search_path = pg_catalog, pg_temp as $$
   with held_out as materialized (
     select n.* from two_tower.settings s
-      cross join two_tower.newest_examples(null, true, 2 * s.gate_events) n
-    where n.event_id >= p_from and extensions.vector_norm(n.user_emb::extensions.vector) > 0
+      cross join two_tower.shared_examples(null, true, 2 * s.gate_events) n
+    where n.event_id >= p_from
   ), since as materialized (
     select n.post_id, count(*) as engagements from two_tower.settings s
       cross join two_tower.newest_examples(null, null, s.examples_read) n

@@ -45,7 +45,7 @@ insert into two_tower.metric_targets (name, unit, target_low, target_high, alert
     'For how long the first of these events waits. A full queue of a user takes 17 minutes.'),
   ('dead_jobs', 'jobs', null, 0, null, 5, false, 'Jobs that failed for good in a day.'),
   ('embedding_drift', 'cosine distance per day', null, 0.1, null, 0.3, true,
-    'Movement of posts that were engaged with since the newest checkpoint, within one version.'),
+    'Movement since the newest checkpoint, in one version: the smaller median of posts and users.'),
   ('serving_recall', 'share', 0.9, null, 0.7, null, false,
     'Share of the 50 nearest posts that the serving index proposes, over a sample of users.'),
   ('mean_cosine', 'cosine', null, 0.3, null, 0.6, true,
@@ -62,7 +62,7 @@ insert into two_tower.metric_targets (name, unit, target_low, target_high, alert
   ('oldest_waiting_job', 'seconds', null, 300, null, 3600, false,
     'How long the job that has been due longest has waited.'),
   ('oldest_waiting_post', 'seconds', null, 60, null, 3600, false,
-    'How long the post that asked for the encoder first has waited.'),
+    'How long the oldest of these posts has waited.'),
   ('oldest_waiting_text', 'seconds', null, 10, null, 3600, false,
     'How long the text that asked for the encoder first has waited.'),
   ('unreadable_posts', 'share', null, 0.05, null, 0.5, false,
@@ -88,26 +88,39 @@ returns text language sql immutable set search_path = pg_catalog, pg_temp as $$
 $$;
 comment on function two_tower.grade_metric(two_tower.metric_targets, double precision) is 'Returns ok, warning, alert or, for null, unknown.';
 
+-- Neither a few accounts that move many posts, nor many accounts that move a few, are drift of all.
 create function two_tower.measure_drift() returns double precision
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  v_share real := (select 100 * least(1, 2000 / greatest(r.reltuples, 1))
+    from pg_catalog.pg_class r where r.oid = 'two_tower.user_embeddings'::regclass);
 begin
   return (
-    select avg(1 + (v.embedding operator(extensions.<#>) c.embedding))
-      / greatest(1, max(extract(epoch from two_tower.now() - c.made_at)) / 86400)
-    from (
-      select n.made_at, p.post_id, p.embedding, p.engagement_count
+    with post as materialized (
+      select c.post_id, 1 + (v.embedding operator(extensions.<#>) c.embedding) as distance,
+        greatest(1, extract(epoch from two_tower.now() - n.made_at) / 86400) as days
       from (select * from two_tower.checkpoints order by id desc limit 1) n
-        join two_tower.checkpoint_posts p on p.checkpoint_id = n.id
+        join two_tower.checkpoint_posts c on c.checkpoint_id = n.id
+        join two_tower.live_embeddings v on v.post_id = c.post_id
+          and v.slot = (select active_slot from two_tower.state)
       where n.candidate_tower = two_tower.active_version('candidate_tower')
-    ) c
-      join two_tower.live_embeddings v on v.post_id = c.post_id
-        and v.slot = (select active_slot from two_tower.state)
-    where v.engagement_count <> c.engagement_count
+        and v.engagement_count <> c.engagement_count
+    ), account as (
+      select avg(p.distance) as distance
+      from two_tower.user_embeddings u tablesample system (v_share)
+        cross join lateral unnest(u.recent_post_ids) as r (post_id)
+        join post p on p.post_id = r.post_id
+      group by u.user_id
+    )
+    select least(
+        (select percentile_cont(0.5) within group (order by distance) from post),
+        (select percentile_cont(0.5) within group (order by distance) from account))
+      / (select max(days) from post)
   );
 end
 $$;
 comment on function two_tower.measure_drift() is
-  'Returns drift: the mean cosine distance from the newest checkpoint, per day, of the posts that were engaged with since. A checkpoint of today counts as a day old. Returns null after a change of the candidate tower: a promotion is not drift.';
+  'Returns drift: the cosine distance from the newest checkpoint, per day, of the posts that were engaged with since. It is the smaller of two medians: over posts, and over accounts, each with the mean of those of its last engagements. Accounts are a sample of about 2,000. A checkpoint of today counts as a day old. Returns null after a change of the candidate tower: a promotion is not drift.';
 
 -- Cheap: what is counted stands in small partial indexes, and the rest Postgres estimates.
 create function two_tower.measure_queues() returns table (name text, value double precision)
@@ -118,10 +131,8 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
     select t.requested_at from two_tower.requested_texts t
     where t.content is not null order by t.turn_at limit 10000
   ), posts as materialized (
-    select p.requested_at from two_tower.posts p, clock c
-    where p.is_listed and p.encoded_hash is distinct from p.content_hash
-      and p.requested_at <= c.now
-    order by p.requested_at limit 10000
+    select p.requested_at from two_tower.due_posts p, clock c
+    where p.requested_at <= c.now order by p.turn limit 10000
   ), rows as materialized (
     select t.name, sum(r.reltuples) filter (where r.reltuples >= 0) as value
     from (values ('posts', 'two_tower.posts'), ('users', 'two_tower.user_embeddings'),

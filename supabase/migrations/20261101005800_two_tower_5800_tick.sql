@@ -1,6 +1,67 @@
 -- The heartbeat. One call does what is due in bounded steps. pg_cron makes it where it exists, and
 -- workers make it too.
 
+create table two_tower.schedule_counts (
+  user_id uuid not null references two_tower.users (id) on delete cascade,
+  kind text not null,
+  engagements integer not null,
+  primary key (user_id, kind)
+);
+comment on table two_tower.schedule_counts is 'How much each user taught since the last run of a schedule by events.';
+comment on column two_tower.schedule_counts.kind is 'schedules.kind.';
+comment on column two_tower.schedule_counts.engagements is 'Learned events, as far as schedules.last_event_id.';
+
+-- An event that commits late, or is learned late, is passed over: the count only says when to
+-- train.
+create function two_tower.count_engagements(p_kind text, p_limit integer default 5000)
+returns void language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  with read as materialized (
+    select e.id, e.user_id, e.post_id, e.event_type, e.created_at
+    from public.engagement_events e
+    where e.id > (select last_event_id from two_tower.schedules where kind = p_kind)
+    order by e.id limit p_limit
+  ), learned as (
+    select r.user_id, count(*) as engagements
+    from read r join two_tower.users u on u.id = r.user_id
+    where r.event_type in (select event_type from two_tower.signals where strength <> 0)
+      and exists (
+        select from two_tower.training_examples x
+        where x.user_id = r.user_id and x.post_id = r.post_id and x.event_id = r.id
+          and x.created_at = r.created_at and not x.is_withdrawn)
+    group by r.user_id
+  ), counted as (
+    insert into two_tower.schedule_counts as c (user_id, kind, engagements)
+    select l.user_id, p_kind, l.engagements from learned l order by l.user_id
+    on conflict (user_id, kind) do update set engagements = c.engagements + excluded.engagements
+  )
+  update two_tower.schedules set last_event_id = (select max(id) from read)
+  where kind = p_kind and exists (select from read);
+end
+$$;
+comment on function two_tower.count_engagements(text, integer) is
+  'Counts what was learned since the last call for a schedule by events, by user. Reads at most p_limit events, so that a flood of events that teach nothing costs a tick no more than others.';
+
+create function two_tower.has_engagements(p_kind text, p_count integer) returns boolean
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  with account as materialized (
+    select c.engagements,
+      two_tower.weigh_account(u.active_days, s.account_weight_days) as weight, s.account_share
+    from two_tower.schedule_counts c
+      join two_tower.user_embeddings u using (user_id)
+      cross join two_tower.settings s
+    where c.kind = p_kind
+  ), cap as (
+    select p_count * greatest(max(account_share), 2 / nullif(sum(weight), 0)) as engagements
+    from account
+  )
+  select coalesce(
+    sum(a.weight * least(a.engagements, greatest(1, c.engagements))) >= p_count, false)
+  from account a cross join cap c;
+$$;
+comment on function two_tower.has_engagements(text, integer) is
+  'Returns whether p_count engagements were learned since the last run of a schedule. Accounts count by their weight, each for at most settings.account_share of p_count or, where they are few, 2 / accounts.';
+
 create function two_tower.is_schedule_due(p_schedule two_tower.schedules) returns boolean
 language sql stable set search_path = pg_catalog, pg_temp as $$
   select p_schedule.is_enabled
@@ -11,15 +72,11 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
         coalesce(p_schedule.last_run_at + p_schedule.every <= two_tower.now(), true)
       else
         (select filling_version is null from two_tower.state)
-        and (select count(*) from (
-               select from public.engagement_events e
-               where e.id > p_schedule.last_event_id
-                 and e.event_type in (select event_type from two_tower.signals where strength <> 0)
-               limit p_schedule.every_events) as new_events) >= p_schedule.every_events
+        and two_tower.has_engagements(p_schedule.kind, p_schedule.every_events)
     end;
 $$;
 comment on function two_tower.is_schedule_due(two_tower.schedules) is
-  'Returns whether a schedule should run now. A schedule does not run while its last job is pending or running. A schedule by events does not run while a slot is being filled. Counts engagements where they are, so that no counter row slows down their writers.';
+  'Returns whether a schedule should run now. A schedule does not run while its last job is pending or running. A schedule by events does not run while a slot is being filled. Engagements are counted where they are (count_engagements()), so that no counter row slows down their writers.';
 
 create function two_tower.start_due_schedules() returns text[]
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -29,11 +86,15 @@ declare
 begin
   for v_schedule in select * from two_tower.schedules where is_enabled
     order by kind for update skip locked loop
+    if v_schedule.every_events is not null then
+      perform two_tower.count_engagements(v_schedule.kind);
+    end if;
     continue when not two_tower.is_schedule_due(v_schedule);
     update two_tower.schedules set
       last_run_at = two_tower.now(),
       last_event_id = coalesce((select max(e.id) from public.engagement_events e), last_event_id)
     where kind = v_schedule.kind;
+    delete from two_tower.schedule_counts where kind = v_schedule.kind;
     if v_schedule.runs_in = 'worker' then
       perform two_tower.enqueue_job(v_schedule.kind);
     else
@@ -57,8 +118,9 @@ language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_steps text[] := '{fold_steps, learn_deferred, learn_waiting, apply_post_changes,
     reconcile_sources, fill_slot, restore_users, erase_users, purge_posts, prune_requested_texts,
-    announce, compact_numbers, encode_anew}';
-  v_limits integer[] := '{1000, 500, 500, 1000, 1, 2000, 2000, 1000, 1000, 1000, null, 1000, 1000}';
+    announce, refresh_recent_posts, compact_numbers, encode_anew}';
+  v_limits integer[] := '{1000, 500, 500, 1000, 1, 2000, 2000, 1000, 1000, 1000, null, null, 1000,
+    1000}';
   v_place integer;
   v_turn bigint;
   v_step text;

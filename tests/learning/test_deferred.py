@@ -77,6 +77,31 @@ def test_more_events_than_one_step_takes_are_learned_in_order_by_the_next_ones(
     assert len(order) == 450
 
 
+def test_a_post_for_which_thousands_of_events_wait_holds_up_no_event_of_another(
+    db: Connection,
+) -> None:
+    world = World(db, users=300)
+    viral, other = add_posts(db, 2, [world.author])
+    never = add_posts(db, 1500, [world.author])  # the encoder has not come to them
+    kinds = ("like", "reply", "click", "repost")
+    insert_events(db, [Event(user, viral, kind) for kind in kinds for user in world.user_ids])
+    insert_events(db, [Event(world.user, post, "click") for post in never])
+    late = insert_events(db, [Event(world.user_ids[1], other, kind) for kind in kinds[:2]])
+    store(db, [viral, other], base_vectors(rng(), 2))
+    learned = "select event_id from two_tower.training_examples where post_id = %s order by 1"
+    assert [row[0] for row in db.execute(learned, [other])] == late
+    # What is left of the other one goes on in order, among those that are not ready.
+    done = [row[0] for row in db.execute(learned, [viral])]
+    for _ in range(40):
+        value(db, "select two_tower.learn_deferred(100)")
+        now_done = [row[0] for row in db.execute(learned, [viral])]
+        assert now_done[: len(done)] == done
+        done = now_done
+    waiting = "select count(*) from two_tower.deferred_events where post_id = %s"
+    assert value(db, waiting, viral) == 0
+    assert_consistent(db)
+
+
 def test_a_deleted_users_waiting_events_hold_up_nobody_elses(
     db: Connection,
 ) -> None:

@@ -47,25 +47,49 @@ def by_class(world: World, cold: str, warm: str) -> dict[str, np.ndarray]:
     return vectors(world, {u: cold if n < 16 else warm for n, u in enumerate(world.users)})
 
 
-def test_the_verdict_is_the_mean_and_its_interval_clustered_by_user(db: Connection) -> None:
-    rng = np.random.default_rng(1)
-    users = [f"00000000-0000-4000-8000-{n:012d}" for n in rng.integers(12, size=300)]
-    differences = 0.05 + rng.normal(size=300) / 10
+def compare(db: Connection, differences: list[float], users: list[str]) -> tuple[bool, Any]:
+    """The verdict and its figures."""
     row = db.execute(
         "select is_better, metrics from two_tower.compare_versions(%s, %s::uuid[])",
-        [differences.tolist(), users],
+        [differences, users],
     ).fetchone()
     assert row is not None
-    totals: dict[str, float] = {}
-    for user, difference in zip(users, differences, strict=True):
-        totals[user] = totals.get(user, 0) + difference - differences.mean()
-    groups = len(totals)
-    error = np.sqrt(sum(t**2 for t in totals.values()) * groups / (groups - 1)) / 300
-    assert row[1]["events"] == 300
-    assert row[1]["users"] == groups
-    assert row[1]["mean_difference"] == pytest.approx(differences.mean())
-    assert row[1]["lower_bound"] == pytest.approx(differences.mean() - 2.33 * error, abs=1e-6)
-    assert row[0]
+    return row[0], row[1]
+
+
+def name_user(number: int) -> str:
+    return f"00000000-0000-4000-8000-{number:012d}"
+
+
+@pytest.mark.parametrize("groups", [12, 150])
+def test_the_verdict_is_a_robust_mean_of_users_and_its_interval(
+    db: Connection, groups: int
+) -> None:
+    rng = np.random.default_rng(1)
+    numbers = np.concatenate([np.arange(groups), rng.integers(groups, size=600)])
+    differences = 0.05 + rng.normal(size=len(numbers)) / 10
+    is_better, found = compare(db, differences.tolist(), [name_user(n) for n in numbers])
+    counts = np.bincount(numbers)
+    cap = max(c for c in range(1, 700) if c <= max(0.01, 1 / groups) * np.minimum(counts, c).sum())
+    weights = np.minimum(counts, cap)
+    assert weights.max() / weights.sum() <= max(0.01, 1 / groups) + 1e-9
+    means = np.array([differences[numbers == n].mean() for n in range(groups)])
+    means = np.clip(means, *np.sort(means)[[1, -2]])
+    mean = (weights * means).sum() / weights.sum()
+    error = np.sqrt(((weights * (means - mean)) ** 2).sum() * groups / (groups - 1)) / weights.sum()
+    error *= groups / (groups - 2)
+    assert (found["events"], found["users"]) == (len(numbers), groups)
+    assert found["mean_difference"] == pytest.approx(mean)
+    assert found["lower_bound"] == pytest.approx(mean - 2.33 * error, abs=1e-6)
+    assert is_better
+
+
+def test_one_account_alone_neither_vetoes_nor_carries_a_version(db: Connection) -> None:
+    rng = np.random.default_rng(2)
+    users = [name_user(n) for n in range(40) for _ in range(10)] + [name_user(99)] * 400
+    honest = 0.02 + rng.normal(size=400) / 50
+    assert compare(db, [*honest.tolist(), *[-1.0] * 400], users)[0]
+    assert not compare(db, [*(-honest).tolist(), *[1.0] * 400], users)[0]
 
 
 def test_no_events_and_one_user_alone_prove_nothing(db: Connection) -> None:

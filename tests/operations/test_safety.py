@@ -22,7 +22,7 @@ from tests.support.database import add_user, as_user
 from tests.support.engagements import Stream, add_posts, base_vectors, insert_events, store
 from tests.support.invariants import assert_consistent
 from tests.support.patience import wait_until
-from tests.support.reference import Event
+from tests.support.reference import START, Event
 
 
 def learned(connection: Connection) -> dict[str, list[Any]]:
@@ -491,6 +491,41 @@ def test_drift_opens_an_alert_and_freezes_once(world: World) -> None:
         "select from two_tower.alerts where subject = 'embedding_drift' and closed_at is null"
     ).fetchall()
     assert open_alerts == []
+
+
+def test_twenty_accounts_in_concert_freeze_nothing_and_a_collapse_does(db: Connection) -> None:
+    users = [add_user(db) for _ in range(220)]
+    honest, concert = users[:200], users[200:]
+    posts = add_posts(db, 300, [add_user(db)], np.random.default_rng(52))
+    hot, hit, bait = posts[:12], posts[40:100], posts[100]
+    now = START
+    for post in hot + hit:
+        now += timedelta(seconds=1)
+        insert_events(db, [Event(honest[post % 200], posts[101 + post % 99], "like", None, now)])
+        insert_events(db, [Event(honest[post % 200], post, "like", None, now)])
+    value(db, "select two_tower.checkpoint()")
+    insert_events(db, [Event(u, hot[n % 12], "click", None, now) for n, u in enumerate(honest)])
+    insert_events(db, [Event(user, bait, "like", None, now) for user in concert])
+    for kind in ("reply", "like", "repost"):
+        now += timedelta(hours=1)
+        for post in hit:
+            now += timedelta(seconds=2)
+            insert_events(db, [Event(user, post, kind, None, now) for user in concert])
+    moved = """
+      select avg(1 + (v.embedding operator(extensions.<#>) c.embedding))
+      from two_tower.checkpoint_posts c join two_tower.live_embeddings v using (post_id)
+      where v.slot = 0 and v.engagement_count <> c.engagement_count"""
+    assert value(db, moved) > 0.3  # the mean, which would freeze
+    assert value(db, "select two_tower.measure_drift()") < 0.2
+    value(db, "select two_tower.record_metrics()")
+    assert not value(db, "select two_tower.freeze_on_drift()")
+    db.execute(
+        "update two_tower.live_embeddings set embedding = (select embedding from"
+        " two_tower.live_embeddings where post_id = %s limit 1) where not is_pretrained",
+        [bait],
+    )
+    value(db, "select two_tower.record_metrics()")
+    assert value(db, "select two_tower.freeze_on_drift()")
 
 
 def test_drift_freezes_nothing_where_the_setting_says_so(world: World) -> None:

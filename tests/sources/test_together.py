@@ -228,7 +228,7 @@ def test_posts_that_cannot_be_read_keep_no_others_from_the_encoder(own: App) -> 
     app.attach_articles("public.others")
     app.run("insert into public.others (id, title) values (1, 'other')")
     due = rows(db, "select content from two_tower.posts_to_encode(200)")
-    assert [row.content for row in due] == ["t"] * 100 + ["other"]
+    assert sorted(row.content for row in due) == ["other"] + ["t"] * 100
     assert len(rows(db, "select from two_tower.posts_to_encode(1)")) == 1
     app.run("drop view public.articles_page cascade")
     app.run("alter table public.articles drop column title")

@@ -15,7 +15,10 @@ from python_jobs.db import Connection, connect, rows, value
 from python_jobs.worker.jobs import HANDLERS
 from python_jobs.worker.process import Worker
 from tests.support.database import add_user
+from tests.support.engagements import insert_events
+from tests.support.learning import World
 from tests.support.patience import PATIENCE_S, wait_until
+from tests.support.reference import Event
 from tests.support.workers import start_worker
 
 
@@ -161,25 +164,73 @@ def test_a_schedule_by_time_makes_up_for_missed_runs_once(db: Connection) -> Non
     assert jobs == 1
 
 
-def test_a_schedule_by_engagements_counts_those_that_teach(db: Connection) -> None:
-    db.execute("update two_tower.schedules set every_events = 5 where every_events is not null")
-    user = add_user(db)
-    posts = [
-        row[0]
-        for row in db.execute(
-            "insert into public.posts (author_id, content)"
-            " select null, 'post' from generate_series(1, 9) returning id"
-        )
-    ]
-    due = "select 'train_candidate_tower' = any (two_tower.start_due_schedules())"
-    insert = "insert into public.engagement_events (user_id, post_id, event_type) values (%s,%s,%s)"
-    for post in posts[:4]:
-        db.execute(insert, [user, post, "like"])
-        db.execute(insert, [user, post, "view"])
-    assert not value(db, due)
-    db.execute(insert, [user, posts[4], "like"])
-    assert value(db, due)
-    assert not value(db, due)
+TRAINS = "select 'train_candidate_tower' = any (two_tower.start_due_schedules())"
+
+
+def train_after(db: Connection, engagements: int) -> None:
+    db.execute(
+        "update two_tower.schedules set every_events = %s where every_events is not null",
+        [engagements],
+    )
+    db.execute("update two_tower.settings set account_weight_days = 1")
+
+
+def test_a_schedule_by_engagements_counts_those_that_were_learned(db: Connection) -> None:
+    train_after(db, 5)
+    world = World(db, posts=9)
+    for post in world.post_ids[:4]:
+        world.send("like", post)
+        world.send("view", post)
+        for _ in range(3):
+            world.send("like", post)
+    assert not value(db, TRAINS)
+    world.send("like", world.post_ids[4])
+    assert value(db, TRAINS)
+    assert not value(db, TRAINS)
+
+
+def test_one_account_starts_a_training_by_a_share_however_much_it_likes(db: Connection) -> None:
+    train_after(db, 100)
+    db.execute("update two_tower.settings set account_share = 0.05")
+    world = World(db, users=81, posts=200)
+    *honest, busy = world.user_ids
+    for post in world.post_ids:
+        world.send("like", post, busy)
+    for user in honest[:70]:
+        world.send("like", world.post_ids[0], user)
+    assert not value(db, TRAINS)  # 70, and a share of 5 of 200
+    insert_events(db, [Event(u, world.post_ids[1], "like", None, world.now) for u in honest[:24]])
+    assert not value(db, TRAINS)
+    world.send("like", world.post_ids[2], honest[0])
+    assert value(db, TRAINS)
+
+
+def test_new_accounts_start_a_training_by_their_weight(db: Connection) -> None:
+    train_after(db, 10)
+    db.execute("update two_tower.settings set account_weight_days = 3")
+    world = World(db, users=29, posts=10)
+    for user in world.user_ids:
+        world.send("like", user_id=user)
+    assert not value(db, TRAINS)
+    for user in world.user_ids[:2]:
+        world.send("like", world.post_ids[1], user)
+    assert value(db, TRAINS)
+
+
+def test_a_flood_of_events_that_teach_nothing_is_counted_in_bounded_steps(db: Connection) -> None:
+    train_after(db, 5)
+    world = World(db, posts=10)
+    now = world.now
+    repeated = [Event(world.user, world.post_ids[0], "like", None, now) for _ in range(60)]
+    insert_events(db, repeated)
+    for post in world.post_ids[1:5]:
+        world.send("like", post)
+    counted = "select coalesce(sum(engagements), 0) from two_tower.schedule_counts"
+    for wanted in (1, 1, 1, 5, 5):
+        db.execute("select two_tower.count_engagements('train_candidate_tower', 20)")
+        assert value(db, counted) == wanted
+    assert value(db, TRAINS)
+    assert value(db, counted) == 0
 
 
 def test_the_job_of_a_killed_worker_is_finished_by_another(
