@@ -1,167 +1,34 @@
 """Each function of the API with any arguments: rows, or a refusal that says what to do.
 
-Functions and the types of their arguments come from the catalogue. What no caller should ever get
-is an internal error, a time-out, or a refusal without a documented code, a message and a hint.
+What no caller should ever get is an internal error, a time-out, or a refusal without a documented
+code, a message and a hint.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-import psycopg
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from python_jobs.db import Connection, rows
-from tests.security.access import BACK_END_FUNCTIONS, CLIENT_FUNCTIONS
-from tests.security.fuzzing import SHORT_AND_LONG, run_each
-from tests.support.database import add_user, as_user
-from tests.support.engagements import add_posts
-
-# Stand for what only the database knows, in arguments that are drawn before there is one.
-MY_ID, OTHER_ID, POST_ID, POST_KEY = "<me>", "<other>", "<post>", "<key>"
-
-bigints = st.sampled_from([None, POST_ID, 0, 1, -1, 10**15, 2**53 + 1, 2**63 - 1, -(2**63)])
-integers = st.sampled_from([None, 0, 1, -1, 20, 100, 500, 501, 2**31 - 1, -(2**31)])
-texts = st.one_of(
-    st.sampled_from(
-        [
-            *(None, "", " ", POST_KEY, "posts", "nobody", "a boat", "1e9", "NaN", "1e999999"),
-            *("²", "007", "'; drop table posts; --", "%s", "\\", "\u202e\u0001", "💥" * 300),
-            *("x" * 2000, "x" * 1_000_000, "{1,2}", "null", "0" * 4000, "-infinity"),
-        ]
-    ),
-    st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=30),
-)
-lists = st.one_of(
-    st.none(),
-    st.lists(st.sampled_from([None, POST_KEY, "", "1", "x", "999999999999999999999"]), max_size=6),
-    st.sampled_from([["1"] * 1000, ["1"] * 1001, ["x"] * 1_000_000, [None] * 1000]),
-    st.sampled_from([["x" * 1_000_000], [["1"], ["2"]], [[None]]]),
-)
-scalars = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(-(2**70), 2**70),
-    st.floats(allow_nan=False, allow_infinity=False),
-    st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=10),
-)
-documents = st.recursive(
+from python_jobs.db import Connection, connect
+from tests.security.arguments import (
+    ARGUMENTS,
+    NAMES,
+    OTHER_ID,
+    Function,
+    Sql,
+    anything,
+    calls,
+    find_function,
     scalars,
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=4), st.dictionaries(st.text("abc", max_size=3), inner, max_size=4)
-    ),
-    max_leaves=12,
 )
-event_like = st.dictionaries(
-    st.sampled_from(
-        ["post_id", "post_key", "post_source", "event_type", "dwell_ms", "client_event_id", "x"]
-    ),
-    st.one_of(
-        scalars,
-        st.sampled_from([POST_ID, POST_KEY, "view", "like", "dwell", "posts", MY_ID, 1e300]),
-        documents,
-    ),
-)
-events = st.one_of(
-    documents,
-    st.lists(event_like, max_size=5),
-    st.sampled_from([[{}] * 501, [[]] * 500, {"a": "x" * 2_000_000}, ["x" * 1_000_000]]),
-)
-ARGUMENTS: dict[str, st.SearchStrategy[Any]] = {
-    "bigint": bigints,
-    "integer": integers,
-    "text": texts,
-    "text[]": lists,
-    "boolean": st.sampled_from([None, True, False]),
-    "jsonb": events,
-    "uuid": st.sampled_from([None, MY_ID, OTHER_ID, "00000000-0000-0000-0000-000000000000"]),
-}
-# Over HTTP, an argument may be of any other type too.
-anything = st.one_of(documents, *ARGUMENTS.values())
-
-
-@dataclass(frozen=True)
-class Function:
-    """A function of the API: its arguments by name with their types, and who calls it."""
-
-    name: str
-    arguments: dict[str, str]
-    role: str
-
-
-# Names are needed to collect tests, types come from the catalogue.
-NAMES = sorted(
-    name.removeprefix("public.")
-    for name in {*CLIENT_FUNCTIONS, *BACK_END_FUNCTIONS}
-    if name.startswith("public.")
-)
-
-
-def find_function(connection: Connection, name: str) -> Function:
-    """The function of `public` with this name."""
-    (found,) = rows(
-        connection,
-        "select p.proargnames[1:p.pronargs] as names, array(select format_type(t, null)"
-        " from unnest(p.proargtypes::oid[]) with ordinality u (t, i) order by i) as types"
-        " from pg_proc p where pronamespace = 'public'::regnamespace and proname = %s",
-        name,
-    )
-    role = "service_role" if f"public.{name}" in BACK_END_FUNCTIONS else "authenticated"
-    return Function(name, dict(zip(found.names or [], found.types, strict=True)), role)
-
-
-def calls(function: Function) -> st.SearchStrategy[dict[str, Any]]:
-    """Arguments of a call, some of them left out."""
-    return st.fixed_dictionaries(
-        {}, optional={name: ARGUMENTS[kind] for name, kind in function.arguments.items()}
-    )
-
-
-def documented(connection: Connection) -> set[str]:
-    """The SQLSTATEs that a caller may be answered with."""
-    return {row.sqlstate for row in rows(connection, "select sqlstate from two_tower.error_codes")}
-
-
-class Sql:
-    """Two users and some posts, and calls as one of them: each is taken back."""
-
-    def __init__(self, connection: Connection) -> None:
-        self.db = connection
-        self.me, self.other = add_user(connection), add_user(connection)
-        self.posts = add_posts(connection, 60, [self.other], np.random.default_rng(1))
-        self.documented = documented(connection)
-
-    def fill(self, given: Any) -> Any:
-        """The same, with ids of this database in place of what stands for them."""
-        known = {MY_ID: self.me, OTHER_ID: self.other, POST_ID: self.posts[0]}
-        known[POST_KEY] = str(self.posts[0])
-        if isinstance(given, dict):
-            return {name: self.fill(each) for name, each in given.items()}
-        if isinstance(given, list) and len(given) < 100:
-            return [self.fill(each) for each in given]
-        return known.get(given, given) if isinstance(given, str) else given
-
-    def call(self, function: Function, given: dict[str, Any]) -> psycopg.Error | None:
-        """What the call was refused with."""
-        wrapped = {
-            name: psycopg.types.json.Jsonb(each) if function.arguments[name] == "jsonb" else each
-            for name, each in self.fill(given).items()
-        }
-        named = ", ".join(f"{name} => %({name})s::{function.arguments[name]}" for name in wrapped)
-        user = self.me if function.role == "authenticated" else None
-        try:
-            with (
-                self.db.transaction(force_rollback=True),
-                as_user(self.db, user, function.role),
-            ):
-                self.db.execute(f"select * from public.{function.name}({named})".encode(), wrapped)
-        except psycopg.Error as error:
-            return error
-        return None
+from tests.security.fuzzing import SHORT_AND_LONG, run_each
+from tests.support.api import Api
 
 
 @pytest.fixture
@@ -185,3 +52,133 @@ def test_a_call_gives_rows_or_a_documented_refusal(sql: Sql, name: str, examples
             assert error.diag.message_hint, told
 
     run_each(each, examples)
+
+
+@pytest.mark.parametrize("name", ["recommend", "recommended_posts", "recommend_for"])
+def test_a_million_keys_are_refused(sql: Sql, name: str) -> None:
+    keys = ["x"] * 1_000_000
+    error = sql.call(
+        find_function(sql.db, name),
+        {"p_exclude": keys, "p_user_id": OTHER_ID}
+        if name == "recommend_for"
+        else {"p_exclude": keys},
+    )
+    assert error is not None
+    assert error.sqlstate == "TT002"
+
+
+# Codes of PostgREST itself: no such function with these arguments, a body that is no JSON, a
+# request that it can not read.
+POSTGREST_CODES = {"PGRST100", "PGRST102", "PGRST103", "PGRST202"}
+
+
+def check_answer(answer: httpx.Response, codes: set[str]) -> str | None:
+    """The code of a refusal; None for rows. Fails for what no client should ever see."""
+    if answer.status_code < 300:
+        return None
+    told = f"{answer.status_code} {answer.text[:500]}"
+    assert 400 <= answer.status_code < 500, told
+    said = answer.json()
+    # Values that fit no argument, Postgres refuses before any function runs: with no hint.
+    is_ours = said["code"] in codes - {"22P02", "22003", "22P05"}
+    assert is_ours or said["code"][:2] == "22" or said["code"] in POSTGREST_CODES, told
+    assert said["message"], told
+    assert said["hint"] or not is_ours, told
+    return str(said["code"])
+
+
+class OverHttp:
+    """A user and a back end of the API, and the codes that they may be answered with."""
+
+    def __init__(self, api: Api, db: Connection, http: httpx.Client) -> None:
+        self.api, self.http = api, http
+        self.sql = Sql(db)  # for what arguments stand for
+
+    def post(self, function: Function, body: bytes) -> httpx.Response:
+        return self.http.post(
+            f"{self.api.url}/rest/v1/rpc/{function.name}",
+            headers={**self.headers(function), "Content-Type": "application/json"},
+            content=body,
+        )
+
+    def get(self, function: Function, query: dict[str, str]) -> httpx.Response:
+        return self.http.get(
+            f"{self.api.url}/rest/v1/rpc/{function.name}",
+            headers=self.headers(function),
+            params=query,
+        )
+
+    def headers(self, function: Function) -> dict[str, str]:
+        if function.role == "service_role":
+            return {"apikey": self.api.service_key}
+        return self.api.headers(self.api.token(self.sql.me))
+
+
+@pytest.fixture(scope="module")
+def over_http(api: Api, patient_http: httpx.Client) -> Iterator[OverHttp]:
+    with connect(api.database_url, autocommit=True) as connection:
+        yield OverHttp(api, connection, patient_http)
+
+
+def any_arguments(function: Function) -> st.SearchStrategy[dict[str, Any]]:
+    """Arguments of the right type, of any other, left out, or unknown."""
+    values = {
+        name: st.one_of(ARGUMENTS[kind], ARGUMENTS[kind], anything)
+        for name, kind in function.arguments.items()
+    }
+    return st.fixed_dictionaries({}, optional={**values, "p_unknown": scalars})
+
+
+@pytest.mark.parametrize("examples", SHORT_AND_LONG)
+@pytest.mark.parametrize("name", NAMES)
+def test_over_http_a_call_gives_rows_or_a_refusal_of_the_client(
+    over_http: OverHttp, name: str, examples: int
+) -> None:
+    function = find_function(over_http.sql.db, name)
+
+    @given(given=any_arguments(function), by_get=st.booleans())
+    def each(given: dict[str, Any], by_get: bool) -> None:
+        filled = over_http.sql.fill(given)
+        query = {
+            name: value if isinstance(value, str) else json.dumps(value)
+            for name, value in filled.items()
+        }
+        if by_get and sum(map(len, query.values())) < 5000:
+            answer = over_http.get(function, query)
+            if answer.status_code == 405:  # it writes
+                return
+        else:
+            answer = over_http.post(function, json.dumps(filled).encode())
+        check_answer(answer, over_http.sql.documented)
+
+    run_each(each, examples)
+
+
+EVENT = b'{"post_id": 1, "event_type": "view", "note": %s}'
+# Bodies of record_engagements() that no client library makes, and what each is refused with.
+RAW_BODIES = {
+    "nothing": (b"", {"PGRST202"}),
+    "no JSON": (b"{", {"PGRST102"}),
+    "bytes that are no text": (b'{"p_events": ["\xff\xfe"]}', {"22021", "PGRST102"}),
+    "NaN": (b'{"p_events": [' + EVENT % b"NaN" + b"]}", {"PGRST102"}),
+    "a NUL": (b'{"p_events": [' + EVENT % b'"a\\u0000b"' + b"]}", {"22P05"}),
+    "a NUL in a name": (b'{"p_events": [{"\\u0000": 1}]}', {"22P05"}),
+    "half a character": (b'{"p_events": [' + EVENT % b'"\\ud800"' + b"]}", {"PGRST102"}),
+    "a number of 200,000 digits": (b'{"p_events": [' + EVENT % (b"9" * 200_000) + b"]}", {"22003"}),
+    "a number without end": (b'{"p_events": [' + EVENT % b"1e9999999" + b"]}", {"22003"}),
+    "100,000 levels": (b'{"p_events": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", {"54001"}),
+    "100,000 objects in one another": (
+        b'{"p_events": ' + b'{"a":' * 100_000 + b"1" + b"}" * 100_000 + b"}",
+        {"54001"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RAW_BODIES)
+def test_a_body_that_no_library_makes_is_refused_clearly(over_http: OverHttp, name: str) -> None:
+    body, codes = RAW_BODIES[name]
+    answer = over_http.post(find_function(over_http.sql.db, "record_engagements"), body)
+    assert 400 <= answer.status_code < 500, answer.text
+    said = answer.json()
+    assert said["code"] in codes, said
+    assert said["message"], said
