@@ -53,7 +53,7 @@ comment on column two_tower.reader.source_id is 'The source that is asked for. N
 comment on column two_tower.reader.vector is 'The user vector. Null for a user of whom nothing is known.';
 comment on column two_tower.reader.warmth is '0 for a new reader, 1 after settings.cold_until engagements.';
 comment on column two_tower.reader."time" is 'The moment of the request.';
-comment on column two_tower.reader.popularity_unit is 'The popularity of one like of now.';
+comment on column two_tower.reader.popularity_unit is 'compute_popularity() of one like of now.';
 comment on column two_tower.reader.popularity_scale is 'The log of 1 + the highest popularity in likes of now.';
 comment on column two_tower.reader.recency_half_life is 'In seconds.';
 
@@ -80,8 +80,9 @@ begin
   end if;
   return row(
     p_user_id, p_source_id, v_vector, sqrt(least(1, v_share)), v_now, v_unit,
-    ln(1 + greatest(1, (select popularity from two_tower.popular_candidates
-                        order by popularity desc, number desc limit 1) / v_unit)),
+    ln(1 + greatest(1, (select two_tower.popularity_in_likes(p.popularity, v_unit)
+                        from two_tower.popular_candidates p
+                        order by p.popularity desc, p.number desc limit 1))),
     v_settings.popularity_weight, v_settings.recency_weight,
     extract(epoch from v_settings.recency_half_life), v_settings.followed_weight,
     v_settings.exploration_share, v_settings.posts_per_author,
