@@ -300,8 +300,8 @@ class ApiClient(Client):
             return None
         if answer.status_code < 300:
             return answer
-        # A server that starts or ends is a 5xx. Where a connection breaks under a request, PostgREST
-        # says 400 with an empty code.
+        # A server that starts or ends is a 5xx. Where its connection to the database breaks under a
+        # request, PostgREST says 400 with an empty code.
         if answer.status_code < 500 and answer.json()["code"]:
             self.ledger.refusals.append(answer.text)
         return None
