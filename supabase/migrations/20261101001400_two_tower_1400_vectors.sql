@@ -1,7 +1,8 @@
 -- Types of vectors, and the formulas of which all rules are made.
 --
--- zero_vector, scale, decay_strength and popularity_in_likes are inlined. Names in their bodies are bound when they are
--- made, so they need no search_path of their own. A search_path would keep them calls.
+-- zero_vector, scale, decay_strength and popularity_in_likes are inlined. Names in their bodies are
+-- bound when they are made, so they need no search_path of their own. A search_path would keep them
+-- calls.
 
 -- Domains, not check constraints of the tables: each statement parses those anew, which costs a
 -- like 20 microseconds.

@@ -58,79 +58,6 @@ $$;
 comment on function two_tower.learn_lesson(two_tower.lesson, two_tower.settings, two_tower.state, two_tower.drawn_posts, extensions.vector, two_tower.user_embeddings) is
   'Learns one event. Returns the user after it, the steps of posts, and its training example.';
 
--- The opposite of a learned event, for unlike and unrepost. p_example is what was recorded then. If
--- its partition was dropped there is none: the vectors of today have to do for the user, and the
--- posts stay. Steps of the event that still wait are not taken back, but taken out of the queue.
-create function two_tower.withdraw_lesson(
-  p_lesson two_tower.lesson, p_settings two_tower.settings, p_state two_tower.state,
-  p_example two_tower.training_examples, p_post extensions.vector,
-  inout p_user two_tower.user_embeddings, out steps two_tower.deferred_steps
-) language plpgsql set search_path = pg_catalog, pg_temp as $$
-declare
-  v_strength real := p_lesson.withdrawn_strength;
-  v_taught extensions.vector := coalesce(p_example.post_emb::extensions.vector, p_post);
-  v_length integer := cardinality(p_user.recent_post_ids);
-  v_queued two_tower.deferred_steps := two_tower.cancel_steps(p_example.event_id);
-  v_place integer;
-begin
-  steps := row(p_lesson.event_id, p_lesson.user_id, p_state.epoch,
-    coalesce(p_example.user_emb::extensions.vector, p_user.embedding), '{}', '{}',
-    p_lesson.post_id, -coalesce(p_example.step, 0), -1, coalesce(p_example.popularity, 0),
-    coalesce(p_example.created_at, p_lesson.created_at));
-  if v_queued.event_id is null then
-    steps.pushed_ids := coalesce(p_example.pushed_ids, '{}');
-    steps.push_factors := coalesce(array(
-      select -f from unnest(p_example.push_factors) with ordinality as p (f, place)
-      order by place), '{}');
-  elsif v_queued.post_id is not null then
-    steps.post_id := null;
-    steps.step := 0;
-    steps.engagements := 0;
-    steps.popularity := 0;
-  end if;
-  p_user.engagement_count := p_user.engagement_count - 1;
-
-  select max(k) into v_place from generate_subscripts(p_user.recent_post_ids, 1) as k
-  where p_user.recent_post_ids[k] = p_lesson.post_id and p_user.recent_strengths[k] = v_strength;
-  if v_place is not null then
-    p_user.engaged_sum := p_user.engaged_sum operator(extensions.-)
-      two_tower.scale(two_tower.decay_strength(v_strength, p_settings.history_decay,
-        v_length - v_place), v_taught);
-    p_user.recent_post_ids :=
-      p_user.recent_post_ids[:v_place - 1] || p_user.recent_post_ids[v_place + 1:];
-    p_user.recent_strengths :=
-      p_user.recent_strengths[:v_place - 1] || p_user.recent_strengths[v_place + 1:];
-  end if;
-  if p_user.recent_post_ids = '{}' then
-    p_user.engaged_sum := two_tower.zero_vector();
-  end if;
-  p_user.embedding := case
-    when p_settings.learning_rule = 'contrastive'
-      then two_tower.combine_user(p_user.engaged_sum, p_user.prior_weight, p_user.prior)
-    when p_user.recent_post_ids = '{}' then p_user.engaged_sum
-    else two_tower.move_vector(p_user.embedding,
-      (-v_strength * least(p_settings.literal_maximum_alpha,
-        1.0 / (p_user.engagement_count + 1)))::real, v_taught) end;
-end
-$$;
-comment on function two_tower.withdraw_lesson(two_tower.lesson, two_tower.settings, two_tower.state, two_tower.training_examples, extensions.vector, two_tower.user_embeddings) is
-  'Takes back what a signal taught, and nothing else: the recorded steps on the post and on those that it pushed away, what it added to the popularity, and the post''s part in the engaged sum. Approximate in one way: steps on a sphere do not add up, so a vector that has moved since does not come back to the same place.';
-
-create function two_tower.withdraw_example(p_lesson two_tower.lesson)
-returns two_tower.training_examples language plpgsql set search_path = pg_catalog, pg_temp as $$
-declare
-  v_example two_tower.training_examples;
-begin
-  update two_tower.training_examples x set is_withdrawn = true
-  where x.user_id = p_lesson.user_id and x.post_id = p_lesson.post_id
-    and x.event_type = p_lesson.withdrawn and not x.is_withdrawn
-  returning x.* into v_example;
-  return v_example;
-end
-$$;
-comment on function two_tower.withdraw_example(two_tower.lesson) is
-  'Marks the training example of a withdrawn signal, and returns it. Returns null when its partition was dropped.';
-
 create function two_tower.write_learned(
   p_users two_tower.user_embeddings[], p_posts two_tower.live_embeddings[], p_held_ids bigint[],
   p_is_filling boolean
@@ -227,6 +154,7 @@ begin
       v_example.step := v_step.step;
       v_example.popularity := v_step.popularity;
       v_steps.post_id := null;
+      v_steps.user_id := null;
       v_steps.engagements := 0;
     end if;
     if v_lesson.verdict = 'learn' then

@@ -145,9 +145,8 @@ def test_unlikes_take_back_what_the_bound_let_through_and_no_more(
             f" popular; left of it: {left[posts[1]]:.3f}, of all others at most"
             f" {max(left[p] for p in posts if p != posts[1]):.3f}"
         )
-        assert np.linalg.norm(liked - before[posts[1]]) > 0.2
-        assert left[posts[1]] < 0.05
-        assert max(left.values()) < 0.1
+        assert np.linalg.norm(liked - before[posts[1]]) > 0.05
+        assert max(left.values()) < 0.005
         assert value(db, popularity, posts[1]) == pytest.approx(popular, abs=1e-3)
         assert value(
             db, "select moved from two_tower.live_embeddings where post_id = %s", posts[1]
