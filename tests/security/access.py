@@ -61,8 +61,8 @@ PRIVATE_TABLES = _words("""
     deferred_steps error_codes experiment_arms experiment_results experiments exploration_pool
     follows health installed_files jobs listed_posts live_embeddings metric_targets metrics
     model_authors model_tensors model_weights overview partitioned_tables partitions
-    popular_candidates post_changes post_embeddings posts profile_embeddings requested_texts rollbacks
-    schedules serving_builds serving_embeddings_0 serving_embeddings_1 serving_index
+    popular_candidates post_changes post_embeddings posts profile_embeddings requested_texts
+    rollbacks schedules serving_builds serving_embeddings_0 serving_embeddings_1 serving_index
     setting_changes settings signals source_reports sources state training_examples training_pairs
     unlearned_events update_latencies user_embeddings user_posts users users_to_erase
     vanished_posts withheld_authors workers
