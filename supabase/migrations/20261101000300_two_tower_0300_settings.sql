@@ -136,6 +136,8 @@ create table two_tower.settings (
     constraint exploration_share_is_a_share check (exploration_share between 0 and 0.5),
   posts_per_author integer not null default 10
     constraint posts_per_author_is_positive check (posts_per_author > 0),
+  likeness_batch integer not null default 10
+    constraint likeness_batch_is_positive check (likeness_batch > 0),
   exact_scan_limit integer not null default 5000
     constraint exact_scan_limit_is_bounded check (exact_scan_limit between 0 and 1000000),
   over_fetch integer not null default 150
@@ -213,6 +215,7 @@ comment on column two_tower.settings.recency_half_life is 'Advanced. Half-life o
 comment on column two_tower.settings.exploration_share is 'Share of a page that goes to new posts that few have seen.';
 comment on column two_tower.settings.posts_per_author is 'At most this number of posts of one author stands on a page, while posts of others are left.';
 comment on column two_tower.settings.exploration_impressions is 'Advanced. A new post is explored until it had this number of impressions, or somebody engaged with it.';
+comment on column two_tower.settings.likeness_batch is 'Advanced. similar_posts() and search_posts() show what engagements did to a post once there are this many more. 1 shows each reader''s.';
 comment on column two_tower.settings.exact_scan_limit is 'Advanced. With at most this number of posts, all are scanned. With more, the serving index proposes candidates.';
 comment on column two_tower.settings.over_fetch is 'Advanced. The serving index proposes at least this number of unseen posts, to be scored by their live embeddings. Three times the page, where that is more.';
 comment on column two_tower.settings.ef_search is 'Advanced. Breadth of the search in the serving index (hnsw.ef_search). A wider search finds more, and takes longer.';

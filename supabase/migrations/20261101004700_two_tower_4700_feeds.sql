@@ -68,8 +68,7 @@ begin
   end if;
   return query
   select v.post_id, -(v.embedding operator(extensions.<#>) p_vector)
-  from two_tower.live_embeddings v
-  where v.slot = v_slot and v.post_id = any (v_near) and v.post_id <> all (p_excluded);
+  from two_tower.read_likeness(v_near) v where v.post_id <> all (p_excluded);
 end
 $$;
 comment on function two_tower.list_similar(extensions.vector, integer, bigint[], bigint[]) is 'Returns posts near to a vector, with their cosine: at least p_limit, if there are so many. Returns nothing for null.';
@@ -81,8 +80,7 @@ begin
   if p_text is not null then
     return two_tower.run_candidate_tower(two_tower.find_text(p_user_id, p_text));
   end if;
-  return (select v.embedding from two_tower.live_embeddings v
-    where v.slot = (select active_slot from two_tower.state) and v.post_id = p_post_id);
+  return (select v.embedding from two_tower.read_likeness(array[p_post_id]) v);
 end
 $$;
 comment on function two_tower.find_vector(uuid, bigint, text) is 'Returns the vector of a post or, given a text, of a text of the user''s own. Null for what is not encoded.';
@@ -232,7 +230,7 @@ begin
   end loop;
   return query
   select f.post_id, f.post_key, f.post_source, f.author_id, f.created_at,
-    round(f.score::numeric, 3)::double precision, f.source, f.arm
+    round(f.score::numeric, 2)::double precision, f.source, f.arm
   from unnest(v_page) with ordinality as f (post_id, post_key, post_source, author_id, created_at,
     score, source, arm, place)
   order by f.place limit v_limit;
@@ -279,7 +277,7 @@ begin
   end if;
 end
 $$;
-comment on function public.similar_posts(bigint, integer, text, text) is 'Returns the posts whose live embeddings are nearest to that of a post, best first. The post is named by p_post_id, or by p_post_key and, where several tables are attached, p_post_source. Only posts that the caller may read. p_limit: 1 to 100, default 20. Returns nothing for a post that is not encoded, or not readable. Raises 42501 when nobody is signed in.';
+comment on function public.similar_posts(bigint, integer, text, text) is 'Returns the posts that are most like a post, best first: by what readers of either have in common, and by their texts. The post is named by p_post_id, or by p_post_key and, where several tables are attached, p_post_source. Only posts that the caller may read. p_limit: 1 to 100, default 20. Returns nothing for a post that is not encoded, or not readable. Raises 42501 when nobody is signed in.';
 
 create function public.search_posts(p_text text, p_limit integer default 20)
 returns table (post_id bigint, post_key text, post_source text, author_id uuid,
