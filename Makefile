@@ -17,6 +17,7 @@ demo: $(STAMP)
 test: lint
 	@$(VENV)/bin/python -m pytest
 
+# Also thousands of examples of each fuzzed call, and 1,000 kills: hours.
 test-long: lint
 	@$(VENV)/bin/python -m pytest -m "long or not long"
 

@@ -1,10 +1,11 @@
-"""Writes what is generated from a server of its own: the reference, and the types of functions.
+"""Writes what is generated: the reference, who may do what, and the types of functions.
 
 Run it by `make docs`.
 """
 
 from __future__ import annotations
 
+from docs.generator.access import with_access
 from docs.generator.page import generate
 from python_jobs.db import connect
 from python_jobs.local.bootstrap import bootstrap
@@ -17,11 +18,13 @@ from tests.support.database import PROJECT, reachable_folder
 
 DATABASE = "reference"
 PAGE = PROJECT / "docs" / "reference.md"
+SECURITY = PROJECT / "docs" / "security.md"
 TYPES = PROJECT / "supabase" / "functions" / "_shared" / "database.types.ts"
 
 
 def main() -> None:
     """Start a server, apply the migrations, write the page and the types."""
+    SECURITY.write_text(with_access(SECURITY.read_text()))
     tools = NodeTools(state_dir(PROJECT) / "node")
     tools.install(print)
     with reachable_folder() as folder:

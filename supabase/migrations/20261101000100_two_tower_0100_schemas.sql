@@ -96,6 +96,13 @@ comment on column two_tower.error_codes.name is 'The name of the condition: Post
 comment on column two_tower.error_codes.meaning is 'What went wrong, and what became of the statement.';
 insert into two_tower.error_codes (sqlstate, name, meaning) values
   ('22023', 'invalid_parameter_value', 'An argument is missing, malformed or out of range.'),
+  ('22P02', 'invalid_text_representation',
+    'A value is not of the type of its field or argument. Nothing was stored.'),
+  ('22003', 'numeric_value_out_of_range',
+    'A number is too large for its field or argument. Nothing was stored.'),
+  ('22P05', 'untranslatable_character',
+    'A text holds \u0000, which Postgres can not store. Nothing was stored. The whole body is'
+      || ' refused before any event of it is read: take it out of all texts.'),
   ('55P03', 'lock_not_available',
     'A statement that learns, or a build, holds the lock for too long. Nothing was changed.'),
   ('23503', 'foreign_key_violation',

@@ -86,6 +86,9 @@ create function two_tower.read_event(p_event jsonb, p_place integer)
 returns two_tower.sent_event language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_event two_tower.sent_event;
+  v_code text;
+  v_message text;
+  v_hint text;
 begin
   if jsonb_typeof(p_event) <> 'object' then
     raise exception 'the event is not an object' using errcode = '22023',
@@ -98,6 +101,11 @@ begin
   from jsonb_to_record(p_event) as r (post_id bigint, post_key text, post_source text,
     event_type text, dwell_ms jsonb, client_event_id uuid, happened_at timestamptz);
   return v_event;
+exception when data_exception then
+  get stacked diagnostics v_code = returned_sqlstate, v_message = message_text,
+    v_hint = pg_exception_hint;
+  raise exception '%', left(v_message, 500) using errcode = v_code,
+    hint = coalesce(nullif(v_hint, ''), 'Correct that field of the event, or drop the event.');
 end
 $$;
 comment on function two_tower.read_event(jsonb, integer) is 'Returns an event as it was sent. Raises 22023 for what is no object, and 22P02, 22003, 22007 and 22008 for a value that its column can not hold.';

@@ -385,3 +385,31 @@ def test_the_row_of_settings_is_never_gone(db: Connection, command: str) -> None
         db.execute(f"{command} two_tower.settings".encode())
     assert "Use an UPDATE" in str(caught.value.diag.message_hint)
     assert value(db, "select count(*) from two_tower.settings") == 1
+
+
+def test_a_change_of_a_setting_is_kept_with_who_made_it(db: Connection) -> None:
+    with as_user(db, None, "service_role"):
+        db.execute("update two_tower.signals set strength = 1.2 where event_type = 'like'")
+    row = db.execute(
+        "select changed_by, table_name,"
+        " old_row ->> 'strength' as old, new_row ->> 'strength' as new"
+        " from two_tower.setting_changes order by id desc limit 1"
+    ).fetchone()
+    assert row == ("service_role", "signals", "1", "1.2")
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        "learning_rule = 'magic'",
+        "negatives_per_positive = 4",
+        "negatives_per_positive = 11",
+        "literal_learning_rate = 0.02",
+        "temperature = 0",
+        "long_dwell_ms = 1",
+        "history_decay = 'NaN'",
+    ],
+)
+def test_a_setting_out_of_range_is_refused(db: Connection, assignment: str) -> None:
+    with pytest.raises(psycopg.errors.CheckViolation):
+        db.execute(f"update two_tower.settings set {assignment}")  # type: ignore[call-overload]

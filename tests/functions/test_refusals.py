@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
+import psycopg
 import pytest
 
 from tests.support.functions import METRICS_SECRET, Functions
+from tests.support.patience import wait_until
+from tests.support.workers import waiting_backend
 
 FOR_USERS = [
     ("recommend", "GET", {"params": {"table": "articles"}}),
@@ -105,3 +112,21 @@ def test_another_method_is_refused(functions: Functions, name: str) -> None:
     answer = functions.call(name, "DELETE", functions.sign_up())
     assert (answer.status_code, answer.json()["code"]) == (405, "method_not_allowed")
     assert "OPTIONS" in answer.headers["allow"]
+
+
+def test_events_whose_connection_breaks_are_to_be_sent_again(functions: Functions) -> None:
+    """PostgREST says 503 or, now and then, 400 with an empty code: the function says 503."""
+    event = {"post_id": 1, "event_type": "view"}
+    token = functions.sign_up()
+    with (
+        suppress(psycopg.OperationalError),  # of the blocker, which is cut off too
+        functions.database() as blocker,
+        functions.database() as watcher,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        blocker.execute("begin; lock public.engagement_events")
+        waiting = pool.submit(functions.refusal, "engage", "POST", token, json=[event])
+        os.kill(waiting_backend(watcher, "record_engagements"), signal.SIGKILL)
+        answer = waiting.result()
+    assert answer in [(503, "PGRST001"), (503, "connection_lost")]
+    wait_until(lambda: functions.call("engage", "POST", token, json=[]).status_code == 200)

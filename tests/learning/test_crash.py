@@ -148,11 +148,5 @@ def kill_in_the_middle(cluster: Cluster, rounds: int) -> None:
 def test_a_kill_of_postgres_loses_nothing_acknowledged_and_applies_nothing_twice(
     durable: Cluster,
 ) -> None:
+    """One kill, looked at closely; many of all kinds come in tests/security/test_chaos.py."""
     kill_in_the_middle(durable, 1)
-
-
-@pytest.mark.long
-def test_five_kills_of_postgres_lose_nothing_acknowledged_and_apply_nothing_twice(
-    durable: Cluster,
-) -> None:
-    kill_in_the_middle(durable, 5)

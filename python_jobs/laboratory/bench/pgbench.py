@@ -43,12 +43,15 @@ def pgbench(
     clients: int = 1,
     seconds: float | None = None,
     transactions: int | None = None,
+    rate: float | None = None,
     options: str = "",
 ) -> Run:
     """Runs a script for so many seconds, or so many transactions for each client.
 
     The latency of each client's first transaction is left out: a new connection plans and compiles
-    what it runs, and a pool keeps its connections. options: of the sessions, as PGOPTIONS has them.
+    what it runs, and a pool keeps its connections. rate: transactions a second that all clients
+    together begin; a latency then counts from when its transaction was due. options: of the
+    sessions, as PGOPTIONS has them.
 
     Raises CommandError when the wheel has no pgbench or a transaction fails.
     """
@@ -61,10 +64,12 @@ def pgbench(
         how_long = (
             ["-T", str(max(1, round(seconds)))] if seconds else ["-t", str((transactions or 1) + 1)]
         )
+        pace = ["-R", f"{rate:.1f}"] if rate else []
         done = subprocess.run(
             [
                 *(program, "-n", "-M", "prepared", "-f", str(path), "-c", str(clients)),
                 *("-j", str(min(clients, 2)), "-l", f"--log-prefix={folder}/log", *how_long),
+                *pace,
                 world.url,
             ],
             env={**os.environ, "PGOPTIONS": options},

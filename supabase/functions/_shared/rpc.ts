@@ -54,6 +54,10 @@ async function send(url: URL, args: unknown, { apikey, token }: Key, timeoutMs: 
 
 function refusal(status: number, text: string): Refusal {
   const said = parseError(text);
+  // So PostgREST answers, with 400, when its connection to the database breaks under a request.
+  if (said.code === "") {
+    return new Unavailable("connection_lost", "The connection to the database was lost", AGAIN);
+  }
   const code = String(said.code ?? status);
   const message = String(said.message ?? "The database refused the request");
   const hint = String(said.hint ?? said.details ?? "Correct the request.");
