@@ -29,7 +29,8 @@
 --   what is     models       weights of both towers, and the candidate tower in SQL
 --   known       state        which slot serves, and the locks of a switch
 --               vectors, embeddings, eligibility, training_examples, post_steps
---   a like      lessons, locks, verdicts, draws, rules, learning: the trigger, in its order
+--   a like      lessons, locks, verdicts, draws, rules, withdrawals, learning: the trigger, in its
+--               order
 --               folding      the steps that it left for later
 --   a post      encoding     from a text to vectors, and the events that waited for them
 --               numbering    keeps the numbers dense by which posts are drawn

@@ -48,6 +48,12 @@ create table two_tower.settings (
 
   movement_per_hour real not null default 2
     constraint movement_per_hour_is_positive check (movement_per_hour > 0),
+  popularity_per_hour real not null default 30
+    constraint popularity_per_hour_is_positive check (popularity_per_hour > 0),
+  account_weight_days integer not null default 3
+    constraint account_weight_days_are_bounded check (account_weight_days between 1 and 365),
+  withdrawals_per_day integer not null default 3
+    constraint withdrawals_per_day_are_bounded check (withdrawals_per_day between 1 and 1000),
   untouched_post_push_limit real not null default 0.5
     constraint untouched_post_push_limit_is_bounded
       check (untouched_post_push_limit between 0 and 10),
@@ -116,7 +122,8 @@ create table two_tower.settings (
   cold_until integer not null default 10
     constraint cold_until_is_bounded check (cold_until between 0 and 1000),
   popularity_half_life interval not null default '7 days'
-    constraint popularity_half_life_is_a_week_or_more check (popularity_half_life >= '7 days'),
+    constraint popularity_half_life_is_an_hour_or_more
+      check (popularity_half_life >= '1 hour'),
   popularity_weight real not null default 0.15
     constraint popularity_weight_is_bounded check (popularity_weight between 0 and 10),
   followed_weight real not null default 0.2
@@ -170,6 +177,9 @@ comment on column two_tower.settings.short_dwell_ms is 'A shorter dwell counts a
 comment on column two_tower.settings.learned_events_per_minute is 'At most this number of events of one user is learned in a minute. Further ones wait, and are learned in the next minutes.';
 comment on column two_tower.settings.waiting_events_per_user is 'At most this number of events of one user waits because its minute is full. Further events are only recorded.';
 comment on column two_tower.settings.movement_per_hour is 'Advanced. The most that events move one post, and blocks one author, in an hour: the sum of their steps. A step is at most the learning rate times the strength. Reaching the limit opens an alert.';
+comment on column two_tower.settings.popularity_per_hour is 'The most that a post''s popularity grows in an hour, in likes of accounts of full weight. Raise it where honest posts get more.';
+comment on column two_tower.settings.account_weight_days is 'An account weighs its active days divided by this, at most 1, in popularity and in what counts accounts. 1: new accounts weigh as much as others.';
+comment on column two_tower.settings.withdrawals_per_day is 'Advanced. After this number of withdrawals of a signal in a day, the same user''s signal on the same post is not learned again that day.';
 comment on column two_tower.settings.untouched_post_push_limit is 'Advanced. The most that pushes move an untouched post in all, so that it is not pushed out of sight.';
 comment on column two_tower.settings.client_event_retry_window is 'Advanced. A repeated client_event_id is recognised within this time.';
 comment on column two_tower.settings.oldest_event_age is 'Advanced. Older events are refused. Only operators can insert history at all.';

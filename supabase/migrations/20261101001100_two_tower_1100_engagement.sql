@@ -145,6 +145,7 @@ create table two_tower.user_posts (
   signals integer not null default 0,
   is_engaged boolean not null default false,
   is_hidden boolean not null default false,
+  was_withdrawn boolean not null default false,
   first_seen_at timestamptz not null,
   last_event_at timestamptz not null,
   primary key (user_id, post_id)
@@ -153,6 +154,7 @@ comment on table two_tower.user_posts is 'What a user did with a post. It is kep
 comment on column two_tower.user_posts.signals is 'Bits of the signals in force (signals.bit). A signal whose bit is set is not learned again.';
 comment on column two_tower.user_posts.is_engaged is 'A positive event is in force: the post is never a negative for this user.';
 comment on column two_tower.user_posts.is_hidden is 'The user hid the post or found it not interesting. It is never a negative for this user.';
+comment on column two_tower.user_posts.was_withdrawn is 'The user took a signal back at some time, so training_examples may tell how often.';
 comment on column two_tower.user_posts.first_seen_at is 'The time of the earliest event.';
 comment on column two_tower.user_posts.last_event_at is 'The time of the latest event.';
 do $$
@@ -170,13 +172,13 @@ create table two_tower.unlearned_events (
   post_id bigint not null,
   event_type text not null,
   reason text not null constraint reason_is_known check (reason in (
-    'repeated', 'rate_limited', 'skipped', 'post_deleted', 'own_post', 'nothing_to_withdraw',
-    'withdrawn')),
+    'repeated', 'rate_limited', 'skipped', 'post_deleted', 'own_post', 'blocked',
+    'nothing_to_withdraw', 'withdrawn', 'withdrawn_often')),
   created_at timestamptz not null,
   primary key (event_id, created_at)
 ) partition by range (created_at);
 comment on table two_tower.unlearned_events is 'Events that were recorded and, by rule, not learned, with the reason.';
-comment on column two_tower.unlearned_events.reason is 'repeated: its signal is in force already. rate_limited: too many events of its user waited (settings.waiting_events_per_user). skipped: resume() passed it over after a freeze. post_deleted: its post was deleted. own_post: its user wrote the post. nothing_to_withdraw: what it takes back is not in force. withdrawn: it was taken back while it waited.';
+comment on column two_tower.unlearned_events.reason is 'repeated: its signal is in force already. rate_limited: too many events of its user waited (settings.waiting_events_per_user). skipped: resume() passed it over after a freeze. post_deleted: its post was deleted. own_post: its user wrote the post. blocked: the post''s author has blocked its user. nothing_to_withdraw: what it takes back is not in force. withdrawn: it was taken back while it waited. withdrawn_often: its user took the same back too often that day (settings.withdrawals_per_day).';
 
 create index unlearned_events_user_id_idx on two_tower.unlearned_events (user_id);
 

@@ -51,6 +51,28 @@ insert into two_tower.cursors (name, position) values
   ('serving_round', two_tower.first_bigint()), ('numbering_round', two_tower.first_bigint()),
   ('followed_events', 0), ('tick', 0);
 
+-- What was undone must not be taken back once more by who withdraws it later.
+create table two_tower.rollbacks (
+  id bigint generated always as identity primary key,
+  checkpoint_id bigint not null,
+  after_event_id bigint not null,
+  last_event_id bigint not null,
+  rolled_back_at timestamptz not null default two_tower.now()
+);
+comment on table two_tower.rollbacks is 'Each rollback, with the events whose lessons it undid.';
+comment on column two_tower.rollbacks.checkpoint_id is 'The checkpoint that was rolled back to, which may be dropped since.';
+comment on column two_tower.rollbacks.after_event_id is 'What events after this one had taught is gone.';
+comment on column two_tower.rollbacks.last_event_id is 'The newest event that was stored by then. Later ones stand.';
+
+create function two_tower.is_rolled_back(p_event_id bigint) returns boolean
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  return exists (select from two_tower.rollbacks r
+    where p_event_id > r.after_event_id and p_event_id <= r.last_event_id);
+end
+$$;
+comment on function two_tower.is_rolled_back(bigint) is 'Returns whether a rollback has undone what an event taught.';
+
 create function two_tower.last_uuid() returns uuid
 language sql immutable parallel safe return 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid;
 comment on function two_tower.last_uuid() is 'Returns the largest uuid. In state.restored_up_to it means that all users are restored.';

@@ -25,9 +25,10 @@ create table two_tower.live_embeddings (
   source_id smallint not null,
   is_pretrained boolean not null default true,
   engagement_count integer not null default 0,
-  popularity double precision not null default 0,
+  popularity double precision not null default '-infinity',
   moved_hour timestamptz,
   moved real not null default 0,
+  gained real not null default 0,
   pushed real not null default 0,
   model_version bigint not null references two_tower.model_weights (version),
   primary key (slot, post_id)
@@ -42,9 +43,10 @@ comment on column two_tower.live_embeddings.is_listed is 'posts.is_listed, as of
 comment on column two_tower.live_embeddings.source_id is 'posts.source_id.';
 comment on column two_tower.live_embeddings.is_pretrained is 'True while the post is untouched. Only then may a new tower replace its vector.';
 comment on column two_tower.live_embeddings.engagement_count is 'Learned events about the post, less withdrawn ones.';
-comment on column two_tower.live_embeddings.popularity is 'Forward-decayed sum of positive strengths. Each adds strength * 2^((time - 2025-01-01) / half-life), so that the order never needs a refresh.';
-comment on column two_tower.live_embeddings.moved_hour is 'The hour that moved is about.';
+comment on column two_tower.live_embeddings.popularity is 'Log2 of the sum of likes * 2^((time - 2025-01-01) / half-life) over positive events, -infinity without any. Forward decay: the order never needs a refresh. popularity_in_likes() tells the sum as of now.';
+comment on column two_tower.live_embeddings.moved_hour is 'The hour that moved and gained are about.';
 comment on column two_tower.live_embeddings.moved is 'How far events about the post moved it in moved_hour: the sum of their steps (settings.movement_per_hour).';
+comment on column two_tower.live_embeddings.gained is 'By how much events raised the popularity in moved_hour, in likes (settings.popularity_per_hour).';
 comment on column two_tower.live_embeddings.pushed is 'How far pushes moved the post while it was untouched (settings.untouched_post_push_limit).';
 comment on column two_tower.live_embeddings.model_version is 'The candidate tower that projected the post or, of a learned vector, for which the slot was filled.';
 
@@ -79,6 +81,7 @@ create table two_tower.user_embeddings (
   recent_post_ids bigint[] not null default '{}',
   recent_strengths real[] not null default '{}',
   engagement_count integer not null default 0,
+  active_days integer not null default 0,
   minute timestamptz,
   minute_count integer not null default 0,
   waits_until timestamptz,
@@ -92,12 +95,24 @@ comment on column two_tower.user_embeddings.prior_weight is 'What the prior weig
 comment on column two_tower.user_embeddings.recent_post_ids is 'The posts of the last learned events, oldest first. For a page, the user is encoded from them.';
 comment on column two_tower.user_embeddings.recent_strengths is 'Strengths of recent_post_ids, as the rule weighs them.';
 comment on column two_tower.user_embeddings.engagement_count is 'Learned events of the user, less withdrawn ones.';
+comment on column two_tower.user_embeddings.active_days is 'On how many days (UTC) an event of the user was learned. weigh_account() makes a weight of it.';
 comment on column two_tower.user_embeddings.minute is 'The minute that minute_count is about.';
 comment on column two_tower.user_embeddings.minute_count is 'Learned events in that minute (settings.learned_events_per_minute).';
 comment on column two_tower.user_embeddings.waits_until is 'When the next of the user''s events that wait for a minute may be learned. Null when none waits. Later events wait behind them.';
 create index user_embeddings_waits_until_idx on two_tower.user_embeddings (waits_until)
   where waits_until is not null;
 comment on column two_tower.user_embeddings.updated_at is 'The time of the last learned event.';
+
+-- An account is worth what it costs to keep up: days of use. Days are those of the events, so an
+-- import counts as it happened.
+create function two_tower.weigh_account(p_active_days integer, p_account_weight_days integer)
+returns real language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+begin
+  return least(1, p_active_days::real / p_account_weight_days);
+end
+$$;
+comment on function two_tower.weigh_account(integer, integer) is
+  'Returns what an account weighs in popularity and where accounts are counted: its active days over settings.account_weight_days, at most 1.';
 
 create table two_tower.author_embeddings (
   author_id uuid primary key,

@@ -11,6 +11,7 @@ create table two_tower.training_examples (
   user_emb extensions.halfvec(128) not null,
   post_emb extensions.halfvec(128) not null,
   step real not null,
+  popularity real not null default 0,
   negative_ids bigint[] not null default '{}',
   negative_embs extensions.halfvec[] not null default '{}',
   viewed_negative_count smallint not null default 0,
@@ -26,7 +27,8 @@ comment on column two_tower.training_examples.event_type is 'The signal of the e
 comment on column two_tower.training_examples.label is 'True for a positive pair, false for a negative pair. Null for an event that moved vectors and makes no pair, such as a click.';
 comment on column two_tower.training_examples.user_emb is 'The user vector before the event.';
 comment on column two_tower.training_examples.post_emb is 'The live embedding of the post before the event.';
-comment on column two_tower.training_examples.step is 'Factor of user_emb that was added to the post. A withdrawal takes it back.';
+comment on column two_tower.training_examples.step is 'Factor of user_emb by which the event moved the post, after all bounds. A withdrawal takes it back.';
+comment on column two_tower.training_examples.popularity is 'What the event added to the post''s popularity, in likes of that moment, after all bounds. A withdrawal takes it back.';
 comment on column two_tower.training_examples.negative_ids is 'The negatives, viewed ones first.';
 comment on column two_tower.training_examples.negative_embs is 'The live embeddings of negative_ids before the event.';
 comment on column two_tower.training_examples.pushed_ids is 'Posts that the event pushes away, each by its push_factor times user_emb.';

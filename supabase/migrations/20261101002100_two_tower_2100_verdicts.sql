@@ -105,6 +105,37 @@ $$;
 comment on function two_tower.waits_for_minute(two_tower.lesson, two_tower.user_embeddings, timestamptz, integer, boolean) is
   'Returns whether an event may not be learned yet: its user''s minute is full, or earlier events of the user wait. History, which is older than a minute when it arrives, does not wait behind others.';
 
+create function two_tower.is_blocked_by(p_author_id uuid, p_user_id uuid) returns boolean
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  return exists (select from two_tower.blocks b
+    where b.user_id = p_author_id and b.author_id = p_user_id and b.kind = 'block_author');
+end
+$$;
+comment on function two_tower.is_blocked_by(uuid, uuid) is 'Returns whether an author has blocked a user, whose engagements then teach nothing. A mute does not: who is muted does not notice.';
+
+-- Each round of a signal and its withdrawal draws other posts to push away, and leaves some
+-- movement: steps on a sphere do not add up. So there are few in a day.
+create function two_tower.is_withdrawn_often(p_lesson two_tower.lesson, p_place integer,
+  p_lessons two_tower.lesson[], p_limit integer)
+returns boolean language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  v_count integer := (select count(*) from two_tower.training_examples x
+    where x.user_id = p_lesson.user_id and x.post_id = p_lesson.post_id
+      and x.event_type = p_lesson.signal and x.is_withdrawn
+      and x.created_at > p_lesson.created_at - interval '1 day');
+begin
+  for v_earlier in 1..p_place - 1 loop
+    v_count := v_count + (p_lessons[v_earlier].verdict = 'withdraw'
+      and p_lessons[v_earlier].user_post_place = p_lesson.user_post_place
+      and p_lessons[v_earlier].withdrawn = p_lesson.signal)::integer;
+  end loop;
+  return v_count >= p_limit;
+end
+$$;
+comment on function two_tower.is_withdrawn_often(two_tower.lesson, integer, two_tower.lesson[], integer) is
+  'Returns whether the user took back the same signal on the same post p_limit times within a day, this statement included.';
+
 -- Verdicts are given in order, against what the user did before. What the user did is recorded
 -- whatever the verdict is. Only what is learned sets a bit of user_posts.signals, so that it is
 -- learned once.
@@ -147,6 +178,9 @@ begin
       when v_user_post.signals & v_lesson.withdrawn_bit = 0 then 'nothing_to_withdraw'
       when v_lesson.withdrawn is not null then 'withdraw'
       when v_user_post.signals & v_lesson.bit <> 0 then 'repeated'
+      when two_tower.is_blocked_by(v_post.author_id, v_lesson.user_id) then 'blocked'
+      when v_user_post.was_withdrawn and two_tower.is_withdrawn_often(v_lesson, v_place, v_lessons,
+          (p_batch.settings).withdrawals_per_day) then 'withdrawn_often'
       when two_tower.waits_for_minute(v_lesson, v_user, v_minute, v_limit, p_batch.is_deferred)
         then 'wait'
       else 'learn' end;
@@ -181,6 +215,7 @@ begin
       v_user_post.is_engaged := exists (select from two_tower.signals g
         where g.strength > 0 and v_user_post.signals & g.bit <> 0);
     end if;
+    v_user_post.was_withdrawn := v_user_post.was_withdrawn or v_lesson.verdict = 'withdraw';
     v_user_post.is_hidden := v_user_post.is_hidden
       or v_lesson.event_type in ('hide', 'not_interested');
     v_user_post.first_seen_at := least(v_user_post.first_seen_at, v_lesson.created_at);
@@ -243,6 +278,7 @@ begin
   on conflict (user_id, post_id) do update set
     signals = excluded.signals | (u.signals & two_tower.view_bit()),
     is_engaged = excluded.is_engaged, is_hidden = u.is_hidden or excluded.is_hidden,
+    was_withdrawn = excluded.was_withdrawn,
     first_seen_at = least(u.first_seen_at, excluded.first_seen_at),
     last_event_at = greatest(u.last_event_at, excluded.last_event_at);
   if v_blocks and not p_batch.is_deferred and exists (

@@ -47,22 +47,3 @@ end
 $$;
 comment on function two_tower.apply_contrastive_rule(real, real, extensions.vector, extensions.vector, double precision[]) is
   'Computes the steps of an event by the contrastive rule, from u and p before it. q = softmax([p, pushed] u / temperature). step: full_step (1 - q_p), for p'' = norm(p + step u). push_factors: full_step q of each pushed post, to be subtracted later. p_weights: exp((cosine - 1) / temperature) of each pushed post.';
-
-create function two_tower.compute_popularity(p_strength real, p_at timestamptz,
-  p_half_life interval)
-returns double precision language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
-begin
-  return p_strength * 2 ^ greatest(-1000, least(1000,
-    extract(epoch from p_at - timestamptz '2025-01-01 00:00:00+00')::double precision
-    / extract(epoch from p_half_life)::double precision));
-end
-$$;
-comment on function two_tower.compute_popularity(real, timestamptz, interval) is
-  'Returns what an engagement adds to a post''s popularity. Forward decay: old engagements do not shrink, new ones count for more.';
-
-create function two_tower.compute_popularity(p_strength real, p_at timestamptz)
-returns double precision language sql stable set search_path = pg_catalog, pg_temp as $$
-  select two_tower.compute_popularity(p_strength, p_at, s.popularity_half_life)
-  from two_tower.settings s;
-$$;
-comment on function two_tower.compute_popularity(real, timestamptz) is 'Returns the same, at the half-life in force.';

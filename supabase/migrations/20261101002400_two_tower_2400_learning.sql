@@ -3,20 +3,24 @@
 create function two_tower.learn_lesson(
   p_lesson two_tower.lesson, p_settings two_tower.settings, p_state two_tower.state,
   p_drawn two_tower.drawn_posts, p_post extensions.vector, inout p_user two_tower.user_embeddings,
-  out steps two_tower.deferred_steps
+  out steps two_tower.deferred_steps, out example two_tower.training_examples
 ) language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_before extensions.vector := p_user.embedding;
   v_strength real := p_lesson.strength
     * case when p_lesson.strength < 0 then p_settings.negative_strength_factor else 1 end;
-  v_popularity double precision := case when p_lesson.strength > 0
-    then two_tower.compute_popularity(p_lesson.strength, p_lesson.created_at,
-      p_settings.popularity_half_life) else 0 end;
+  v_popularity real;
   v_step real;
   v_pushed record;
   v_factors real[] := '{}';
   v_first integer;
 begin
+  if p_user.updated_at is null or date_trunc('day', p_lesson.created_at, 'UTC')
+      > date_trunc('day', p_user.updated_at, 'UTC') then
+    p_user.active_days := p_user.active_days + 1;
+  end if;
+  v_popularity := case when p_lesson.strength > 0 then p_lesson.strength
+    * two_tower.weigh_account(p_user.active_days, p_settings.account_weight_days) else 0 end;
   p_user.engaged_sum :=
     two_tower.scale(p_settings.history_decay, p_user.engaged_sum) operator(extensions.+)
     two_tower.scale(v_strength, p_post);
@@ -35,12 +39,12 @@ begin
     p_user.embedding := two_tower.apply_literal_rule(p_lesson.strength,
       p_settings.literal_maximum_alpha, p_user.engagement_count, v_before, p_post);
   end if;
-  steps := row(null, p_lesson.event_id, p_state.epoch, v_before,
+  steps := row(p_lesson.event_id, p_lesson.user_id, p_state.epoch, v_before,
     coalesce(p_drawn.pushed_ids, '{}'), v_factors, p_lesson.post_id, v_step, 1, v_popularity,
     p_lesson.created_at);
-  insert into two_tower.training_examples values (
+  example := row(
     p_lesson.event_id, p_lesson.user_id, p_lesson.post_id, p_lesson.signal, p_lesson.label,
-    v_before, p_post, v_step, coalesce(p_drawn.negative_ids, '{}'),
+    v_before, p_post, v_step, v_popularity, coalesce(p_drawn.negative_ids, '{}'),
     coalesce(p_drawn.negative_embs, '{}'), coalesce(p_drawn.viewed_count, 0), steps.pushed_ids,
     v_factors, p_lesson.created_at, false);
 
@@ -48,72 +52,11 @@ begin
   v_first := greatest(1, cardinality(p_user.recent_post_ids) + 2 - p_settings.history_length);
   p_user.recent_post_ids := (p_user.recent_post_ids || p_lesson.post_id)[v_first:];
   p_user.recent_strengths := (p_user.recent_strengths || v_strength)[v_first:];
-  p_user.updated_at := p_lesson.created_at;
+  p_user.updated_at := greatest(p_user.updated_at, p_lesson.created_at);
 end
 $$;
 comment on function two_tower.learn_lesson(two_tower.lesson, two_tower.settings, two_tower.state, two_tower.drawn_posts, extensions.vector, two_tower.user_embeddings) is
-  'Learns one event: returns the user after it and the steps of posts. Stores its training example.';
-
--- The opposite of a learned step, for unlike and unrepost. p_example is what was recorded then. If
--- its partition was dropped there is none: the vectors of today have to do, and the post stays.
-create function two_tower.withdraw_lesson(
-  p_lesson two_tower.lesson, p_settings two_tower.settings, p_state two_tower.state,
-  p_example two_tower.training_examples, p_post extensions.vector,
-  inout p_user two_tower.user_embeddings, out steps two_tower.deferred_steps
-) language plpgsql set search_path = pg_catalog, pg_temp as $$
-declare
-  v_strength real := p_lesson.withdrawn_strength;
-  v_taught extensions.vector := coalesce(p_example.post_emb::extensions.vector, p_post);
-  v_length integer := cardinality(p_user.recent_post_ids);
-  v_place integer;
-begin
-  steps := row(null, p_lesson.event_id, p_state.epoch,
-    coalesce(p_example.user_emb::extensions.vector, p_user.embedding), '{}', '{}',
-    p_lesson.post_id, -coalesce(p_example.step, 0), -1,
-    -case when p_example.event_id is null then 0 else two_tower.compute_popularity(v_strength,
-      p_example.created_at, p_settings.popularity_half_life) end, p_lesson.created_at);
-  p_user.engagement_count := p_user.engagement_count - 1;
-
-  select max(k) into v_place from generate_subscripts(p_user.recent_post_ids, 1) as k
-  where p_user.recent_post_ids[k] = p_lesson.post_id and p_user.recent_strengths[k] = v_strength;
-  if v_place is not null then
-    p_user.engaged_sum := p_user.engaged_sum operator(extensions.-)
-      two_tower.scale(two_tower.decay_strength(v_strength, p_settings.history_decay,
-        v_length - v_place), v_taught);
-    p_user.recent_post_ids :=
-      p_user.recent_post_ids[:v_place - 1] || p_user.recent_post_ids[v_place + 1:];
-    p_user.recent_strengths :=
-      p_user.recent_strengths[:v_place - 1] || p_user.recent_strengths[v_place + 1:];
-  end if;
-  if p_user.recent_post_ids = '{}' then
-    p_user.engaged_sum := two_tower.zero_vector();
-  end if;
-  p_user.embedding := case
-    when p_settings.learning_rule = 'contrastive'
-      then two_tower.combine_user(p_user.engaged_sum, p_user.prior_weight, p_user.prior)
-    when p_user.recent_post_ids = '{}' then p_user.engaged_sum
-    else two_tower.move_vector(p_user.embedding,
-      (-v_strength * least(p_settings.literal_maximum_alpha,
-        1.0 / (p_user.engagement_count + 1)))::real, v_taught) end;
-end
-$$;
-comment on function two_tower.withdraw_lesson(two_tower.lesson, two_tower.settings, two_tower.state, two_tower.training_examples, extensions.vector, two_tower.user_embeddings) is
-  'Takes back, approximately, what a signal taught: the recorded step on the post, and the post''s part in the engaged sum. Normalised steps can not be subtracted exactly.';
-
-create function two_tower.withdraw_example(p_lesson two_tower.lesson)
-returns two_tower.training_examples language plpgsql set search_path = pg_catalog, pg_temp as $$
-declare
-  v_example two_tower.training_examples;
-begin
-  update two_tower.training_examples x set is_withdrawn = true
-  where x.user_id = p_lesson.user_id and x.post_id = p_lesson.post_id
-    and x.event_type = p_lesson.withdrawn and not x.is_withdrawn
-  returning x.* into v_example;
-  return v_example;
-end
-$$;
-comment on function two_tower.withdraw_example(two_tower.lesson) is
-  'Marks the training example of a withdrawn signal, and returns it. Returns null when its partition was dropped.';
+  'Learns one event. Returns the user after it, the steps of posts, and its training example.';
 
 create function two_tower.write_learned(
   p_users two_tower.user_embeddings[], p_posts two_tower.live_embeddings[], p_held_ids bigint[],
@@ -127,8 +70,8 @@ begin
     update two_tower.user_embeddings set
       embedding = v_user.embedding, engaged_sum = v_user.engaged_sum,
       recent_post_ids = v_user.recent_post_ids, recent_strengths = v_user.recent_strengths,
-      engagement_count = v_user.engagement_count, minute = v_user.minute,
-      minute_count = v_user.minute_count, updated_at = v_user.updated_at
+      engagement_count = v_user.engagement_count, active_days = v_user.active_days,
+      minute = v_user.minute, minute_count = v_user.minute_count, updated_at = v_user.updated_at
     where user_id = v_user.user_id;
   end loop;
   foreach v_post in array p_posts loop
@@ -137,7 +80,7 @@ begin
       update two_tower.live_embeddings set
         embedding = v_post.embedding, engagement_count = v_post.engagement_count,
         popularity = v_post.popularity, is_pretrained = v_post.is_pretrained,
-        moved_hour = v_post.moved_hour, moved = v_post.moved
+        moved_hour = v_post.moved_hour, moved = v_post.moved, gained = v_post.gained
       where slot = abs(v_post.slot - v_other) and post_id = v_post.post_id;
     end loop;
   end loop;
@@ -162,6 +105,8 @@ declare
   v_user two_tower.user_embeddings;
   v_post two_tower.live_embeddings;
   v_learned record;
+  v_example two_tower.training_examples;
+  v_moved record;
   v_steps two_tower.deferred_steps;
   v_step two_tower.post_step;
 begin
@@ -182,6 +127,7 @@ begin
     if v_lesson.verdict = 'withdraw' then
       v_learned := two_tower.withdraw_lesson(v_lesson, v_settings, v_state,
         two_tower.withdraw_example(v_lesson), v_post.embedding, v_user);
+      v_example := null;
     else
       v_drawn := null;
       if v_lesson.strength > 0 then
@@ -195,22 +141,27 @@ begin
       end if;
       v_learned := two_tower.learn_lesson(v_lesson, v_settings, v_state, v_drawn,
         v_post.embedding, v_user);
+      v_example := v_learned.example;
     end if;
     v_users[v_user_index] := v_learned.p_user;
     v_steps := v_learned.steps;
     if v_lesson.post_id = any (p_batch.held_ids) then
       v_step := row(v_steps.user_vector, v_steps.step, v_steps.engagements, v_steps.popularity,
-        v_steps.created_at);
-      v_posts[v_post_index] := two_tower.move_post(v_post, array[v_step], v_settings);
+        v_steps.created_at, v_steps.event_id, v_steps.user_id);
+      v_moved := two_tower.move_post(v_post, array[v_step], v_settings);
+      v_posts[v_post_index] := v_moved.p_post;
+      v_step := v_moved.p_steps[1];
+      v_example.step := v_step.step;
+      v_example.popularity := v_step.popularity;
       v_steps.post_id := null;
+      v_steps.user_id := null;
       v_steps.engagements := 0;
     end if;
+    if v_lesson.verdict = 'learn' then
+      insert into two_tower.training_examples select v_example.*;
+    end if;
     if v_steps.post_id is not null or v_steps.pushed_ids <> '{}' then
-      insert into two_tower.deferred_steps (event_id, epoch, user_vector, pushed_ids, push_factors,
-        post_id, step, engagements, popularity, created_at)
-      values (v_steps.event_id, v_steps.epoch, v_steps.user_vector, v_steps.pushed_ids,
-        v_steps.push_factors, v_steps.post_id, v_steps.step, v_steps.engagements,
-        v_steps.popularity, v_steps.created_at);
+      insert into two_tower.deferred_steps select v_steps.*;
     end if;
   end loop;
   perform two_tower.write_learned(v_users, v_posts, p_batch.held_ids,

@@ -8,6 +8,7 @@ create table two_tower.checkpoints (
     constraint reason_of_a_checkpoint_is_known check (reason in ('daily', 'promotion', 'operator')),
   candidate_tower bigint not null references two_tower.model_weights (version),
   user_tower bigint references two_tower.model_weights (version),
+  last_event_id bigint not null default 0,
   posts bigint not null default 0,
   users bigint not null default 0,
   is_good boolean
@@ -16,6 +17,7 @@ comment on table two_tower.checkpoints is 'Snapshots of what learning moved: liv
 comment on column two_tower.checkpoints.reason is 'daily, promotion or operator.';
 comment on column two_tower.checkpoints.candidate_tower is 'The version that served.';
 comment on column two_tower.checkpoints.user_tower is 'The version that served. Null when none did.';
+comment on column two_tower.checkpoints.last_event_id is 'The newest event that it has learned.';
 comment on column two_tower.checkpoints.posts is 'How many posts it holds.';
 comment on column two_tower.checkpoints.users is 'How many users it holds.';
 comment on column two_tower.checkpoints.is_good is 'Whether its audit found nothing in an alert range. Null before the audit.';

@@ -36,6 +36,7 @@ begin
   where e.event_id = gone.event_id and e.created_at = gone.created_at;
   get diagnostics v_count = row_count;
   v_left := v_left - v_count;
+  update two_tower.deferred_steps d set user_id = null where d.user_id = v_user_id;
   delete from two_tower.checkpoint_users c where c.user_id = v_user_id;
   delete from two_tower.author_embeddings a where a.author_id = v_user_id;
   delete from two_tower.author_steps a where a.author_id = v_user_id;

@@ -94,7 +94,8 @@ begin
     select 1 - s.slot, s.post_id, s.number,
            case when extensions.vector_norm(p.embedding) > 0 then p.embedding else s.embedding end,
            s.author_id, s.created_at, s.is_listed, s.source_id, p.is_pretrained,
-           coalesce(p.engagement_count, 0), coalesce(p.popularity, 0), v_state.filling_version
+           coalesce(p.engagement_count, 0), coalesce(p.popularity, '-infinity'),
+           v_state.filling_version
     from source s join projected p using (post_id) order by s.post_id
     on conflict (slot, post_id) do update set
       number = excluded.number, embedding = excluded.embedding, author_id = excluded.author_id,

@@ -1,6 +1,6 @@
 -- Experiments: arms that differ in settings of serving, for shares of the users. The arm of a user
--- is a keyed hash of user and experiment, so nobody is stored and nobody changes sides. One experiment
--- runs at a time, so that each result has one cause.
+-- is a keyed hash of user and experiment, so nobody is stored and nobody changes sides. One
+-- experiment runs at a time, so that each result has one cause.
 
 create table two_tower.experiments (
   name text primary key,

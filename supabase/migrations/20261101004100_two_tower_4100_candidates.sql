@@ -74,7 +74,7 @@ comment on column two_tower.reader.source_id is 'The source that is asked for. N
 comment on column two_tower.reader.vector is 'The user vector. Null for a user of whom nothing is known.';
 comment on column two_tower.reader.warmth is '0 for a new reader, 1 after settings.cold_until engagements.';
 comment on column two_tower.reader."time" is 'The moment of the request.';
-comment on column two_tower.reader.popularity_unit is 'The popularity of one like of now.';
+comment on column two_tower.reader.popularity_unit is 'compute_popularity() of one like of now.';
 comment on column two_tower.reader.popularity_scale is 'The log of 1 + the highest popularity in likes of now.';
 comment on column two_tower.reader.recency_half_life is 'In seconds.';
 comment on column two_tower.reader.author_cap is 'The most posts of one author on the page, while others are left: settings.author_share of it.';
@@ -104,12 +104,14 @@ begin
   end if;
   return row(
     p_user_id, p_source_id, v_vector, sqrt(least(1, v_share)), v_now, v_unit,
-    ln(1 + greatest(1, (select popularity from two_tower.popular_candidates
-                        order by popularity desc, number desc limit 1) / v_unit)),
+    ln(1 + greatest(1, (select two_tower.popularity_in_likes(p.popularity, v_unit)
+                        from two_tower.popular_candidates p
+                        order by p.popularity desc, p.number desc limit 1))),
     v_settings.popularity_weight, v_settings.recency_weight,
     extract(epoch from v_settings.recency_half_life), v_settings.followed_weight,
     v_settings.exploration_share, two_tower.cap_posts(v_settings.author_share, p_limit),
-    two_tower.cap_posts(v_settings.followed_author_share, p_limit), v_settings.over_fetch)::two_tower.reader;
+    two_tower.cap_posts(v_settings.followed_author_share, p_limit),
+    v_settings.over_fetch)::two_tower.reader;
 end
 $$;
 comment on function two_tower.load_reader(uuid, smallint, integer) is
@@ -191,7 +193,7 @@ $$;
 comment on function two_tower.list_newest_of(two_tower.reader, uuid, integer, bigint[]) is
   'Returns the newest p_limit posts of an author that the reader has not seen, among the newest 1,000. Null: of posts without an author.';
 
--- Authors are met one by one, in the order of the pool. Where that comes round, it goes round again.
+-- Authors are met one by one, in the order of the pool. Then they are met again.
 create function two_tower.choose_explored_posts(p_reader two_tower.reader, p_limit integer,
   p_excluded bigint[])
 returns bigint[] language plpgsql stable set search_path = pg_catalog, pg_temp as $$
@@ -216,7 +218,7 @@ begin
     v_round := v_round + (v_author = v_first)::integer;
     exit when v_author is null or v_round > p_reader.author_cap;
     v_post_id := (
-      select v.post_id
+      select c.post_id
       from (
         (select e.post_id from two_tower.exploration_pool e
          where e.author_shuffled = v_author and e.shuffled >= v_place_of_post
@@ -225,11 +227,13 @@ begin
         (select e.post_id from two_tower.exploration_pool e
          where e.author_shuffled = v_author and e.shuffled < v_place_of_post
          order by e.shuffled limit 5)
-      ) pool
-        join two_tower.live_embeddings v on v.slot = v_slot and v.post_id = pool.post_id
-      where v.is_pretrained and v.is_listed and v.post_id <> all (p_excluded || v_chosen)
-        and (p_reader.source_id is null or v.source_id = p_reader.source_id)
-        and two_tower.is_eligible(p_reader.user_id, v.post_id, v.author_id)
+      ) c
+      where c.post_id <> all (p_excluded || v_chosen)
+        and (select exists (
+          select from two_tower.live_embeddings v
+          where v.slot = v_slot and v.post_id = c.post_id and v.is_pretrained and v.is_listed
+            and (p_reader.source_id is null or v.source_id = p_reader.source_id)
+            and two_tower.is_eligible(p_reader.user_id, v.post_id, v.author_id)))
       limit 1);
     if v_post_id is not null then
       v_chosen := v_chosen || v_post_id;

@@ -18,7 +18,8 @@ begin
     case when p_reader.warmth = 0 then 0
       else p_reader.warmth * -(v.embedding operator(extensions.<#>) p_reader.vector) end,
     (v_coldness + p_reader.popularity_weight)
-      * ln(1 + v.popularity / p_reader.popularity_unit) / p_reader.popularity_scale,
+      * ln(1 + two_tower.popularity_in_likes(v.popularity, p_reader.popularity_unit))
+        / p_reader.popularity_scale,
     case when v_coldness = 0 then 0
       else v_coldness * p_reader.recency_weight
         * 2 ^ -least(1000, greatest(0, extract(epoch from p_reader.time - v.created_at)::float8)

@@ -142,7 +142,8 @@ begin
     returning user_id
   )
   update two_tower.checkpoints set
-    posts = (select count(*) from posts), users = (select count(*) from users)
+    posts = (select count(*) from posts), users = (select count(*) from users),
+    last_event_id = (select coalesce(max(e.id), 0) from public.engagement_events e)
   where id = v_id;
   perform two_tower.run_audit(v_id);
   perform two_tower.drop_old_checkpoints();
@@ -193,6 +194,9 @@ begin
     filled_up_to = two_tower.first_bigint(),
     filling_checkpoint = v_checkpoint.id, restored_up_to = '00000000-0000-0000-0000-000000000000'
   where id;
+  insert into two_tower.rollbacks (checkpoint_id, after_event_id, last_event_id)
+  select v_checkpoint.id, v_checkpoint.last_event_id, coalesce(max(e.id), 0)
+  from public.engagement_events e;
   return v_checkpoint.id;
 end
 $$;

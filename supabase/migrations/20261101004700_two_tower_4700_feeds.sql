@@ -96,8 +96,11 @@ comment on function two_tower.find_vector(uuid, bigint, text) is 'Returns the ve
 create function two_tower.list_popular(p_excluded bigint[], p_among bigint[])
 returns table (post_id bigint, score double precision, author_id uuid)
 language sql stable set search_path = pg_catalog, pg_temp as $$
-  select c.post_id, c.popularity / two_tower.compute_popularity(1, two_tower.now()), c.author_id
+  select c.post_id, two_tower.popularity_in_likes(c.popularity, u.of_one_like), c.author_id
   from (
+    select two_tower.compute_popularity(1, two_tower.now(), s.popularity_half_life) as of_one_like
+    from two_tower.settings s
+  ) u cross join (
     select l.post_id, l.popularity, l.author_id from two_tower.popular_candidates l
     where p_among is null
     union all

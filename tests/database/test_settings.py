@@ -262,7 +262,7 @@ def test_the_popularity_of_a_post_halves_in_popularity_half_life(
 ) -> None:
     world = World(db)
     old, new = world.post_ids[:2]
-    with settings(db, popularity_half_life=half_life, popularity_weight=0):
+    with settings(db, popularity_half_life=half_life, popularity_weight=0, account_weight_days=1):
         world.send("like", old, created_at=START)
         world.send("like", new, created_at=START + timedelta(days=7))
         value(db, "select two_tower.refresh_popular_candidates()")

@@ -166,7 +166,7 @@ def test_after_a_freeze_learning_goes_on_at_a_factor_of_its_rate(world: World) -
         reference.posts[post_id] = Post(live(world.connection, post_id))
     event_id = world.send("like")
     (drawn,) = world.connection.execute(
-        "select pushed_ids from two_tower.deferred_steps order by id desc limit 1"
+        "select pushed_ids from two_tower.deferred_steps order by event_id desc limit 1"
     ).fetchall()
     reference.apply(
         [(event_id, Event(world.user, world.post_ids[0], "like"))], lambda _: Draw(drawn[0])

@@ -16,10 +16,10 @@ def test_a_step_that_would_leave_no_direction_leaves_the_post_where_it_is(world:
     )
     world.connection.execute(
         "insert into two_tower.deferred_steps"
-        " (event_id, epoch, user_vector, pushed_ids, push_factors, created_at)"
-        " select 0, 0, embedding, array[post_id], array[1::real], now()"
+        " (event_id, user_id, epoch, user_vector, pushed_ids, push_factors, created_at)"
+        " select 0, %s, 0, embedding, array[post_id], array[1::real], now()"
         " from two_tower.post_embeddings where post_id = %s",
-        [post_id],
+        [world.user, post_id],
     )
     value(world.connection, "select two_tower.fold_steps(10)")
     assert np.allclose(live(world.connection, post_id), vector)
@@ -39,7 +39,7 @@ def test_pushes_of_an_older_epoch_are_void(world: World) -> None:
 def test_a_fold_takes_no_more_than_it_may_and_the_oldest_first(world: World) -> None:
     for post_id in world.post_ids[:7]:
         world.send("like", post_id)
-    queued = "select array_agg(id order by id) from two_tower.deferred_steps"
+    queued = "select array_agg(event_id order by event_id) from two_tower.deferred_steps"
     ids = value(world.connection, queued)
     assert value(world.connection, "select two_tower.fold_steps(3)") == 3
     assert value(world.connection, queued) == ids[3:]

@@ -49,7 +49,7 @@ def test_negatives_are_never_own_hidden_deleted_or_engaged_posts(world: World) -
     # Seen as well: a view must not bring any of them back.
     for post_id in (*own, *engaged, *hidden, *deleted):
         world.send("view", post_id)
-    world.connection.execute("truncate two_tower.deferred_steps")
+    world.connection.execute("update two_tower.settings set withdrawals_per_day = 100")
     drawn: set[int] = set()
     for user_number in range(60):
         event_id = world.send("like", world.post_ids[15], created_at=world.now)
@@ -59,7 +59,10 @@ def test_negatives_are_never_own_hidden_deleted_or_engaged_posts(world: World) -
         world.send("unlike", world.post_ids[15])
     pushed = {
         post_id
-        for (ids,) in world.connection.execute("select pushed_ids from two_tower.deferred_steps")
+        for (ids,) in world.connection.execute(
+            "select pushed_ids from two_tower.training_examples where post_id = %s",
+            [world.post_ids[15]],
+        )
         for post_id in ids
     }
     assert drawn == left

@@ -95,7 +95,7 @@ def test_an_author_s_own_events_teach_and_count_nothing(world: World) -> None:
         "select engagement_count, popularity from two_tower.live_embeddings where post_id = %s"
     )
     (row,) = world.connection.execute(counted, [post]).fetchall()
-    assert tuple(row) == (0, 0)
+    assert tuple(row) == (0, float("-inf"))
     assert world.pairs() == []
     assert_consistent(world.connection)
 

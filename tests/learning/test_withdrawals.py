@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from datetime import timedelta
+
 import numpy as np
 import pytest
 
-from python_jobs.db import value
+from python_jobs.db import connect, value
+from tests.support.database import add_user
 from tests.support.engagements import (
+    add_posts,
     delete_posts,
     insert_events,
 )
 from tests.support.invariants import assert_consistent
-from tests.support.learning import RULES, World, live, user_vector
-from tests.support.reference import Event, Reference
+from tests.support.learning import RULES, World, live, reasons, user_vector
+from tests.support.reference import START, Event, Reference
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -77,7 +82,7 @@ def test_popularity_is_taken_back_with_the_like(world: World) -> None:
 
 
 def test_a_like_given_again_after_it_was_withdrawn_makes_one_pair_not_two(world: World) -> None:
-    for _ in range(3):
+    for _ in range(2):
         world.send("like")
         world.send("unlike")
     assert world.pairs() == []
@@ -94,3 +99,92 @@ def test_a_like_of_a_post_that_was_deleted_since_can_be_withdrawn_from_training(
     delete_posts(world.connection, [world.post_ids[0]])
     world.send("unlike")
     assert world.pairs() == []
+
+
+def test_unlikes_take_back_what_the_bound_let_through_and_no_more(
+    fresh_database: Callable[[], str],
+) -> None:
+    """A crowd likes a post beyond its hour, and takes all of it back an hour later."""
+    with connect(fresh_database(), autocommit=True) as db:
+        rng = np.random.default_rng(8)
+        users = [add_user(db) for _ in range(40)]
+        posts = add_posts(db, 100, users[-1:], rng)
+        for user_id in users[:-1]:
+            early = START - timedelta(hours=2)
+            insert_events(
+                db,
+                [Event(user_id, posts[k], ("like", "click")[k], None, early) for k in range(2)],
+            )
+        value(db, "select two_tower.fold_steps(null)")
+        before = {post_id: live(db, post_id) for post_id in posts}
+        popularity = "select popularity from two_tower.post_embeddings where post_id = %s"
+        popular = value(db, popularity, posts[1])
+        db.execute("update two_tower.settings set movement_per_hour = 0.3, popularity_per_hour = 7")
+        for user_id in users[:-1]:
+            insert_events(db, [Event(user_id, posts[1], "reply")])
+            insert_events(db, [Event(user_id, posts[1], "like")])
+        value(db, "select two_tower.fold_steps(null)")
+        liked = live(db, posts[1])
+        gained = 2 ** (value(db, popularity, posts[1]) - popular)
+        for user_id in users[:-1]:
+            insert_events(
+                db, [Event(user_id, posts[1], "unlike", None, START + timedelta(hours=1))]
+            )
+        value(db, "select two_tower.fold_steps(null)")
+        # The replies stand: the likes came when nothing was left of the hour.
+        assert np.linalg.norm(live(db, posts[1]) - liked) < 0.3
+        db.execute("update two_tower.signals set withdraws = 'reply' where event_type = 'unrepost'")
+        for user_id in users[:-1]:
+            insert_events(
+                db, [Event(user_id, posts[1], "unrepost", None, START + timedelta(hours=2))]
+            )
+        value(db, "select two_tower.fold_steps(null)")
+        left = {post_id: np.linalg.norm(live(db, post_id) - before[post_id]) for post_id in posts}
+        print(
+            f"liked: {np.linalg.norm(liked - before[posts[1]]):.3f} and {gained:.2f} times as"
+            f" popular; left of it: {left[posts[1]]:.3f}, of all others at most"
+            f" {max(left[p] for p in posts if p != posts[1]):.3f}"
+        )
+        assert np.linalg.norm(liked - before[posts[1]]) > 0.05
+        assert max(left.values()) < 0.005
+        assert value(db, popularity, posts[1]) == pytest.approx(popular, abs=1e-3)
+        assert value(
+            db, "select moved from two_tower.live_embeddings where post_id = %s", posts[1]
+        ) == pytest.approx(0, abs=1e-6)
+
+
+def test_pushes_are_taken_back_with_the_like(world: World) -> None:
+    world.send("like", world.post_ids[1])
+    value(world.connection, "select two_tower.fold_steps(null)")
+    before = {post_id: live(world.connection, post_id) for post_id in world.post_ids}
+    world.send("like")
+    value(world.connection, "select two_tower.fold_steps(null)")
+    pushed = [
+        p for p in world.post_ids[1:] if np.abs(live(world.connection, p) - before[p]).max() > 1e-4
+    ]
+    assert pushed
+    world.send("unlike")
+    value(world.connection, "select two_tower.fold_steps(null)")
+    for post_id, vector in before.items():
+        assert np.linalg.norm(live(world.connection, post_id) - vector) < 0.01
+
+
+def test_a_like_that_is_taken_back_before_it_is_folded_leaves_nothing_in_the_queue(
+    world: World,
+) -> None:
+    world.send("like")
+    world.send("unlike")
+    assert value(world.connection, "select count(*) from two_tower.deferred_steps") == 0
+
+
+def test_the_same_like_is_learned_again_a_few_times_a_day_and_on_the_next_day(
+    world: World,
+) -> None:
+    for _ in range(5):
+        world.send("like")
+        world.send("unlike")
+    assert reasons(world.connection) == {"withdrawn_often": 2, "nothing_to_withdraw": 2}
+    world.now += timedelta(days=1, minutes=1)
+    world.send("like")
+    assert reasons(world.connection) == {"withdrawn_often": 2, "nothing_to_withdraw": 2}
+    assert_consistent(world.connection)

@@ -146,6 +146,27 @@ def test_after_a_rollback_learning_goes_on_and_what_was_learned_is_not_learned_a
     assert seen
 
 
+def test_what_a_rollback_undid_is_not_taken_back_once_more(world: World) -> None:
+    db = world.connection
+    world.learn()
+    user, post = world.users[3], world.posts[90]
+    for event_type in ("click", "repost"):
+        insert_events(db, [Event(user, post, event_type, None, world.stream.now)])
+    value(db, "select two_tower.fold_steps(null)")
+    value(db, "select two_tower.checkpoint()")
+    wanted = learned(db)
+    insert_events(db, [Event(user, post, "like", None, world.stream.now)])
+    value(db, "select two_tower.rollback()")
+    finish_rollback(db)
+    db.execute("select two_tower.resume()")
+    insert_events(db, [Event(user, post, "unlike", None, world.stream.now)])
+    value(db, "select two_tower.fold_steps(null)")
+    assert learned(db) == wanted
+    # What the checkpoint holds can still be taken back.
+    insert_events(db, [Event(user, post, "unrepost", None, world.stream.now)])
+    assert learned(db) != wanted
+
+
 def test_a_rollback_brings_back_the_towers_of_the_checkpoint(world: World) -> None:
     db = world.connection
     world.learn()

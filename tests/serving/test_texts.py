@@ -274,6 +274,7 @@ def test_texts_go_with_their_user_at_once(db: Connection) -> None:
 
 def test_a_search_finds_the_posts_nearest_to_its_text_best_first(db: Connection) -> None:
     user, author = add_user(db), add_user(db)
+    db.execute("update two_tower.settings set author_share = 1")
     posts = add_posts(db, 30, [author, user], np.random.default_rng(3))
     vector = value(db, "select base_embedding::real[] from two_tower.base_embeddings"
                        " where post_id = %s", posts[7])  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -113,28 +113,39 @@ class User:
 
 @dataclass
 class Snapshot:
-    """User and post as they stood before a learned event, and the step that the post made."""
+    """User and post as they stood before a learned event, and the steps that it made.
+
+    at: the time of the event. factors: of the pushes on the posts drawn.
+    """
 
     event_id: int
     user_vector: Vector
     post_vector: Vector
     step: float
+    at: datetime = START
+    factors: list[tuple[int, float]] = field(default_factory=list)
 
 
 @dataclass
 class Step:
-    """A step on the post of an event; engagements: 1 when learned, -1 when withdrawn."""
+    """A step on the post of an event.
+
+    engagements: 1 when learned, -1 when withdrawn. at: the time of the learned event.
+    taught: the snapshot of the learned event, which is told of the step that the bound leaves.
+    """
 
     post_id: int
     size: float
     engagements: int
     at: datetime
+    taught: Snapshot | None = None
 
 
 @dataclass
 class Push:
     """Steps of one event not yet folded in: pushes on the posts drawn, and its own if it waits."""
 
+    event_id: int
     user_vector: Vector
     factors: list[tuple[int, float]]
     own: Step | None = None
@@ -153,6 +164,7 @@ class Reference:
     learned_per_minute = 60
     late_per_user = 1000
     movement_per_hour = 2.0
+    withdrawals_per_day = 3
     untouched_push_limit = 0.5
 
     def __init__(self, rule: str = "contrastive") -> None:
@@ -162,6 +174,7 @@ class Reference:
         self.posts: dict[int, Post] = {}
         self.in_force: set[tuple[str, int, str]] = set()
         self.taught: dict[tuple[str, int, str], Snapshot] = {}
+        self.withdrawals: dict[tuple[str, int, str], list[datetime]] = {}
         self.waiting: list[tuple[int, Event]] = []
         self.queue: list[Push] = []
         self.verdicts: dict[int, str] = {}
@@ -222,10 +235,14 @@ class Reference:
             self.in_force.remove(key)
             # Not counted, but the minute that is counted is that of the last event in force.
             self._begin_minute(user, at)
-            self._withdraw(user, key, event.created_at, draw(event_id), recorded)
+            self._withdraw(event_id, user, key, draw(event_id), recorded)
             return "withdraw"
         if key in self.in_force:
             return "repeated"
+        day_before = event.created_at - timedelta(days=1)
+        lately = [at for at in self.withdrawals.get(key, []) if at > day_before]
+        if len(lately) >= self.withdrawals_per_day:
+            return "withdrawn_often"
         is_full = user.minute == self._minute(at) and user.minute_count >= self.learned_per_minute
         if is_full or user.has_late:
             if len(user.late) + user.freed >= self.late_per_user:
@@ -274,8 +291,8 @@ class Reference:
             step = self.contrastive_rate * weight
             if strength > 0:
                 step, factors = self._push(u, p, step, drawn)
-        self.taught[key] = Snapshot(event_id, u, p, step)
-        self._step(u, factors, Step(key[1], step, 1, at), drawn)
+        self.taught[key] = Snapshot(event_id, u, p, step, at, factors)
+        self._step(event_id, u, factors, Step(key[1], step, 1, at, self.taught[key]), drawn)
         user.recent = [*user.recent, (key[1], weight)][-self.history_length :]
         user.engagement_count += 1
 
@@ -301,40 +318,64 @@ class Reference:
         factors = [(i, step * share) for i, share in zip(drawn.post_ids, q[1:], strict=True)]
         return (step * (1 - q[0]) if drawn.step is None else drawn.step), factors
 
-    def _step(self, u: Vector, factors: list[tuple[int, float]], own: Step, drawn: Draw) -> None:
+    def _step(
+        self,
+        event_id: int,
+        u: Vector,
+        factors: list[tuple[int, float]],
+        own: Step | None,
+        drawn: Draw,
+    ) -> None:
         """Takes the own step at once, unless it waits, and queues what waits."""
-        if not drawn.waits:
+        if own and not drawn.waits:
             self._move(own, u)
-        if factors or drawn.waits:
-            self.queue.append(Push(u, factors, own if drawn.waits else None))
+        if factors or (own and drawn.waits):
+            self.queue.append(Push(event_id, u, factors, own if drawn.waits else None))
+            self.queue.sort(key=lambda push: push.event_id)
 
     def _move(self, own: Step, direction: Vector) -> None:
-        """The step of an event on its post, bounded per hour."""
+        """The step of an event on its post, bounded per hour; a withdrawal gives its room back."""
         post = self.posts[own.post_id]
         hour = own.at.replace(minute=0, second=0, microsecond=0)
-        if post.moved_hour != hour:
-            post.moved_hour, post.moved = hour, 0.0
-        size = min(abs(own.size), max(0.0, self.movement_per_hour - post.moved))
-        post.moved += size
+        size = abs(own.size)
+        if own.engagements > 0:
+            is_late = post.moved_hour and timedelta(0) <= post.moved_hour - hour <= timedelta(
+                days=1
+            )
+            if not is_late:
+                post.moved_hour, post.moved = hour, 0.0
+            size = min(size, max(0.0, self.movement_per_hour - post.moved))
+            post.moved += size
+            post.is_pretrained = False
+            assert own.taught is not None
+            own.taught.step = float(np.copysign(size, own.size))
+        elif post.moved_hour == hour:
+            post.moved = max(0.0, post.moved - size)
         post.engagement_count += own.engagements
-        post.is_pretrained = False
         assert post.vector is not None
         post.vector = norm(post.vector + np.copysign(size, own.size) * direction)
 
     def _withdraw(
         self,
+        event_id: int,
         user: User,
         key: tuple[str, int, str],
-        at: datetime,
         drawn: Draw,
         recorded: Callable[[int], Snapshot | None],
     ) -> None:
-        """Takes the recorded step off the post and the post's part off the user's sum."""
+        """Takes off what the event has done: its steps, and the post's part of the user's sum."""
         exact = self.taught[key]
         taken = recorded(exact.event_id) or exact
         strength = STRENGTHS[key[2]]
         user.engagement_count -= 1
-        self._step(taken.user_vector, [], Step(key[1], -taken.step, -1, at), drawn)
+        self.withdrawals.setdefault(key, []).append(exact.at)
+        queued = [push for push in self.queue if push.event_id == exact.event_id]
+        self.queue = [push for push in self.queue if push.event_id != exact.event_id]
+        own: Step | None = Step(key[1], -exact.step, -1, exact.at)
+        if queued and queued[0].own:
+            own = None
+        factors = [] if queued else [(i, -factor) for i, factor in exact.factors]
+        self._step(event_id, taken.user_vector, factors, own, drawn)
         places = [k for k, entry in enumerate(user.recent) if entry == (key[1], strength)]
         if places:
             age = len(user.recent) - 1 - places[-1]
@@ -359,7 +400,8 @@ class Reference:
                 if post.vector is None:
                     continue
                 if post.is_pretrained:
-                    factor = min(factor, max(0.0, self.untouched_push_limit - post.pushed))
+                    factor = min(factor, self.untouched_push_limit - post.pushed)
+                    factor = max(factor, -post.pushed)
                     post.pushed += factor
                 post.vector = norm(post.vector - factor * push.user_vector)
             if push.own:

@@ -58,7 +58,6 @@ class Twin:
         for row in rows(connection, "select id, author_id::text from two_tower.posts"):
             if row.id in self.reference.posts:
                 self.reference.posts[row.id].author_id = row.author_id
-        self._last_push = 0
 
     def set_rule(self, rule: str) -> None:
         """Switches the learning rule: one update of a row."""
@@ -134,21 +133,19 @@ class Twin:
 
     def replay(self, events: list[tuple[int, Event]], *, are_deferred: bool = False) -> None:
         """Tells the reference of stored events, with the draws that were made for them."""
-        rows = self.connection.execute(
-            "select id, event_id, pushed_ids from two_tower.deferred_steps"
-            " where id > %s order by id",
-            [self._last_push],
-        ).fetchall()
-        if rows:
-            self._last_push = rows[-1][0]
-        drawn = {event_id: Draw(post_ids) for _, event_id, post_ids in rows}
+        examples = self.connection.execute(
+            "select event_id, pushed_ids from two_tower.training_examples"
+            " where event_id = any (%s)",
+            [[event_id for event_id, _ in events]],
+        )
+        drawn = {event_id: Draw(post_ids) for event_id, post_ids in examples}
         self.reference.apply(
             events,
             lambda event_id: drawn.pop(event_id, Draw()),
             lambda event_id: read_snapshot(self.connection, event_id),
             are_deferred=are_deferred,
         )
-        assert not drawn, "pushes were queued for events that were not learned"
+        assert not drawn, "there are examples of events that were not learned"
 
     def _live_vectors(self) -> dict[int, Vector]:
         rows = self.connection.execute(
