@@ -318,8 +318,9 @@ begin
       order by p.author_id limit 1);
     if v_author is null and not v_is_round then
       v_is_round := true;
-      v_author := (select min(p.author_id) from two_tower.posts p
-        where p.is_listed and p.encoded_hash is not null);
+      v_author := (select p.author_id from two_tower.posts p
+        where p.is_listed and p.encoded_hash is not null and p.author_id is not null
+        order by p.author_id limit 1);
     end if;
     if v_author is null or v_is_round and v_author > v_place then
       is_all := true;
