@@ -227,7 +227,8 @@ def fill_pool(db: Connection, authors: int, posts: int) -> str:
     """New posts with random vectors, of so many new authors in turn; returns one of these."""
     ids = [str(uuid.uuid4()) for _ in range(authors)]
     db.execute(
-        "insert into auth.users (id, email) select u, u || '@example.com' from unnest(%s::uuid[]) u",
+        "insert into auth.users (id, email)"
+        " select u, u || '@example.com' from unnest(%s::uuid[]) u",
         [ids],
     )
     db.execute(
