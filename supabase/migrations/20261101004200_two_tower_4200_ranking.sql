@@ -141,7 +141,7 @@ begin
       v_near := two_tower.scan_posts(v_reader, v_count, p_excluded);
     elsif v_reader.vector is not null then
       v_near := two_tower.find_nearest_posts(v_reader.vector,
-        case v_search when 'wide' then 1000 else v_count end, p_user_id, p_excluded,
+        case v_search when 'wide' then 3 * v_count else v_count end, p_user_id, p_excluded,
         v_search = 'wide', p_source_id);
       continue when v_near is null;
     end if;
