@@ -38,42 +38,31 @@ comment on column two_tower.post_step.engagements is '1 for an event about the p
 comment on column two_tower.post_step.popularity is 'In likes.';
 comment on column two_tower.post_step.created_at is 'The time of the event. Of a withdrawal: of the event that it takes back.';
 
--- A step that is late counts in the hour that has begun, so that going back and forth between hours
--- gives no room. History that is imported out of order has hours of its own.
-create function two_tower.begin_hour(p_post two_tower.live_embeddings, p_at timestamptz)
-returns two_tower.live_embeddings language plpgsql immutable
-set search_path = pg_catalog, pg_temp as $$
-declare
-  v_hour timestamptz := date_trunc('hour', p_at, 'UTC');
-begin
-  if p_post.moved_hour is null or v_hour > p_post.moved_hour
-    or v_hour < p_post.moved_hour - interval '1 day' then
-    p_post.moved_hour := v_hour;
-    p_post.moved := 0;
-    p_post.gained := 0;
-  end if;
-  return p_post;
-end
-$$;
-comment on function two_tower.begin_hour(two_tower.live_embeddings, timestamptz) is
-  'Returns a post with the room that an event at this time finds: all of it in a new hour.';
-
 -- The only place where learning moves a post. Bounds keep a crowd from deciding alone where a post
 -- stands. In an hour, events about the post move it by at most settings.movement_per_hour, and
 -- raise its popularity by at most settings.popularity_per_hour. Pushes move an untouched post by at
 -- most settings.untouched_post_push_limit in all. What is taken back gives its room back, and needs
--- none: it is what was applied. The steps are returned as they were applied, for the ledger.
+-- none: it is what was applied. A step that is late counts in the hour that has begun, so that
+-- going back and forth between hours gives no room. History that is imported out of order has hours
+-- of its own. The steps are returned as they were applied, for the ledger.
 create function two_tower.move_post(inout p_post two_tower.live_embeddings,
   inout p_steps two_tower.post_step[], p_settings two_tower.settings)
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_step two_tower.post_step;
+  v_hour timestamptz;
   v_left real;
 begin
   for v_place in 1..cardinality(p_steps) loop
     v_step := p_steps[v_place];
     if v_step.engagements > 0 then
-      p_post := two_tower.begin_hour(p_post, v_step.created_at);
+      v_hour := date_trunc('hour', v_step.created_at, 'UTC');
+      if p_post.moved_hour is null or v_hour > p_post.moved_hour
+        or v_hour < p_post.moved_hour - interval '1 day' then
+        p_post.moved_hour := v_hour;
+        p_post.moved := 0;
+        p_post.gained := 0;
+      end if;
       v_left := greatest(0, p_settings.movement_per_hour - p_post.moved);
       if abs(v_step.step) > v_left then
         if v_left > 0 then
