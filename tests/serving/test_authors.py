@@ -119,6 +119,25 @@ def test_authors_take_turns_where_they_are_few(db: Connection, is_indexed: bool)
     assert authors_of(db, reader) == {spammer: 16, **dict.fromkeys(honest, 1)}
 
 
+@pytest.mark.parametrize("is_indexed", [False, True])
+def test_what_is_left_of_the_others_comes_however_little_it_is(
+    db: Connection, is_indexed: bool
+) -> None:
+    random = np.random.default_rng(16)
+    spammer, reader, honest = add_user(db), add_user(db), [add_user(db) for _ in range(150)]
+    posts = add_posts(db, 450, honest, random)
+    (vector,) = base_vectors(random, 1)
+    flood = add_flood(db, spammer, 700, vector)
+    engage(db, reader, flood[:1], "like")
+    left = [posts[10], posts[20], posts[30]]
+    engage(db, reader, [post for post in posts if post not in left], "view")
+    if is_indexed:
+        build_index(db)
+    page = rows(db, "select post_id from two_tower.recommend_for(%s, 20)", reader)
+    assert len(page) == 20
+    assert set(left) <= {row.post_id for row in page}
+
+
 def test_a_reader_who_follows_an_author_gets_more_of_it(db: Connection) -> None:
     random = np.random.default_rng(8)
     author, reader, honest = add_user(db), add_user(db), [add_user(db) for _ in range(40)]
