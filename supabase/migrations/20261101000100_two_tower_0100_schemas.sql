@@ -36,7 +36,8 @@
 --               numbering    keeps the numbers dense by which posts are drawn
 --   a user      author_blocks, checkpoints, erasure
 --   a version   jobs, priors, model_switch, training_data, promotion_gate, first_projection
---   a page      experiments, serving_index, exploration, serving_upkeep, candidates, ranking
+--   a page      experiments, serving_index, exploration, likeness, serving_upkeep,
+--               candidates, ranking
 --   a search    texts       what callers want encoded
 --   around it   monitoring, safety
 --   a client    source_functions  what is written for each attached table, and asks its policies

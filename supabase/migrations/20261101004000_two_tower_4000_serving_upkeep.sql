@@ -73,11 +73,12 @@ begin
     perform two_tower.count_cold_start(v_cold_shown, v_cold_engaged);
   end if;
   update two_tower.cursors set position = v_last where name = 'followed_events';
+  perform two_tower.refresh_likeness(v_engaged[1:500]);
   return two_tower.copy_to_serving_index(v_engaged[1:500]);
 end
 $$;
 comment on function two_tower.follow_events(integer) is
-  'Looks at the next p_limit events. Counts impressions of explored posts, and who engaged with them, and refreshes the served copies of at most 500 posts that were engaged with. Returns how many copies it wrote.';
+  'Looks at the next p_limit events. Counts impressions of explored posts, and who engaged with them, and refreshes the copies of at most 500 posts that were engaged with. Returns how many copies it wrote.';
 
 create function two_tower.refresh_serving_index(p_limit integer default 500) returns integer
 language plpgsql set search_path = pg_catalog, pg_temp as $$

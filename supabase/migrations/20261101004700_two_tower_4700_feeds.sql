@@ -54,8 +54,8 @@ comment on function two_tower.identify_post(bigint, text, text) is 'Returns the 
 
 -- What a page is made of beside recommend_for(). Each takes its candidates from all posts or, of
 -- p_among, from these alone. The nearest 1,000 posts leave authors to choose from.
-create function two_tower.list_similar(p_vector extensions.vector, p_excluded bigint[],
-  p_among bigint[])
+create function two_tower.list_similar(p_vector extensions.vector, p_limit integer,
+  p_excluded bigint[], p_among bigint[])
 returns table (post_id bigint, score double precision, author_id uuid)
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
@@ -73,12 +73,23 @@ begin
         order by v.embedding operator(extensions.<#>) p_vector limit 1000));
   end if;
   return query
-  select v.post_id, -(v.embedding operator(extensions.<#>) p_vector), v.author_id
-  from two_tower.live_embeddings v
-  where v.slot = v_slot and v.post_id = any (v_near) and v.post_id <> all (p_excluded);
+  select v.post_id, -(v.embedding operator(extensions.<#>) p_vector), p.author_id
+  from two_tower.read_likeness(array(
+      select n.id
+      from (
+        select g.id, g.place, q.author_id is not null as has_author, row_number() over (
+          partition by q.author_id order by g.place) as number
+        from unnest(v_near) with ordinality as g (id, place)
+          join two_tower.posts q on q.id = g.id
+        where g.id <> all (p_excluded)
+      ) n cross join two_tower.settings s
+      order by case when n.has_author
+        then (n.number - 1) / two_tower.cap_posts(s.author_share, p_limit) else 0 end, n.place
+      limit case when p_among is null then 3 * p_limit end)) v
+    join two_tower.posts p on p.id = v.post_id;
 end
 $$;
-comment on function two_tower.list_similar(extensions.vector, bigint[], bigint[]) is 'Returns the 1,000 posts nearest to a vector, with their cosine. Returns nothing for null.';
+comment on function two_tower.list_similar(extensions.vector, integer, bigint[], bigint[]) is 'Returns posts near to a vector, with their cosine: three times p_limit, for which the authors of the nearest 1,000 take turns. Returns nothing for null.';
 
 -- A vector is never an argument of what clients may call: they would measure others by it.
 create function two_tower.find_vector(p_user_id uuid, p_post_id bigint, p_text text)
@@ -87,8 +98,7 @@ begin
   if p_text is not null then
     return two_tower.run_candidate_tower(two_tower.find_text(p_user_id, p_text));
   end if;
-  return (select v.embedding from two_tower.live_embeddings v
-    where v.slot = (select active_slot from two_tower.state) and v.post_id = p_post_id);
+  return (select v.embedding from two_tower.read_likeness(array[p_post_id]) v);
 end
 $$;
 comment on function two_tower.find_vector(uuid, bigint, text) is 'Returns the vector of a post or, given a text, of a text of the user''s own. Null for what is not encoded.';
@@ -172,8 +182,8 @@ begin
     array_agg(u.author_id order by u.score desc, greatest(u.post_id, ~u.post_id) desc)
   into v_ids, v_scores, v_authors
   from (
-    select * from two_tower.list_similar(v_vector, array_remove(p_excluded || p_post_id, null),
-      p_among)
+    select * from two_tower.list_similar(v_vector, p_limit,
+      array_remove(p_excluded || p_post_id, null), p_among)
     where v_vector is not null
     union all
     select * from two_tower.list_popular(p_excluded, p_among) where p_kind = 'popular'
@@ -252,7 +262,7 @@ begin
     array(select f.author_id from unnest(v_page) f)) end;
   return query
   select f.post_id, f.post_key, f.post_source, f.author_id, f.created_at,
-    round(f.score::numeric, 3)::double precision, f.source, f.arm
+    round(f.score::numeric, 2)::double precision, f.source, f.arm
   from unnest(v_page) with ordinality as f (post_id, post_key, post_source, author_id, created_at,
     score, source, arm, place)
   order by v_turns[f.place], f.place limit v_limit;
@@ -299,7 +309,7 @@ begin
   end if;
 end
 $$;
-comment on function public.similar_posts(bigint, integer, text, text) is 'Returns the posts whose live embeddings are nearest to that of a post, best first. The post is named by p_post_id, or by p_post_key and, where several tables are attached, p_post_source. Only posts that the caller may read. p_limit: 1 to 100, default 20. Returns nothing for a post that is not encoded, or not readable. Raises 42501 when nobody is signed in.';
+comment on function public.similar_posts(bigint, integer, text, text) is 'Returns the posts that are most like a post, best first: by what readers of either have in common, and by their texts. The post is named by p_post_id, or by p_post_key and, where several tables are attached, p_post_source. Only posts that the caller may read. p_limit: 1 to 100, default 20. Returns nothing for a post that is not encoded, or not readable. Raises 42501 when nobody is signed in.';
 
 create function public.search_posts(p_text text, p_limit integer default 20)
 returns table (post_id bigint, post_key text, post_source text, author_id uuid,

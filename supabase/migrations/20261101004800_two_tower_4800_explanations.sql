@@ -29,7 +29,9 @@ language sql stable security definer set search_path = pg_catalog, pg_temp as $$
            when not e.is_eligible then 'it is not available to you'
            when k.post_id is null then 'eligible, but its text is not encoded yet'
            else 'eligible' end,
-         null::bigint, k.personal, k.popular, k.fresh, k.followed
+         null::bigint, round(k.personal::numeric, 2)::double precision,
+         round(k.popular::numeric, 2)::double precision,
+         round(k.fresh::numeric, 2)::double precision, k.followed
   from reader r
     join two_tower.posts p on p.id = p_post_id
     left join two_tower.user_posts u on u.user_id = r.user_id and u.post_id = p_post_id
