@@ -289,7 +289,7 @@ def test_a_search_finds_the_posts_nearest_to_its_text_best_first(db: Connection)
     ).fetchall()
     assert [row.post_id for row in page] == [row.post_id for row in nearest]
     assert page[0].post_id == posts[7]
-    assert [row.score for row in page] == [round(row.cosine, 3) for row in nearest]
+    assert [row.score for row in page] == [round(row.cosine, 2) for row in nearest]
     names = ("post_id", "post_key", "post_source", "author_id", "created_at", "score")
     assert page[0]._fields == names
     assert [len(found(db, user, "a boat", limit)) for limit in (0, 1, 100)] == [1, 1, 30]
