@@ -139,8 +139,10 @@ create table two_tower.settings (
     constraint recency_half_life_is_an_hour_or_more check (recency_half_life >= '1 hour'),
   exploration_share real not null default 0.05
     constraint exploration_share_is_a_share check (exploration_share between 0 and 0.5),
-  posts_per_author integer not null default 10
-    constraint posts_per_author_is_positive check (posts_per_author > 0),
+  author_share real not null default 0.05
+    constraint author_share_is_a_share check (author_share between 0 and 1),
+  followed_author_share real not null default 0.25
+    constraint followed_author_share_is_a_share check (followed_author_share between 0 and 1),
   likeness_batch integer not null default 10
     constraint likeness_batch_is_positive check (likeness_batch > 0),
   exact_scan_limit integer not null default 5000
@@ -220,7 +222,8 @@ comment on column two_tower.settings.followed_weight is 'What a post of a follow
 comment on column two_tower.settings.recency_weight is 'Weight of freshness (0 to 1) in the score for a cold user.';
 comment on column two_tower.settings.recency_half_life is 'Advanced. Half-life of the freshness of a post, in the ranking for cold users.';
 comment on column two_tower.settings.exploration_share is 'Share of a page that goes to new posts that few have seen.';
-comment on column two_tower.settings.posts_per_author is 'At most this number of posts of one author stands on a page, while posts of others are left.';
+comment on column two_tower.settings.author_share is 'At most this share of a page (but one post) is of one author, while posts of others are left. 1 for no bound, as for a catalogue whose authors are brands.';
+comment on column two_tower.settings.followed_author_share is 'The same, of an author whom the reader follows.';
 comment on column two_tower.settings.exploration_impressions is 'Advanced. A new post is explored until it had this number of impressions, or somebody engaged with it.';
 comment on column two_tower.settings.likeness_batch is 'Advanced. similar_posts() and search_posts() show what engagements did to a post once there are this many more. 1 shows each reader''s.';
 comment on column two_tower.settings.exact_scan_limit is 'Advanced. With at most this number of posts, all are scanned. With more, the serving index proposes candidates.';

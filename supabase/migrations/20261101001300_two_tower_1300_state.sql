@@ -20,6 +20,7 @@ create table two_tower.state (
   learning_rate_factor real not null default 1
     constraint learning_rate_factor_is_a_share
       check (learning_rate_factor > 0 and learning_rate_factor <= 1),
+  hash_seed bigint not null default hashtextextended(gen_random_uuid()::text, 0),
   constraint a_freeze_has_a_reason check ((frozen_at is null) = (frozen_reason is null))
 );
 comment on table two_tower.state is 'Where the engine stands, in one row: which slot serves, what is being filled, whether learning is frozen.';
@@ -33,6 +34,7 @@ comment on column two_tower.state.epoch is 'Raised by a rollback. Deferred steps
 comment on column two_tower.state.frozen_at is 'Since when learning is frozen. Null when it is not.';
 comment on column two_tower.state.frozen_reason is 'The reason that freeze() was given. Null when learning is not frozen.';
 comment on column two_tower.state.learning_rate_factor is 'Factor of the learning rate. resume() sets it after a freeze.';
+comment on column two_tower.state.hash_seed is 'The secret of this database: every hash that chooses a place is keyed with it, so that nobody can work out where an account or a post stands. It never changes, or users would change arms of experiments.';
 insert into two_tower.state default values;
 
 -- Autovacuum does not analyse tables of a few rows, and guesses about them would ruin plans.

@@ -1,6 +1,6 @@
 -- Experiments: arms that differ in settings of serving, for shares of the users. The arm of a user
--- is a hash of user and experiment, so nobody is stored and nobody changes sides. One experiment
--- runs at a time, so that each result has one cause.
+-- is a keyed hash of user and experiment, so nobody is stored and nobody changes sides. One
+-- experiment runs at a time, so that each result has one cause.
 
 create table two_tower.experiments (
   name text primary key,
@@ -31,7 +31,7 @@ create function two_tower.check_overrides(p_overrides jsonb) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_served text[] := '{cold_until, popularity_weight, followed_weight, recency_weight,
-    recency_half_life, exploration_share, posts_per_author, over_fetch}';
+    recency_half_life, exploration_share, author_share, followed_author_share, over_fetch}';
   v_unknown text;
   v_row two_tower.settings;
 begin
@@ -46,7 +46,8 @@ begin
       cold_until = v_row.cold_until, popularity_weight = v_row.popularity_weight,
       followed_weight = v_row.followed_weight, recency_weight = v_row.recency_weight,
       recency_half_life = v_row.recency_half_life, exploration_share = v_row.exploration_share,
-      posts_per_author = v_row.posts_per_author, over_fetch = v_row.over_fetch
+      author_share = v_row.author_share,
+      followed_author_share = v_row.followed_author_share, over_fetch = v_row.over_fetch
     where id;
     raise exception using errcode = 'TT000';
   exception
@@ -108,7 +109,8 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
     select arm, sum(share) over (order by arm) as upper
     from two_tower.experiment_arms where experiment = p_experiment
   ) a
-  where (hashtextextended(p_experiment || p_user_id::text, 0) & 1048575) / 1048576.0 < a.upper
+  where (hashtextextended(p_experiment || p_user_id::text, (select hash_seed from two_tower.state))
+      & 1048575) / 1048576.0 < a.upper
   order by a.arm limit 1;
 $$;
 comment on function two_tower.choose_arm(text, uuid) is 'Returns the arm of a user in an experiment, or null.';

@@ -6,31 +6,51 @@
 
 create table two_tower.popular_candidates (
   post_id bigint primary key references two_tower.posts (id) on delete cascade,
+  author_id uuid,
   popularity double precision not null,
   number bigint not null
 );
 comment on table two_tower.popular_candidates is 'The most popular posts, at most 1,000, listed every few minutes: candidates beside the personal ones.';
+comment on column two_tower.popular_candidates.author_id is 'live_embeddings.author_id when the list was made.';
 comment on column two_tower.popular_candidates.number is 'live_embeddings.number: of equally popular posts, the newest come first.';
 comment on column two_tower.popular_candidates.popularity is 'live_embeddings.popularity when the list was made.';
 create index popular_candidates_popularity_idx
   on two_tower.popular_candidates (popularity desc, number desc);
 
+-- The one formula of the bound on an author, of a page or of a list.
+create function two_tower.cap_posts(p_share real, p_limit integer) returns integer
+language sql immutable set search_path = pg_catalog, pg_temp as $$
+  select greatest(1, floor(p_share::numeric * p_limit)::integer);
+$$;
+comment on function two_tower.cap_posts(real, integer) is 'Returns the most posts of one author on a page of p_limit: p_share of it, but one.';
+
 create function two_tower.refresh_popular_candidates() returns void
 language sql set search_path = pg_catalog, pg_temp as $$
-  with top as materialized (
-    select v.post_id, v.popularity, v.number from two_tower.live_embeddings v
+  with popular as materialized (
+    select v.post_id, v.author_id, v.popularity, v.number from two_tower.live_embeddings v
     where v.slot = (select active_slot from two_tower.state) and v.number is not null
-    order by v.popularity desc, v.number desc limit 1000
+    order by v.popularity desc, v.number desc limit 20000
+  ), top as materialized (
+    select p.post_id, p.author_id, p.popularity, p.number
+    from (
+      select p.*, row_number() over (
+        partition by p.author_id order by p.popularity desc, p.number desc) as place
+      from popular p
+    ) p
+      cross join (select two_tower.cap_posts(author_share, 1000) as cap
+                  from two_tower.settings) s
+    order by p.author_id is not null and p.place > s.cap, p.popularity desc, p.number desc
+    limit 1000
   ), gone as (
     delete from two_tower.popular_candidates p
       where not exists (select from top t where t.post_id = p.post_id)
   )
-  insert into two_tower.popular_candidates as p (post_id, popularity, number)
-  select post_id, popularity, number from top order by post_id
-  on conflict (post_id) do update set
+  insert into two_tower.popular_candidates as p (post_id, author_id, popularity, number)
+  select post_id, author_id, popularity, number from top order by post_id
+  on conflict (post_id) do update set author_id = excluded.author_id,
     popularity = excluded.popularity, number = excluded.number;
 $$;
-comment on function two_tower.refresh_popular_candidates() is 'Lists the 1,000 most popular posts.';
+comment on function two_tower.refresh_popular_candidates() is 'Lists the 1,000 most popular posts. At most settings.author_share of them is of one author, while others are among the 20,000 most popular.';
 
 create type two_tower.reader as (
   user_id uuid,
@@ -45,7 +65,8 @@ create type two_tower.reader as (
   recency_half_life double precision,
   followed_weight double precision,
   exploration_share double precision,
-  posts_per_author integer,
+  author_cap integer,
+  followed_author_cap integer,
   over_fetch integer
 );
 comment on type two_tower.reader is 'A user at the moment of a request, with the settings that serve this user.';
@@ -56,10 +77,13 @@ comment on column two_tower.reader."time" is 'The moment of the request.';
 comment on column two_tower.reader.popularity_unit is 'compute_popularity() of one like of now.';
 comment on column two_tower.reader.popularity_scale is 'The log of 1 + the highest popularity in likes of now.';
 comment on column two_tower.reader.recency_half_life is 'In seconds.';
+comment on column two_tower.reader.author_cap is 'The most posts of one author on the page, while others are left: settings.author_share of it.';
+comment on column two_tower.reader.followed_author_cap is 'The same, of an author whom the reader follows.';
 
 -- A user's ranking goes from popular and fresh to personal over the first settings.cold_until
 -- engagements. Warmth is the root of their share: the first ones say most, and there is no cliff.
-create function two_tower.load_reader(p_user_id uuid, p_source_id smallint default null)
+create function two_tower.load_reader(p_user_id uuid, p_source_id smallint default null,
+  p_limit integer default 20)
 returns two_tower.reader
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
@@ -85,15 +109,28 @@ begin
                         order by p.popularity desc, p.number desc limit 1))),
     v_settings.popularity_weight, v_settings.recency_weight,
     extract(epoch from v_settings.recency_half_life), v_settings.followed_weight,
-    v_settings.exploration_share, v_settings.posts_per_author,
+    v_settings.exploration_share, two_tower.cap_posts(v_settings.author_share, p_limit),
+    two_tower.cap_posts(v_settings.followed_author_share, p_limit),
     v_settings.over_fetch)::two_tower.reader;
 end
 $$;
-comment on function two_tower.load_reader(uuid, smallint) is
-  'Returns the user as recommend() serves them now. vector is null and warmth 0 for a user of whom nothing is known.';
+comment on function two_tower.load_reader(uuid, smallint, integer) is
+  'Returns the user as recommend() serves them now, on a page of p_limit. vector is null and warmth 0 for a user of whom nothing is known.';
+
+-- Where a reader stands among authors, for an hour.
+create function two_tower.choose_place(p_user_id uuid, p_time timestamptz) returns bigint
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  return hashtextextended(p_user_id::text || floor(extract(epoch from p_time) / 3600),
+    (select hash_seed from two_tower.state));
+end
+$$;
+comment on function two_tower.choose_place(uuid, timestamptz) is 'Returns a hash of user and hour, keyed with state.hash_seed.';
 
 -- All posts are met, so what leaves them out is hashed once. Withheld authors are few: "not in"
 -- does it on the scan. What a user has seen can outgrow that, and is joined, beside narrow rows.
+-- An author gives three times what may be on the page before others are asked for more: the page
+-- is chosen by more than nearness.
 create function two_tower.scan_posts(p_reader two_tower.reader, p_limit integer,
   p_excluded bigint[])
 returns bigint[] language plpgsql stable
@@ -105,61 +142,116 @@ begin
     with seen as materialized (
       select u.post_id from two_tower.user_posts u where u.user_id = p_reader.user_id
     )
-    select c.post_id
+    select t.post_id
     from (
-      select v.post_id, v.embedding operator(extensions.<#>) p_reader.vector as distance
-      from two_tower.live_embeddings v
-      where v.slot = v_slot and v.is_listed and v.author_id is distinct from p_reader.user_id
-        and (p_reader.source_id is null or v.source_id = p_reader.source_id)
-        and v.post_id <> all (p_excluded)
-        and (v.author_id is null or v.author_id not in (select a.author_id
-          from two_tower.withheld_authors a where a.user_id = p_reader.user_id)) offset 0
-    ) c
-    where not exists (select from seen u where u.post_id = c.post_id)
-    order by c.distance, c.post_id desc limit p_limit);
+      select c.post_id, c.distance, case when c.author_id is null then 0 else
+        (row_number() over (partition by c.author_id order by c.distance, c.post_id desc) - 1)
+          / (3 * p_reader.author_cap) end as turn
+      from (
+        select v.post_id, v.author_id,
+          coalesce(v.embedding operator(extensions.<#>) p_reader.vector,
+            -extract(epoch from v.created_at)::double precision) as distance
+        from two_tower.live_embeddings v
+        where v.slot = v_slot and v.is_listed and v.author_id is distinct from p_reader.user_id
+          and (p_reader.source_id is null or v.source_id = p_reader.source_id)
+          and v.post_id not in (select e.id from unnest(p_excluded) as e (id))
+          and (v.author_id is null or v.author_id not in (select a.author_id
+            from two_tower.withheld_authors a where a.user_id = p_reader.user_id)) offset 0
+      ) c
+      where not exists (select from seen u where u.post_id = c.post_id)
+    ) t
+    order by t.turn, t.distance, t.post_id desc limit p_limit);
 end
 $$;
 comment on function two_tower.scan_posts(two_tower.reader, integer, bigint[]) is
-  'Returns the nearest p_limit eligible posts, exactly, from a scan of all.';
+  'Returns the nearest p_limit eligible posts, exactly, from a scan of all; the newest for a reader without a vector. Authors take turns, of three times what a page may hold of one.';
 
+create function two_tower.list_newest_of(p_reader two_tower.reader, p_author_id uuid,
+  p_limit integer, p_excluded bigint[])
+returns bigint[] language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  return array(
+    select n.id
+    from (
+      (select p.id, p.source_id from two_tower.posts p
+       where p.author_id = p_author_id and p.is_listed and p.encoded_hash is not null
+         and p.created_at <= p_reader.time
+       order by p.created_at desc limit 1000)
+      union all
+      (select p.id, p.source_id from two_tower.posts p
+       where p_author_id is null and p.author_id is null and p.is_listed
+         and p.encoded_hash is not null and p.created_at <= p_reader.time
+       order by p.created_at desc limit 1000)
+    ) n
+    where n.id <> all (p_excluded)
+      and (p_reader.source_id is null or n.source_id = p_reader.source_id)
+      and not (select exists (select from two_tower.user_posts u
+        where u.user_id = p_reader.user_id and u.post_id = n.id))
+    limit p_limit);
+end
+$$;
+comment on function two_tower.list_newest_of(two_tower.reader, uuid, integer, bigint[]) is
+  'Returns the newest p_limit posts of an author that the reader has not seen, among the newest 1,000. Null: of posts without an author.';
+
+-- Authors are met one by one, in the order of the pool. Then they are met again.
 create function two_tower.choose_explored_posts(p_reader two_tower.reader, p_limit integer,
   p_excluded bigint[])
 returns bigint[] language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
-  v_place bigint := hashtextextended(
-    p_reader.user_id::text || date_trunc('hour', p_reader.time), 0);
+  v_place bigint := two_tower.choose_place(p_reader.user_id, p_reader.time);
   -- A share of less than a post is a post on that share of the pages.
   v_count integer := floor(p_limit * p_reader.exploration_share + (v_place & 1023) / 1024.0);
+  v_place_of_post bigint := hashint8extended(v_place, (select hash_seed from two_tower.state));
   v_slot smallint := (select active_slot from two_tower.state);
+  v_round integer := 0;
+  v_first bigint;
+  v_author bigint := v_place;
+  v_post_id bigint;
+  v_chosen bigint[] := '{}';
 begin
-  if v_count = 0 then
-    return '{}';
-  end if;
-  return array(
-    select v.post_id
-    from (
-      (select e.post_id from two_tower.exploration_pool e
-       where e.shuffled >= v_place order by e.shuffled limit 20 + 5 * v_count)
-      union all
-      (select e.post_id from two_tower.exploration_pool e
-       where e.shuffled < v_place order by e.shuffled limit 20 + 5 * v_count)
-    ) pool
-      join two_tower.live_embeddings v on v.slot = v_slot and v.post_id = pool.post_id
-    where v.is_pretrained and v.is_listed and v.post_id <> all (p_excluded)
-      and (p_reader.source_id is null or v.source_id = p_reader.source_id)
-      and two_tower.is_eligible(p_reader.user_id, v.post_id, v.author_id)
-    limit v_count);
+  for v_try in 1 .. case when v_count > 0 then 20 + 5 * v_count else 0 end loop
+    v_author := coalesce(
+      (select e.author_shuffled from two_tower.exploration_pool e
+       where e.author_shuffled > v_author order by e.author_shuffled limit 1),
+      (select min(e.author_shuffled) from two_tower.exploration_pool e));
+    v_first := coalesce(v_first, v_author);
+    v_round := v_round + (v_author = v_first)::integer;
+    exit when v_author is null or v_round > p_reader.author_cap;
+    v_post_id := (
+      select c.post_id
+      from (
+        (select e.post_id from two_tower.exploration_pool e
+         where e.author_shuffled = v_author and e.shuffled >= v_place_of_post
+         order by e.shuffled limit 5)
+        union all
+        (select e.post_id from two_tower.exploration_pool e
+         where e.author_shuffled = v_author and e.shuffled < v_place_of_post
+         order by e.shuffled limit 5)
+      ) c
+      where c.post_id <> all (p_excluded || v_chosen)
+        and (select exists (
+          select from two_tower.live_embeddings v
+          where v.slot = v_slot and v.post_id = c.post_id and v.is_pretrained and v.is_listed
+            and (p_reader.source_id is null or v.source_id = p_reader.source_id)
+            and two_tower.is_eligible(p_reader.user_id, v.post_id, v.author_id)))
+      limit 1);
+    if v_post_id is not null then
+      v_chosen := v_chosen || v_post_id;
+      exit when cardinality(v_chosen) = v_count;
+    end if;
+  end loop;
+  return v_chosen;
 end
 $$;
 comment on function two_tower.choose_explored_posts(two_tower.reader, integer, bigint[]) is
-  'Returns new posts that few have seen, to fill settings.exploration_share of a page. Takes them in a shuffled order, from a place that depends on reader and hour.';
+  'Returns new posts that few have seen, to fill settings.exploration_share of a page. Each is of another author, while there are others. Authors and their posts stand in a shuffled order, and are taken from a place that depends on reader and hour. Gives up after 20 + 5 tries a post.';
 
 -- Of many followed authors, at most 100 are asked each hour, from a place that moves.
 create function two_tower.list_candidates(p_reader two_tower.reader, p_limit integer,
   p_excluded bigint[])
 returns bigint[] language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
-  v_place uuid := md5(p_reader.user_id::text || date_trunc('hour', p_reader.time))::uuid;
+  v_place uuid := md5(two_tower.choose_place(p_reader.user_id, p_reader.time)::text)::uuid;
   v_newest integer := case when p_reader.warmth < 1 then p_limit else 0 end;
 begin
   return array(
@@ -199,3 +291,49 @@ end
 $$;
 comment on function two_tower.list_candidates(two_tower.reader, integer, bigint[]) is
   'Returns candidates beside the nearest: popular ones, recent ones of followed authors and, while warmth is below 1, the newest. The reader has seen none of them.';
+
+-- Where the nearest posts are of few authors. Authors are found by a walk over an index: one lookup
+-- an author, however much each wrote. An app with one author for everything pays three.
+create function two_tower.list_others(p_reader two_tower.reader, p_authors integer,
+  p_page bigint[], p_excluded bigint[], out post_ids bigint[], out is_all boolean)
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  v_place uuid := md5(two_tower.choose_place(p_reader.user_id, p_reader.time)::text)::uuid;
+  v_known uuid[] := array(
+    select p.author_id from two_tower.posts p where p.id = any (p_page)
+    union
+    select a.author_id from two_tower.withheld_authors a where a.user_id = p_reader.user_id
+    union
+    select p_reader.user_id);
+  v_author uuid := v_place;
+  v_is_round boolean := false;
+  v_found integer := 0;
+  v_posts bigint[];
+begin
+  is_all := false;
+  post_ids := two_tower.list_newest_of(p_reader, null, p_authors, p_excluded || p_page);
+  for v_try in 1 .. 5 * p_authors loop
+    v_author := (select p.author_id from two_tower.posts p
+      where p.is_listed and p.encoded_hash is not null and p.author_id > v_author
+      order by p.author_id limit 1);
+    if v_author is null and not v_is_round then
+      v_is_round := true;
+      v_author := (select p.author_id from two_tower.posts p
+        where p.is_listed and p.encoded_hash is not null and p.author_id is not null
+        order by p.author_id limit 1);
+    end if;
+    if v_author is null or v_is_round and v_author > v_place then
+      is_all := true;
+      return;
+    end if;
+    continue when v_author = any (v_known);
+    v_posts := two_tower.list_newest_of(p_reader, v_author, p_reader.author_cap, p_excluded);
+    continue when v_posts = '{}';
+    post_ids := post_ids || v_posts;
+    v_found := v_found + 1;
+    exit when v_found = p_authors;
+  end loop;
+end
+$$;
+comment on function two_tower.list_others(two_tower.reader, integer, bigint[], bigint[]) is
+  'Returns new posts of p_authors authors who have none on the page, from a place that depends on reader and hour, and whether it has met all authors. Looks at five times as many authors at most. The reader has seen none of the posts.';

@@ -1,12 +1,13 @@
 -- From candidates to a page. Authors are looked up from the best post down until the page is full.
--- A page that is short is made again by a wider search, then from a scan of all posts. One that is
--- short after that, or fails, is filled by simpler rules. Nothing here writes.
+-- A page is also short while posts of an author beyond the cap stand on it: others may be left. One
+-- that is short is made again by a wider search, then from a scan of all posts. One that is short
+-- after that, or fails, is filled by simpler rules. Nothing here writes.
 
 -- The score is a sum of named parts, so that explain_recommendation can show it.
 create function two_tower.score_posts(p_reader two_tower.reader, p_post_ids bigint[])
 returns table (
   post_id bigint, author_id uuid, personal double precision, popular double precision,
-  fresh double precision, followed double precision
+  fresh double precision, followed double precision, is_followed boolean
 ) language plpgsql stable set search_path = pg_catalog, pg_temp rows 300 as $$
 declare
   v_slot smallint := (select active_slot from two_tower.state);
@@ -23,7 +24,8 @@ begin
       else v_coldness * p_reader.recency_weight
         * 2 ^ -least(1000, greatest(0, extract(epoch from p_reader.time - v.created_at)::float8)
                            / p_reader.recency_half_life) end,
-    case when f.follower_id is null then 0 else p_reader.followed_weight end
+    case when f.follower_id is null then 0 else p_reader.followed_weight end,
+    f.follower_id is not null
   from two_tower.live_embeddings v
     left join two_tower.follows f
       on f.follower_id = p_reader.user_id and f.followed_id = v.author_id
@@ -35,29 +37,32 @@ $$;
 comment on function two_tower.score_posts(two_tower.reader, bigint[]) is
   'Scores posts for a reader. The score is the sum of four parts. Leaves out deleted posts and the reader''s own. personal: warmth * cosine of user and post. popular: log of the decayed popularity, over the largest. fresh: halves with age, and fades with warmth. followed: for a followed author.';
 
+-- Authors take turns: nobody's third cap of posts comes before another's second.
 create function two_tower.rank_posts(p_reader two_tower.reader, p_limit integer,
   p_candidates bigint[], p_explored bigint[],
-  out ids bigint[], out scores double precision[], out sources text[])
+  out ids bigint[], out scores double precision[], out sources text[], out shared integer)
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 begin
-  select array_agg(r.post_id), array_agg(r.score), array_agg(r.source) into ids, scores, sources
+  select array_agg(r.post_id), array_agg(r.score), array_agg(r.source),
+    count(*) filter (where r.turn = 0)
+  into ids, scores, sources, shared
   from (
-    select c.post_id, c.score, c.source
+    select c.post_id, c.score, c.source, c.turn
     from (
       select s.post_id, s.author_id, x.score,
+        case when s.author_id is null then 0 else (row_number() over (partition by s.author_id
+          order by x.is_explored desc, x.score desc, s.post_id desc) - 1)
+          / case when s.is_followed then p_reader.followed_author_cap
+              else p_reader.author_cap end end as turn,
         case when x.is_explored then 'exploration'
           when s.personal >= greatest(s.popular, s.fresh, s.followed) then 'personal'
-          when s.followed >= greatest(s.popular, s.fresh) then 'followed'
+          when s.is_followed and s.followed >= greatest(s.popular, s.fresh) then 'followed'
           when s.popular >= s.fresh then 'popular' else 'fresh' end as source
       from two_tower.score_posts(p_reader, p_candidates || p_explored) s
         cross join lateral (
           select s.personal + s.popular + s.fresh + s.followed as score,
             s.post_id = any (p_explored) as is_explored) x
-      order by not x.is_explored,
-        s.author_id is not null and row_number() over (
-          partition by s.author_id order by x.score desc, s.post_id desc)
-          > p_reader.posts_per_author,
-        x.score desc, s.post_id desc
+      order by not x.is_explored, turn, x.score desc, s.post_id desc
       offset 0
     ) c
     where not (select exists (select from two_tower.withheld_authors a
@@ -68,7 +73,7 @@ begin
 end
 $$;
 comment on function two_tower.rank_posts(two_tower.reader, integer, bigint[], bigint[]) is
-  'Returns the best p_limit of the candidates, none of which the reader has seen: first those to explore, then by score. Posts of an author beyond settings.posts_per_author come behind all others. Looks authors and the registry up from the best post down, until the page is full.';
+  'Returns the best p_limit of the candidates, none of which the reader has seen: first those to explore, then by score. Posts of an author beyond the cap of the reader come behind those of all others. shared: how many of them are within the cap. Looks authors and the registry up from the best post down, until the page is full.';
 
 -- Of a source that has few of the posts, the index would find few, and a scan would read all
 -- others. Statistics tell, because counting would take as long as the page.
@@ -101,12 +106,15 @@ create function two_tower.make_page(p_user_id uuid, p_limit integer, p_excluded 
   out ids bigint[], out scores double precision[], out sources text[])
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
-  v_reader two_tower.reader := two_tower.load_reader(p_user_id, p_source_id);
+  v_reader two_tower.reader := two_tower.load_reader(p_user_id, p_source_id, p_limit);
   v_count integer := least(1000, greatest(v_reader.over_fetch, 3 * p_limit));
   v_among bigint[] := p_among;
   v_explored bigint[];
   v_listed bigint[];
   v_near bigint[];
+  v_shared integer;
+  v_others bigint[];
+  v_has_met_all boolean := false;
   v_search text;
 begin
   if v_among is null and p_source_id is not null and two_tower.is_small_source(p_source_id) then
@@ -123,30 +131,64 @@ begin
   v_listed := two_tower.list_candidates(v_reader,
     case when v_reader.warmth < 1 then v_count else p_limit end, p_excluded);
   foreach v_search in array '{index, wide, scan}'::text[] loop
-    if v_reader.vector is not null then
-      v_near := case v_search
-        when 'scan' then two_tower.scan_posts(v_reader, v_count, p_excluded)
-        else two_tower.find_nearest_posts(v_reader.vector, v_count, p_user_id, p_excluded,
-          v_search = 'wide', p_source_id) end;
+    if v_search = 'wide' and cardinality(ids) >= p_limit then
+      select o.post_ids, o.is_all or p_source_id is not null into v_others, v_has_met_all
+      from two_tower.list_others(v_reader, p_limit / v_reader.author_cap + 1, ids, p_excluded) o;
+      exit when v_has_met_all and v_others = '{}';
+      v_listed := v_listed || v_others;
+    end if;
+    if v_search = 'scan' then
+      v_near := two_tower.scan_posts(v_reader, v_count, p_excluded);
+    elsif v_reader.vector is not null then
+      v_near := two_tower.find_nearest_posts(v_reader.vector,
+        case v_search when 'wide' then 3 * v_count else v_count end, p_user_id, p_excluded,
+        v_search = 'wide', p_source_id);
       continue when v_near is null;
     end if;
-    select r.ids, r.scores, r.sources into ids, scores, sources
+    select r.ids, r.scores, r.sources, r.shared into ids, scores, sources, v_shared
     from two_tower.rank_posts(v_reader, p_limit, v_listed || v_near, v_explored) r;
-    exit when cardinality(ids) >= p_limit or v_reader.vector is null;
+    exit when v_shared >= p_limit or v_has_met_all and cardinality(ids) >= p_limit;
   end loop;
 end
 $$;
 comment on function two_tower.make_page(uuid, integer, bigint[], smallint, bigint[]) is
-  'Returns a page by the live embeddings, best first, explored posts before all. The candidates come from the serving index. Where that leaves the page short, they come from a wider search, then from a scan of all posts. Without an index they come from the scan. p_source_id: posts of this source alone. Those of a small source are all candidates. p_among: these are the candidates, and nothing is searched.';
+  'Returns a page by the live embeddings, best first, explored posts before all. The candidates come from the serving index. Where that leaves the page short, they come from a wider search, then from a scan of all posts. Without an index they come from the scan. A page that is full, but not within the cap on authors, is made again by a wider search and new posts of other authors, unless there are none. p_source_id: posts of this source alone. Those of a small source are all candidates. p_among: these are the candidates, and nothing is searched.';
+
+-- For pages that are not ranked by rank_posts().
+create function two_tower.take_turns(p_user_id uuid, p_limit integer, p_author_ids uuid[])
+returns integer[] language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  v_settings two_tower.settings := two_tower.choose_settings(p_user_id);
+  v_cap integer := two_tower.cap_posts(v_settings.author_share, p_limit);
+  v_followed_cap integer := two_tower.cap_posts(v_settings.followed_author_share, p_limit);
+begin
+  return array(
+    select case when a.author_id is null then 0 else
+      (row_number() over (partition by a.author_id order by a.place) - 1)
+        / case when f.followed_id is null then v_cap else v_followed_cap end end
+    from unnest(p_author_ids) with ordinality as a (author_id, place)
+      left join two_tower.follows f
+        on f.follower_id = p_user_id and f.followed_id = a.author_id
+    order by a.place);
+end
+$$;
+comment on function two_tower.take_turns(uuid, integer, uuid[]) is
+  'Returns for each post of a list, given its authors, best first, in which turn its author has it on a page of p_limit: 0 within the cap. A post without an author is always within.';
 
 -- Simpler rules, for what is left of a page. They look at posts alone. recent meets those that wait
 -- for the encoder first: they are the newest.
 create function two_tower.find_posts_by_rule(p_rule text, p_user_id uuid, p_excluded bigint[],
-  p_limit integer, p_source_id smallint default null, p_among bigint[] default null)
+  p_limit integer, p_source_id smallint default null, p_among bigint[] default null,
+  p_page bigint[] default '{}')
 returns table (post_id bigint, score double precision)
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
   v_content extensions.vector;
+  v_ids bigint[];
+  v_scores double precision[];
+  v_authors uuid[];
+  v_page uuid[] := array(select p.author_id from unnest(p_page) as g (id)
+    join two_tower.posts p on p.id = g.id);
 begin
   if p_rule = 'content' then
     select extensions.sum(two_tower.scale(r.strength, b.base_embedding))
@@ -156,45 +198,59 @@ begin
       join two_tower.base_embeddings b on b.post_id = r.post_id
     where u.user_id = p_user_id;
   end if;
-  return query
-  select c.post_id, c.score
+  select array_agg(e.post_id), array_agg(e.score), array_agg(e.author_id)
+  into v_ids, v_scores, v_authors
   from (
-    (select b.post_id, p.author_id,
-       -(b.base_embedding operator(extensions.<=>) v_content) as score
-     from (select q.id, q.author_id from two_tower.posts q
-           where q.is_listed and q.encoded_hash is not null
-           order by q.created_at desc limit 20000) p
-       join two_tower.base_embeddings b on b.post_id = p.id
-     where p_rule = 'content' and p_among is null and extensions.vector_norm(v_content) > 0
-     order by b.base_embedding operator(extensions.<=>) v_content, b.post_id desc)
-    union all
-    (select l.post_id, null, 0 from two_tower.popular_candidates l
-     where p_rule = 'popular' and p_among is null
-     order by l.popularity desc, l.number desc)
-    union all
-    (select q.id, q.author_id, 0 from two_tower.posts q
-     where p_rule = 'recent' and p_among is null
-       and q.is_listed and q.encoded_hash is distinct from q.content_hash
-       and q.encoded_hash is null
-     order by q.requested_at desc, q.id desc)
-    union all
-    (select q.id, q.author_id, 0 from two_tower.posts q
-     where p_rule = 'recent' and p_among is null and q.is_listed and q.encoded_hash is not null
-     order by q.created_at desc, q.id)
-    union all
-    (select q.id, q.author_id, 0 from two_tower.posts q
-     where p_rule = 'recent' and q.id = any (p_among)
-     order by q.created_at desc, q.id)
-    offset 0
-  ) c
-    join two_tower.listed_posts p on p.id = c.post_id
-  where c.post_id <> all (p_excluded) and (p_source_id is null or p.source_id = p_source_id)
-    and two_tower.is_eligible(p_user_id, p.id, p.author_id)
-  limit p_limit;
+    select c.post_id, c.score, p.author_id
+    from (
+      (select b.post_id, p.author_id,
+         -(b.base_embedding operator(extensions.<=>) v_content) as score
+       from (select q.id, q.author_id from two_tower.posts q
+             where q.is_listed and q.encoded_hash is not null
+             order by q.created_at desc limit 20000) p
+         join two_tower.base_embeddings b on b.post_id = p.id
+       where p_rule = 'content' and p_among is null and extensions.vector_norm(v_content) > 0
+       order by b.base_embedding operator(extensions.<=>) v_content, b.post_id desc)
+      union all
+      (select l.post_id, null, 0 from two_tower.popular_candidates l
+       where p_rule = 'popular' and p_among is null
+       order by l.popularity desc, l.number desc)
+      union all
+      (select q.id, q.author_id, 0 from two_tower.posts q
+       where p_rule = 'recent' and p_among is null
+         and q.is_listed and q.encoded_hash is distinct from q.content_hash
+         and q.encoded_hash is null
+       order by q.requested_at desc, q.id desc)
+      union all
+      (select q.id, q.author_id, 0 from two_tower.posts q
+       where p_rule = 'recent' and p_among is null and q.is_listed and q.encoded_hash is not null
+       order by q.created_at desc, q.id)
+      union all
+      (select q.id, q.author_id, 0 from two_tower.posts q
+       where p_rule = 'recent' and q.id = any (p_among)
+       order by q.created_at desc, q.id)
+      offset 0
+    ) c
+      join two_tower.listed_posts p on p.id = c.post_id
+    where c.post_id <> all (p_excluded || p_page)
+      and (p_source_id is null or p.source_id = p_source_id)
+      and p.author_id is distinct from p_user_id
+      and (p.author_id is null or p.author_id not in (
+        select a.author_id from two_tower.withheld_authors a where a.user_id = p_user_id))
+      and not (select exists (select from two_tower.user_posts u
+        where u.user_id = p_user_id and u.post_id = c.post_id))
+    limit greatest(1000, p_limit)
+  ) e;
+  return query
+  select t.post_id, t.score
+  from unnest(v_ids, v_scores, (two_tower.take_turns(p_user_id, cardinality(p_page) + p_limit,
+      v_page || v_authors))[cardinality(v_page) + 1:])
+    with ordinality as t (post_id, score, turn, place)
+  order by t.turn, t.place limit p_limit;
 end
 $$;
-comment on function two_tower.find_posts_by_rule(text, uuid, bigint[], integer, smallint, bigint[]) is
-  'Returns at most p_limit eligible posts by a simple rule. content: newest posts whose base embeddings are near to those of what the user engaged with. popular: the most popular. recent: the newest, encoded or not. p_source_id: posts of this source alone. p_among: only these, and only by recent.';
+comment on function two_tower.find_posts_by_rule(text, uuid, bigint[], integer, smallint, bigint[], bigint[]) is
+  'Returns at most p_limit eligible posts by a simple rule. content: newest posts whose base embeddings are near to those of what the user engaged with. popular: the most popular. recent: the newest, encoded or not. p_source_id: posts of this source alone. p_among: only these, and only by recent. p_page: what is on the page already, and counts for its authors, who take turns among the best 1,000.';
 
 -- Sessions keep their plans, also those made while tables were empty. Nothing but scan_posts() may
 -- read a table whole.
@@ -240,8 +296,9 @@ begin
       select v_ids || array_agg(f.post_id), v_scores || array_agg(f.score),
         v_sources || array_agg(v_rule)
       into v_ids, v_scores, v_sources
-      from two_tower.find_posts_by_rule(v_rule, p_user_id, v_ids || v_excluded,
-        v_limit - coalesce(cardinality(v_ids), 0), p_source_id, p_among) f;
+      from two_tower.find_posts_by_rule(v_rule, p_user_id, v_excluded,
+        v_limit - coalesce(cardinality(v_ids), 0), p_source_id, p_among,
+        coalesce(v_ids, '{}')) f;
     exception when others then
       raise warning 'recommend() skips the rule %: % (%)', v_rule, sqlerrm, sqlstate;
     end;

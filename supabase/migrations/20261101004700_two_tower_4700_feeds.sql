@@ -16,6 +16,12 @@ end
 $$;
 comment on function two_tower.require_reader(uuid) is 'Returns the user, if the caller may ask for this user''s page: the user, or an operator. Raises 42501 to others.';
 
+create function two_tower.turns_for(p_user_id uuid, p_limit integer, p_author_ids uuid[])
+returns integer[] language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+  select two_tower.take_turns(two_tower.require_reader(p_user_id), p_limit, p_author_ids);
+$$;
+comment on function two_tower.turns_for(uuid, integer, uuid[]) is 'Returns what take_turns() does, to the user and to operators. Raises 42501 to others. Definer: clients have no grant on settings and follows.';
+
 -- Keys are looked up one by one, also where they are many and the plan was made for few.
 create function two_tower.find_excluded(p_keys text[], p_source text) returns bigint[]
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
@@ -47,10 +53,10 @@ $$;
 comment on function two_tower.identify_post(bigint, text, text) is 'Returns the id of a post that a caller names by id or by key; null for an unknown key. Definer: clients have no grant on the registry.';
 
 -- What a page is made of beside recommend_for(). Each takes its candidates from all posts or, of
--- p_among, from these alone.
+-- p_among, from these alone. The nearest 1,000 posts leave authors to choose from.
 create function two_tower.list_similar(p_vector extensions.vector, p_limit integer,
   p_excluded bigint[], p_among bigint[])
-returns table (post_id bigint, score double precision)
+returns table (post_id bigint, score double precision, author_id uuid)
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
   v_slot smallint := (select active_slot from two_tower.state);
@@ -61,17 +67,29 @@ begin
   end if;
   if v_near is null then
     v_near := coalesce(
-      two_tower.find_nearest_posts(p_vector, least(1000, 3 * p_limit), null, p_excluded),
+      two_tower.find_nearest_posts(p_vector, 1000, null, p_excluded),
       array(select v.post_id from two_tower.live_embeddings v
         where v.slot = v_slot and v.is_listed and v.post_id <> all (p_excluded)
-        order by v.embedding operator(extensions.<#>) p_vector limit 3 * p_limit));
+        order by v.embedding operator(extensions.<#>) p_vector limit 1000));
   end if;
   return query
-  select v.post_id, -(v.embedding operator(extensions.<#>) p_vector)
-  from two_tower.read_likeness(v_near) v where v.post_id <> all (p_excluded);
+  select v.post_id, -(v.embedding operator(extensions.<#>) p_vector), p.author_id
+  from two_tower.read_likeness(array(
+      select n.id
+      from (
+        select g.id, g.place, q.author_id is not null as has_author, row_number() over (
+          partition by q.author_id order by g.place) as number
+        from unnest(v_near) with ordinality as g (id, place)
+          join two_tower.posts q on q.id = g.id
+        where g.id <> all (p_excluded)
+      ) n cross join two_tower.settings s
+      order by case when n.has_author
+        then (n.number - 1) / two_tower.cap_posts(s.author_share, p_limit) else 0 end, n.place
+      limit case when p_among is null then 3 * p_limit end)) v
+    join two_tower.posts p on p.id = v.post_id;
 end
 $$;
-comment on function two_tower.list_similar(extensions.vector, integer, bigint[], bigint[]) is 'Returns posts near to a vector, with their cosine: at least p_limit, if there are so many. Returns nothing for null.';
+comment on function two_tower.list_similar(extensions.vector, integer, bigint[], bigint[]) is 'Returns posts near to a vector, with their cosine: three times p_limit, for which the authors of the nearest 1,000 take turns. Returns nothing for null.';
 
 -- A vector is never an argument of what clients may call: they would measure others by it.
 create function two_tower.find_vector(p_user_id uuid, p_post_id bigint, p_text text)
@@ -86,16 +104,17 @@ $$;
 comment on function two_tower.find_vector(uuid, bigint, text) is 'Returns the vector of a post or, given a text, of a text of the user''s own. Null for what is not encoded.';
 
 create function two_tower.list_popular(p_excluded bigint[], p_among bigint[])
-returns table (post_id bigint, score double precision)
+returns table (post_id bigint, score double precision, author_id uuid)
 language sql stable set search_path = pg_catalog, pg_temp as $$
-  select c.post_id, two_tower.popularity_in_likes(c.popularity, u.of_one_like)
+  select c.post_id, two_tower.popularity_in_likes(c.popularity, u.of_one_like), c.author_id
   from (
     select two_tower.compute_popularity(1, two_tower.now(), s.popularity_half_life) as of_one_like
     from two_tower.settings s
   ) u cross join (
-    select l.post_id, l.popularity from two_tower.popular_candidates l where p_among is null
+    select l.post_id, l.popularity, l.author_id from two_tower.popular_candidates l
+    where p_among is null
     union all
-    select v.post_id, v.popularity from two_tower.live_embeddings v
+    select v.post_id, v.popularity, v.author_id from two_tower.live_embeddings v
     where v.slot = (select active_slot from two_tower.state) and v.post_id = any (p_among)
   ) c
   where c.post_id <> all (p_excluded);
@@ -104,11 +123,11 @@ comment on function two_tower.list_popular(bigint[], bigint[]) is 'Returns popul
 
 create function two_tower.list_followed(p_user_id uuid, p_limit integer, p_excluded bigint[],
   p_among bigint[])
-returns table (post_id bigint, score double precision)
+returns table (post_id bigint, score double precision, author_id uuid)
 language sql stable set search_path = pg_catalog, pg_temp as $$
-  select p.id, extract(epoch from p.created_at)::double precision
+  select p.id, extract(epoch from p.created_at)::double precision, p.author_id
   from (
-    select n.id, n.created_at
+    select n.id, n.created_at, f.followed_id as author_id
     from two_tower.follows f
       cross join lateral (
         select q.id, q.created_at from two_tower.posts q
@@ -117,7 +136,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
         order by q.created_at desc limit p_limit) n
     where f.follower_id = p_user_id and p_among is null
     union all
-    select w.id, w.created_at
+    select w.id, w.created_at, w.author_id
     from (
       select q.id, q.author_id, q.created_at, q.encoded_hash from two_tower.posts q
       where q.is_listed and q.encoded_hash is distinct from q.content_hash
@@ -126,7 +145,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
       join two_tower.follows f on f.follower_id = p_user_id and f.followed_id = w.author_id
     where p_among is null and w.encoded_hash is null and w.id <> all (p_excluded)
     union all
-    select q.id, q.created_at
+    select q.id, q.created_at, q.author_id
     from two_tower.posts q
       join two_tower.follows f on f.follower_id = p_user_id and f.followed_id = q.author_id
     where q.id = any (p_among) and q.id <> all (p_excluded)
@@ -135,6 +154,7 @@ $$;
 comment on function two_tower.list_followed(uuid, integer, bigint[], bigint[]) is 'Returns posts of followed authors, with their time as score: the newest p_limit of each, and those of the newest 1,000 that wait for the encoder.';
 
 -- Beside what is recommended, posts are looked up from the best one down until the page is full.
+-- Authors take turns on these pages too.
 create function two_tower.rank_for(p_user_id uuid, p_limit integer, p_excluded bigint[],
   p_source text default null, p_among bigint[] default null, p_kind text default 'recommended',
   p_post_id bigint default null, p_text text default null)
@@ -147,30 +167,39 @@ declare
     then (two_tower.choose_source(p_source)).id end;
   v_vector extensions.vector := case when p_kind in ('similar', 'search')
     then two_tower.find_vector(v_user_id, p_post_id, p_text) end;
+  v_ids bigint[];
+  v_scores double precision[];
+  v_authors uuid[];
 begin
   if p_kind = 'recommended' then
     return query
     select * from two_tower.recommend_for(v_user_id, p_limit, p_excluded, v_source_id, p_among);
     return;
   end if;
+  -- Of equal ones the newest first: ids that no key lent count down.
+  select array_agg(u.post_id order by u.score desc, greatest(u.post_id, ~u.post_id) desc),
+    array_agg(u.score order by u.score desc, greatest(u.post_id, ~u.post_id) desc),
+    array_agg(u.author_id order by u.score desc, greatest(u.post_id, ~u.post_id) desc)
+  into v_ids, v_scores, v_authors
+  from (
+    select * from two_tower.list_similar(v_vector, p_limit,
+      array_remove(p_excluded || p_post_id, null), p_among)
+    where v_vector is not null
+    union all
+    select * from two_tower.list_popular(p_excluded, p_among) where p_kind = 'popular'
+    union all
+    select * from two_tower.list_followed(v_user_id, p_limit, p_excluded, p_among)
+    where p_kind = 'followed'
+  ) u;
   return query
   select p.id, p.key, s.name, p.author_id, p.created_at, r.score, p_kind, null::text
   from (
     select c.post_id, c.score
     from (
-      select u.post_id, u.score
-      from (
-        select * from two_tower.list_similar(v_vector, p_limit,
-          array_remove(p_excluded || p_post_id, null), p_among)
-        where v_vector is not null
-        union all
-        select * from two_tower.list_popular(p_excluded, p_among) where p_kind = 'popular'
-        union all
-        select * from two_tower.list_followed(v_user_id, p_limit, p_excluded, p_among)
-        where p_kind = 'followed'
-      ) u
-      -- Of equal ones the newest first: ids that no key lent count down.
-      order by u.score desc, greatest(u.post_id, ~u.post_id) desc offset 0
+      select t.post_id, t.score
+      from unnest(v_ids, v_scores, two_tower.take_turns(v_user_id, p_limit, v_authors))
+        with ordinality as t (post_id, score, turn, place)
+      order by t.turn, t.place offset 0
     ) c
     where (select exists (select from two_tower.listed_posts p
       where p.id = c.post_id and (v_source_id is null or p.source_id = v_source_id)
@@ -210,6 +239,7 @@ declare
   v_found two_tower.page_row[];
   v_readable bigint[];
   v_page two_tower.page_row[] := '{}';
+  v_turns integer[];
 begin
   foreach v_round in array '{first, wide, turned}'::text[] loop
     continue when v_round = 'wide' and v_page = '{}';
@@ -228,12 +258,14 @@ begin
       or cardinality(v_found) < v_asked and p_kind in ('recommended', 'followed');
     v_excluded := v_excluded || array(select f.post_id from unnest(v_found) f);
   end loop;
+  v_turns := case when cardinality(v_page) > v_limit then two_tower.turns_for(p_user_id, v_limit,
+    array(select f.author_id from unnest(v_page) f)) end;
   return query
   select f.post_id, f.post_key, f.post_source, f.author_id, f.created_at,
     round(f.score::numeric, 2)::double precision, f.source, f.arm
   from unnest(v_page) with ordinality as f (post_id, post_key, post_source, author_id, created_at,
     score, source, arm, place)
-  order by f.place limit v_limit;
+  order by v_turns[f.place], f.place limit v_limit;
 end
 $$;
 comment on function two_tower.page_for(uuid, integer, text[], text, text, bigint, text) is

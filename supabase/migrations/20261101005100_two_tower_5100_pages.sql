@@ -120,8 +120,8 @@ begin
   execute format(v_grant, 'usage', 'schema two_tower');
   for v_function in
     select p.oid from pg_proc p where p.pronamespace = 'two_tower'::regnamespace
-      and p.proname = any ('{page_for, rank_for, find_excluded, scan_limit, find_keys, find_ids,
-        is_operator, session_role}')
+      and p.proname = any ('{page_for, rank_for, turns_for, find_excluded, scan_limit,
+        find_keys, find_ids, is_operator, session_role}')
   loop
     execute format(v_grant, 'execute', 'function ' || v_function);
   end loop;

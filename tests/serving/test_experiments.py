@@ -64,15 +64,14 @@ def test_an_arm_is_served_with_its_settings_and_says_so(db: Connection) -> None:
             rows = db.execute("select arm, author_id::text from public.recommend(20)").fetchall()
         return {row[0] for row in rows}, Counter(row[1] for row in rows)
 
-    usual = value(db, "select posts_per_author from two_tower.settings")
-    assert usual > 2
+    db.execute("update two_tower.settings set author_share = 1")
     assert served()[0] == {None}
-    plan(db, "one", ("narrow", 1, '{"posts_per_author": 2, "exploration_share": 0}'))
+    plan(db, "one", ("narrow", 1, '{"author_share": 0.1, "exploration_share": 0}'))
     value(db, "select two_tower.start_experiment('one')")
     names, authors_served = served()
     assert names == {"narrow"}
     assert max(authors_served.values()) == 2
-    assert value(db, "select posts_per_author from two_tower.settings") == usual
+    assert value(db, "select author_share from two_tower.settings") == 1
     value(db, "select two_tower.end_experiment('one')")
     assert served()[0] == {None}
 
@@ -114,7 +113,7 @@ def test_results_are_per_arm_and_of_the_time_of_the_experiment(db: Connection) -
         (("a", 1, '{"nonsense": 1}'), "no setting of serving"),
         (("a", 1, '{"exploration_share": 7}'), "out of range"),
         (("a", 1, '{"exploration_share": "many"}'), "out of range"),
-        (("a", 1, '{"posts_per_author": null}'), "out of range"),
+        (("a", 1, '{"author_share": null}'), "out of range"),
     ],
 )
 def test_overrides_that_settings_would_refuse_are_refused(

@@ -258,7 +258,7 @@ def test_a_positive_engagement_or_a_deletion_ends_the_exploration_of_a_post(
         (
             [
                 "make_page(uuid, integer, bigint[], smallint, bigint[])",
-                "is_eligible(uuid, bigint, uuid)",
+                "take_turns(uuid, integer, uuid[])",
             ],
             set(),
         ),
@@ -286,7 +286,7 @@ def test_what_fails_is_made_up_for_by_simpler_rules(
 
 def test_an_author_fills_no_page_while_others_are_left(db: Connection) -> None:
     world = World(db, seed=17)
-    db.execute("update two_tower.settings set posts_per_author = 2, exploration_share = 0")
+    db.execute("update two_tower.settings set author_share = 0.25, exploration_share = 0")
     rows = db.execute(RANKED, [world.users[0], 8, []]).fetchall()
     by_author = [world.author[row[0]] for row in rows if world.author[row[0]]]
     assert max(by_author.count(author) for author in by_author) <= 2

@@ -30,11 +30,11 @@ EFS = (50, 75, 100, 150, 200, 300, 400, 600, 800, 1000)
 # and a bound on the posts of an author. Latencies are of the defaults.
 _NEARNESS_ALONE = (
     "update two_tower.settings set exploration_share = 0, popularity_weight = 0,"
-    " posts_per_author = 500"
+    " author_share = 1, followed_author_share = 1"
 )
 _DEFAULTS = (
     "update two_tower.settings set exploration_share = default, popularity_weight = default,"
-    " posts_per_author = default"
+    " author_share = default, followed_author_share = default"
 )
 _RECOMMEND = """
 \\set n 2 * random(0, {last}) + {first}
