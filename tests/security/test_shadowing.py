@@ -65,6 +65,7 @@ CALLS = {
     "two_tower.request_text": "('a boat')",
     "two_tower.page_for": "('{me}', 3, '{{1}}', 'posts', 'similar', {post})",
     "two_tower.rank_for": "('{me}', 3, '{{1}}', 'posts', array[{post}], 'popular')",
+    "two_tower.turns_for": "('{me}', 3, array['{me}']::pg_catalog.uuid[])",
     "two_tower.scan_limit": "()",
     "two_tower.find_excluded": "('{{1,x}}', 'posts')",
     "two_tower.find_readable": "(array[{post}], true)",
