@@ -33,7 +33,8 @@
 --               order
 --               learning_later  events that wait for an embedding, a minute or the end of a freeze
 --               folding      the steps that it left for later
---   a post      encoding     from a text to vectors, and the events that waited for them
+--   a post      text_queue   which texts wait for a worker, and whose turn it is
+--               encoding     from a text to vectors, and the events that waited for them
 --               numbering    keeps the numbers dense by which posts are drawn
 --   a user      author_blocks, checkpoints, erasure
 --   a version   jobs, priors, model_switch, training_data, promotion_gate, first_projection

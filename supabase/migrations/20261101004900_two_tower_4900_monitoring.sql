@@ -371,8 +371,7 @@ select
   (select count(*) from two_tower.user_embeddings) as users,
   (select count(*) from public.engagement_events) as events,
   w.deferred_events, w.waiting_events, w.longest_wait,
-  (select count(*) from two_tower.deferred_steps) as deferred_steps,
-  c.learning_rule,
+  (select count(*) from two_tower.deferred_steps) as deferred_steps, c.learning_rule,
   two_tower.active_version('candidate_tower') as candidate_tower,
   (select case when not m.config ? 'start' then 'trained'
       when m.config ? 'centred_on' then 'centred'
