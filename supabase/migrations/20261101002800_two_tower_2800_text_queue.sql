@@ -1,5 +1,5 @@
--- Texts that wait for a worker: posts, by turns of their authors, and profiles. A new or changed text
--- waits until its encoding is stored. Texts are read where they are: in the app's tables.
+-- Texts that wait for a worker: posts, by turns of their authors, and profiles. A new or changed
+-- text waits until its encoding is stored. Texts are read where they are: in the tables of the app.
 
 create type two_tower.profile_row as (user_id uuid, content_hash bigint);
 comment on type two_tower.profile_row is 'What a source says of a profile. content_hash is null for a blank one.';
