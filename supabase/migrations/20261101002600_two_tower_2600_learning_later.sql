@@ -37,7 +37,7 @@ comment on function two_tower.is_ready_to_learn(bigint) is 'Returns whether a po
 -- Two sessions: none waits for the other's position. They may walk the same posts.
 create function two_tower.posts_to_learn(p_limit integer) returns bigint[]
 language plpgsql set search_path = pg_catalog, pg_temp
-  set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
+  set jit = off set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
 declare
   v_start bigint := (select position from two_tower.cursors where name = 'deferred_posts');
   v_post_id bigint := v_start;

@@ -50,7 +50,7 @@ comment on function two_tower.read_texts(smallint, text[]) is 'Returns the texts
 -- leads from turn to turn, so that the walk costs what there are authors, not posts.
 create function two_tower.turns_to_encode(p_limit integer) returns bigint[]
 language plpgsql set search_path = pg_catalog, pg_temp
-  set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
+  set jit = off set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
 declare
   v_now timestamptz := two_tower.now();
   v_start bigint := uuid_hash_extended(gen_random_uuid(), 0);
@@ -77,7 +77,7 @@ comment on function two_tower.turns_to_encode(integer) is
 
 create function two_tower.find_due_posts(p_turns bigint[], p_from integer, p_until integer)
 returns two_tower.due_posts[] language plpgsql stable set search_path = pg_catalog, pg_temp
-  set enable_seqscan = off set enable_bitmapscan = off as $$
+  set jit = off set enable_seqscan = off set enable_bitmapscan = off as $$
 begin
   return array(
     select row(n.id, n.source_id, n.key, n.content_hash, n.requested_at, n.turn, n.is_edited
