@@ -35,16 +35,16 @@ KEPT_APART_SEEDS = (21, 22, 23, 24, 25)
 ORACLES = ("labels known", "oracle")
 SHOWN_PAGES = 10
 COLUMNS = {
-    "likes": ("likes,\n page", "{:.2f}"),
-    "of_oracle": ("  of\n oracle", "{:.2f}"),
-    "kept": ("\n kept", "{:.0%}"),
-    "kept_truth": (" kept,\n truth", "{:.0%}"),
-    "age_days": (" age,\n days", "{:.1f}"),
-    "first_interested_hours": (" first,\n hours", "{:.1f}"),
-    "copies": ("\n copies", "{:.0%}"),
-    "one_author": (" one\n author", "{:.0%}"),
-    "coverage": (" cover-\n age", "{:.0%}"),
-    "short": ("\n short", "{:.0%}"),
+    "likes": ("likes,\npage", "{:.2f}"),
+    "of_oracle": ("of\noracle", "{:.2f}"),
+    "kept": ("\nkept", "{:.0%}"),
+    "kept_truth": ("kept,\ntruth", "{:.0%}"),
+    "age_days": ("age,\ndays", "{:.1f}"),
+    "first_interested_hours": ("first,\nhours", "{:.1f}"),
+    "copies": ("\ncopies", "{:.0%}"),
+    "one_author": ("one\nauthor", "{:.0%}"),
+    "coverage": ("cover-\nage", "{:.0%}"),
+    "short": ("\nshort", "{:.0%}"),
 }
 
 
@@ -157,7 +157,7 @@ def show(report: dict[str, Any]) -> None:
         f" ({report['texts']:,} texts of {len(report['subjects'])} subjects) and"
         f" {report['readers']} readers; {report['pages']:,} pages of 20."
     )
-    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, collapse_padding=True)
+    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     table.add_column("", no_wrap=True)
     for head, _ in COLUMNS.values():
         table.add_column(head, justify="right", no_wrap=True)

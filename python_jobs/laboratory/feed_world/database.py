@@ -14,7 +14,7 @@ from python_jobs.laboratory.server import USER_ID
 from python_jobs.operations.switch import finish_switch
 
 OPENS_AT = datetime(2026, 1, 5, tzinfo=UTC).timestamp()
-TICKED_EVERY_S = 600.0
+TICKED_EVERY_S = 1800.0
 TICKS = 20
 AUTHOR, READER = 1, 1_000_000
 
@@ -108,7 +108,7 @@ class TwoTower(System):
         for part in np.split(posts, range(256, len(posts), 256)):
             self.connection.execute(
                 "select two_tower.store_base_embeddings(%s::bigint[], %s)",
-                [(part + 1).tolist(), list(self.world.post_base[part])],
+                [(part + 1).tolist(), list(self.world.base[self.world.post_text[part]])],
             )
 
     def _remove(self, posts: np.ndarray) -> None:

@@ -71,7 +71,7 @@ def summarise(world: World, pages: list[Page]) -> dict[str, float]:
     late = judged(world, pages)
     posts = np.concatenate([page.posts for page in late])
     times = np.concatenate([np.full(len(page.posts), page.visit.time) for page in late])
-    lives = (world.dies > world.scale.span / 5) & (world.born <= world.scale.span)
+    lives = world.dies > world.scale.span / 5
     shown = np.zeros(len(world.born), dtype=bool)
     shown[posts] = True
     return {

@@ -89,22 +89,24 @@ class Vectors(Popularity):
     def __init__(self, world: World, name: str, decay: float) -> None:
         super().__init__(world)
         self.name, self.decay = name, decay
-        self.readers = np.zeros((world.scale.readers, world.base.shape[1]))
+        # What a reader's sum scores each text with: the sum of what its parts do.
+        self.sums = np.zeros((world.scale.readers, len(world.texts)))
         self.is_known = np.zeros(world.scale.readers, dtype=bool)
 
     def scores(self, visit: Visit) -> np.ndarray:
         """Cosines, but for a factor."""
         if not self.is_known[visit.reader]:
             return self.counts
-        return np.asarray(self.world.post_base @ self.readers[visit.reader])
+        return np.asarray(self.sums[visit.reader, self.world.post_text])
 
     def learn(self, visit: Visit, page: np.ndarray, answers: list[str]) -> None:
         """Adds each engagement."""
         super().learn(visit, page, answers)
         for post, answer in zip(page, answers, strict=True):
             if answer:
-                kept = self.decay * self.readers[visit.reader]
-                self.readers[visit.reader] = kept + STRENGTH[answer] * self.world.post_base[post]
+                likeness = self.world.likeness[self.world.post_text[post]]
+                kept = self.decay * self.sums[visit.reader]
+                self.sums[visit.reader] = kept + STRENGTH[answer] * likeness
         self.is_known[visit.reader] |= "like" in answers
 
 
@@ -155,7 +157,8 @@ class Labels(Oracle):
             own = liked[world.post_subject[liked] == subject]
             share[subject] += len(own)
             is_own = world.post_subject == subject
-            near[is_own] = world.post_base[is_own] @ world.post_base[own].mean(axis=0)
+            likeness = world.likeness[world.post_text[own]].mean(axis=0)
+            near[is_own] = likeness[world.post_text[is_own]]
         return np.asarray((share / share.sum())[world.post_subject] * (1 + near))
 
     def learn(self, visit: Visit, page: np.ndarray, answers: list[str]) -> None:
@@ -171,7 +174,7 @@ def peers(world: World) -> list[System]:
     return [
         Popularity(world),
         Recency(world),
-        Vectors(world, "one decayed vector", 0.9),
+        Vectors(world, "decayed vector", 0.9),
         Vectors(world, "pgvector by hand", 1.0),
         Labels(world),
         Oracle(world),

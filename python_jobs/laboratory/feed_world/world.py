@@ -2,9 +2,9 @@
 
 Everything follows from a seed. The reader likes the j-th post of interest k on a page with
 probability a w_k(t) fit .9^(j-1): a is the reader's appetite, w_k(t) the weight of the interest at
-that time, and fit how good the post is and how near to the reader's taste. What the reader has seen
-before, or a copy of it, is liked with probability 0. Draws are hashes of seed, reader, post and
-page: systems that show the same post on the same page get the same answer.
+that time, 1 for the heaviest, and fit how good the post is and how near to the reader's taste.
+What the reader has seen before, or a copy of it, is liked with probability 0. Draws are hashes of
+seed, reader, post and page: systems that show the same post on the same page get the same answer.
 """
 
 from __future__ import annotations
@@ -107,11 +107,11 @@ class World:
         # One in four is gone within the time of a feed; what is gone before it opens was not there.
         life = np.where(rng.random(len(text)) < 0.25, scale.span, 1e12) * rng.random(len(text))
         self.dies = np.maximum(self.born, 0) + life
-        self.quality = rng.uniform(0.4, 1, len(text))[self.post_text]
+        self.quality = rng.uniform(0.5, 1, len(text))[self.post_text]
 
     def _make_readers(self, rng: np.random.Generator) -> None:
         readers, subjects = self.scale.readers, len(self.subjects)
-        self.appetite = rng.uniform(0.5, 1, readers)
+        self.appetite = rng.uniform(0.6, 1, readers)
         count = rng.integers(1, 5, readers)
         self.interests = np.argsort(rng.random((readers, subjects)), axis=1)[:, :4]
         has = np.arange(4) < count[:, None]
@@ -130,7 +130,7 @@ class World:
         for reader in range(readers):
             for subject in self.interests[reader]:
                 own = np.flatnonzero(self.text_subject == subject)
-                near = self.base[own] @ self.base[rng.choice(own)]
+                near = self.likeness[own, rng.choice(own)]
                 self.closeness[reader, own] = np.argsort(np.argsort(near)) / (len(own) - 1)
 
     def _make_visits(self, rng: np.random.Generator) -> list[Visit]:
@@ -163,7 +163,7 @@ class World:
 
     def fit(self, reader: int, posts: np.ndarray) -> np.ndarray:
         """How well posts fit a reader who is interested in their subjects: 0 to 1."""
-        near = 0.2 + 0.8 * self.closeness[reader, self.post_text[posts]]
+        near = 0.3 + 0.7 * self.closeness[reader, self.post_text[posts]]
         return np.asarray(self.quality[posts] * near)
 
     def alive(self, time: float) -> np.ndarray:
@@ -175,7 +175,8 @@ class World:
         weights = self.weights(visit.reader, visit.time, visit.mood)
         subjects = self.post_subject[page]
         tired = TIRING ** earlier(subjects)
-        likes = self.appetite[visit.reader] * weights[subjects] * self.fit(visit.reader, page)
+        likes = weights[subjects] / weights.max() * self.fit(visit.reader, page)
+        likes *= self.appetite[visit.reader]
         return np.asarray(np.where(seen.is_copy(visit.reader, page), 0, likes * tired))
 
     def answers(self, visit: Visit, page: np.ndarray, expected: np.ndarray) -> list[str]:
@@ -192,9 +193,9 @@ class World:
         ]  # fmt: skip
 
     @cached_property
-    def post_base(self) -> np.ndarray:
-        """Base embeddings of the posts: float32 [p, 384]."""
-        return np.asarray(self.base[self.post_text])
+    def likeness(self) -> np.ndarray:
+        """Cosines of all texts with each other: float32 [n, n]."""
+        return np.asarray(self.base @ self.base.T)
 
 
 class Seen:
