@@ -35,15 +35,15 @@ KEPT_APART_SEEDS = (21, 22, 23, 24, 25)
 ORACLES = ("labels known", "oracle")
 SHOWN_PAGES = 10
 COLUMNS = {
-    "likes": ("likes,\npage", "{:.2f}"),
-    "of_oracle": ("of\noracle", "{:.2f}"),
+    "likes": ("\nlikes", "{:.2f}"),
+    "of_oracle": ("of\nbest", "{:.2f}"),
     "kept": ("\nkept", "{:.0%}"),
     "kept_truth": ("kept,\ntruth", "{:.0%}"),
     "age_days": ("age,\ndays", "{:.1f}"),
-    "first_interested_hours": ("first,\nhours", "{:.1f}"),
+    "first_interested_hours": ("new,\nhours", "{:.1f}"),
     "copies": ("\ncopies", "{:.0%}"),
     "one_author": ("one\nauthor", "{:.0%}"),
-    "coverage": ("cover-\nage", "{:.0%}"),
+    "coverage": ("\nshown", "{:.0%}"),
     "short": ("\nshort", "{:.0%}"),
 }
 
@@ -153,7 +153,7 @@ def show(report: dict[str, Any]) -> None:
     """A table for people, of at most 80 columns."""
     console = Console(width=80)
     console.print(
-        f"{len(report['seeds'])} worlds, each of {report['posts']:,} posts"
+        f"{len(report['seeds'])} world(s) of {report['posts']:,} posts"
         f" ({report['texts']:,} texts of {len(report['subjects'])} subjects) and"
         f" {report['readers']} readers; {report['pages']:,} pages of 20."
     )
@@ -171,10 +171,11 @@ def show(report: dict[str, Any]) -> None:
         )
     )
     console.print(
-        "Likes are expected ones, after the first fifth of feed time. Kept: readers whose pages"
-        " hold each interest within 40 % of its share in their last 100 likes, or of the truth."
-        " First: median of hours until an interested reader saw a new post. In brackets: bootstrap"
-        " over seeds and readers, 95 %."
+        "Likes: expected ones a page, after the first fifth of feed time. Of best: of the oracle's."
+        " Kept: readers whose pages hold each interest within 40 % of its share in their last 100"
+        " likes, or of the truth. Age: median of what is shown. New: median until an interested"
+        " reader saw a new post. One author: largest share of a page. Shown: posts that anybody"
+        " saw. Short: pages that are not full. In brackets: bootstrap over seeds and readers, 95 %."
     )
 
 
