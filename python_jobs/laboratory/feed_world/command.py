@@ -25,7 +25,7 @@ from python_jobs.laboratory.feed_world.measure import (
     run,
     summarise,
 )
-from python_jobs.laboratory.feed_world.systems import peers
+from python_jobs.laboratory.feed_world.systems import System, peers
 from python_jobs.laboratory.feed_world.texts import KEPT_APART, SUBJECTS, read_texts
 from python_jobs.laboratory.feed_world.world import DAY_S, LARGE, SMALL, Scale, World
 from python_jobs.laboratory.server import databases
@@ -65,26 +65,25 @@ def evaluate_feed(
     seeds: so many worlds, at most five; settings: of our system.
     """
     scale = SMALL if is_small else LARGE
-    chosen = (KEPT_APART_SEEDS if is_kept_apart else SEEDS)[:seeds]
+    chosen = (KEPT_APART_SEEDS if is_kept_apart else SEEDS)[: 1 if shows_pages else seeds]
     texts, base = _encode(KEPT_APART if is_kept_apart else SUBJECTS, scale)
     found = []
     with ExitStack() as on_exit, Progress(console=Console(stderr=True)) as progress:
         new_database = on_exit.enter_context(databases())
         for seed in chosen:
             world = World(seed, scale, texts, base)
-            systems = [TwoTower(world, new_database(on_exit), settings), *peers(world)]
+            systems: list[System] = [TwoTower(world, new_database(on_exit), settings)]
+            if not shows_pages:
+                systems += peers(world)
             task = progress.add_task(f"seed {seed}", total=len(world.visits) * len(systems))
-            pages = {}
-            for system in systems:
-                pages[system.name] = run(world, system, partial(progress.advance, task))
-            found.append(Loops(world, pages))
-            if shows_pages:
-                break
+            step = partial(progress.advance, task)
+            found.append(Loops(world, {each.name: run(world, each, step) for each in systems}))
     if shows_pages:
         show_pages(found[0])
-        return
-    report = describe(found)
-    click.echo(json.dumps(report, indent=2)) if as_json else show(report)
+    elif as_json:
+        click.echo(json.dumps(describe(found), indent=2))
+    else:
+        show(describe(found))
 
 
 def _encode(subjects: dict[str, str], scale: Scale) -> tuple[dict[str, list[str]], np.ndarray]:
@@ -144,9 +143,9 @@ def describe(found: list[Loops]) -> dict[str, Any]:
 
 
 def _mean(values: list[float]) -> float | None:
-    """None where no seed had a case."""
+    """None where no seed had a case, or one never saw it happen."""
     known = [value for value in values if not math.isnan(value)]
-    return float(np.mean(known)) if known else None
+    return float(np.mean(known)) if known and max(known) < math.inf else None
 
 
 def show(report: dict[str, Any]) -> None:
@@ -162,7 +161,7 @@ def show(report: dict[str, Any]) -> None:
     for head, _ in COLUMNS.values():
         table.add_column(head, justify="right", no_wrap=True)
     for row in report["systems"]:
-        cells = [_cell(row[key], form) for key, (_, form) in COLUMNS.items()]
+        cells = ["-" if row[k] is None else form.format(row[k]) for k, (_, form) in COLUMNS.items()]
         table.add_row(row["name"], *cells)
     console.print(table)
     console.print(
@@ -179,16 +178,10 @@ def show(report: dict[str, Any]) -> None:
     )
 
 
-def _cell(value: float | None, form: str) -> str:
-    if value is None:
-        return "-"
-    return form.format(value) if math.isfinite(value) else "never"
-
-
 def show_pages(loops: Loops) -> None:
     """Ten pages of one reader of three interests, as texts."""
     world, pages = loops.world, loops.pages[TwoTower.name]
-    three = np.flatnonzero((world.start > 0).sum(axis=1) == 3)
+    three = np.flatnonzero((world.start + world.end > 0).sum(axis=1) == 3)
     reader = int(three[0]) if len(three) else 0
     own = [page for page in pages if page.visit.reader == reader]
     for page in own[:SHOWN_PAGES]:
@@ -200,4 +193,4 @@ def show_pages(loops: Loops) -> None:
             subject = world.subjects[world.post_subject[post]]
             text = world.texts[world.post_text[post]]
             note = "copy" if is_copy else answer
-            click.echo(f"  {note:4}  {subject:21.21}  {text[:50]}")
+            click.echo(f"  {note:4}  {subject:21.21}  {text[:49]}")
