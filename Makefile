@@ -24,6 +24,7 @@ test-long: lint
 eval: $(STAMP)
 	@mkdir -p .two-tower
 	@$(VENV)/bin/two-tower evaluate --plot .two-tower/evaluation.png
+	@$(VENV)/bin/two-tower evaluate --feed
 
 bench: $(STAMP) faiss
 	@$(VENV)/bin/two-tower bench inserts

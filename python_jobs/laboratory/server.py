@@ -1,12 +1,13 @@
-"""A Postgres of a measurement's own, with a migrated database, gone afterwards."""
+"""A Postgres of a measurement's own, with migrated databases, gone afterwards."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from python_jobs.db import Connection, connect
 from python_jobs.local.bootstrap import bootstrap
 from python_jobs.local.postgres import SUPERUSER, Binaries, Cluster, free_port
 from python_jobs.migrate import migrate
@@ -30,3 +31,23 @@ def server(settings: dict[str, str], binaries: Binaries | None = None) -> Iterat
             yield cluster
         finally:
             cluster.stop("immediate")
+
+
+@contextmanager
+def databases() -> Iterator[Callable[[ExitStack], Connection]]:
+    """A server of its own; gives a factory of migrated databases' connections."""
+    with server({"fsync": "off", "max_wal_size": "4GB"}) as cluster:
+        count = 0
+
+        def make(on_exit: ExitStack) -> Connection:
+            nonlocal count
+            count += 1
+            with connect(cluster.url("template1", SUPERUSER), autocommit=True) as session:
+                session.execute(
+                    f"create database eval_{count} template postgres owner postgres".encode()
+                )
+            connection = connect(cluster.url(f"eval_{count}"), autocommit=True)
+            on_exit.callback(connection.close)
+            return connection
+
+        yield make

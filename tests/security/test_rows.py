@@ -113,6 +113,7 @@ def test_a_user_inserts_no_row_of_another(two: Two, table: str) -> None:
 ABOUT_A_USER: dict[str, dict[str, Any]] = {
     "two_tower.page_for": {"p_limit": 5},
     "two_tower.rank_for": {"p_limit": 5, "p_excluded": []},
+    "two_tower.turns_for": {"p_limit": 5, "p_author_ids": []},
     "two_tower.explain_post": {"p_post_id": 0},
     "two_tower.explain_readable": {"p_post_id": 0},
 }

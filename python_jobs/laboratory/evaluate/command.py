@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
-from python_jobs.db import Connection, connect
 from python_jobs.errors import CommandError
 from python_jobs.laboratory.evaluate.database import TwoTower
 from python_jobs.laboratory.evaluate.interactions import Stream, from_csv, from_movielens
@@ -32,9 +30,9 @@ from python_jobs.laboratory.evaluate.measure import (
 from python_jobs.laboratory.evaluate.plot import plot
 from python_jobs.laboratory.evaluate.systems import Peer, Popularity, StaticContent, System
 from python_jobs.laboratory.evaluate.tuning import GRIDS, tuned_peer
+from python_jobs.laboratory.feed_world.command import evaluate_feed
 from python_jobs.laboratory.movielens import load
-from python_jobs.laboratory.server import server
-from python_jobs.local.postgres import SUPERUSER
+from python_jobs.laboratory.server import databases
 from python_jobs.state import state_dir
 
 OURS = "two-tower"
@@ -84,6 +82,21 @@ ABLATION = {
     type=click.Path(dir_okay=False, path_type=Path),
     help="Also write NDCG@10 over time to this .png, .svg or .pdf.",
 )
+@click.option("--feed", is_flag=True, help="Judge the feeds of simulated readers of real texts.")
+@click.option("--small", is_flag=True, help="With --feed: worlds that take seconds, not minutes.")
+@click.option(
+    "--seeds",
+    default=5,
+    show_default=True,
+    type=click.IntRange(1, 5),
+    help="With --feed: the number of worlds.",
+)
+@click.option(
+    "--kept-apart",
+    is_flag=True,
+    help="With --feed: worlds of other texts, for a last check. Choose nothing by them.",
+)
+@click.option("--pages", is_flag=True, help="With --feed: print ten pages of one reader instead.")
 def evaluate(
     data: Path | None,
     path: Path | None,
@@ -94,11 +107,20 @@ def evaluate(
     only_ours: bool,
     as_json: bool,
     plot_path: Path | None,
+    feed: bool,
+    small: bool,
+    seeds: int,
+    kept_apart: bool,
+    pages: bool,
 ) -> None:
     """Judge recommendations on a stream, against other systems.
 
-    Each positive is asked for before it is learned.
+    Each positive is asked for before it is learned. With --feed, readers are simulated, and each
+    system lives with what its own pages led to.
     """
+    if feed:
+        evaluate_feed(small, kept_apart, seeds, parse_settings(overrides), as_json, pages)
+        return
     stream = from_csv(data) if data else from_movielens(load(path, state_dir() / "ml-100k"))
     stream = stream.head(events)
     if len(stream.users) < LEAST_EVENTS:
@@ -153,26 +175,6 @@ def encode(stream: Stream) -> np.ndarray:
     from python_jobs.worker.encoder import Encoder
 
     return Encoder().encode(stream.texts)
-
-
-@contextmanager
-def databases() -> Iterator[Callable[[ExitStack], Connection]]:
-    """A server of its own; gives a factory of migrated databases' connections."""
-    with server({"fsync": "off", "max_wal_size": "4GB"}) as cluster:
-        count = 0
-
-        def make(on_exit: ExitStack) -> Connection:
-            nonlocal count
-            count += 1
-            with connect(cluster.url("template1", SUPERUSER), autocommit=True) as session:
-                session.execute(
-                    f"create database eval_{count} template postgres owner postgres".encode()
-                )
-            connection = connect(cluster.url(f"eval_{count}"), autocommit=True)
-            on_exit.callback(connection.close)
-            return connection
-
-        yield make
 
 
 def describe(
