@@ -289,7 +289,7 @@ begin
     select distinct on (l.user_id, p.author_id) l.user_id, p.author_id, l.event_type, l.created_at
     from unnest(p_batch.lessons) l join two_tower.posts p on p.id = l.post_id
     where l.blocks_author and p.author_id <> l.user_id
-    order by l.user_id, p.author_id, l.event_id desc
+    order by l.user_id, p.author_id, l.event_type <> 'block_author', l.event_id desc
     on conflict (user_id, author_id) do update set kind = excluded.kind
     where author_blocks.kind = 'mute_author' and excluded.kind = 'block_author';
   end if;

@@ -98,6 +98,20 @@ def test_a_block_teaches_once_however_often_it_is_sent(world: World) -> None:
     assert kinds == [("block_author",)]
 
 
+@pytest.mark.parametrize(
+    "kinds", [("block_author", "mute_author"), ("mute_author", "block_author")]
+)
+def test_of_a_block_and_a_mute_in_one_statement_the_block_stands(
+    world: World, kinds: tuple[str, str]
+) -> None:
+    insert_events(
+        world.db,
+        [Event(world.user, world.posts[1 + 3 * k], kind) for k, kind in enumerate(kinds)],
+    )
+    kept = world.db.execute("select kind from public.author_blocks").fetchall()
+    assert kept == [("block_author",)]
+
+
 def test_an_author_or_user_of_whom_nothing_is_known_is_hidden_and_teaches_nothing(
     world: World,
 ) -> None:
