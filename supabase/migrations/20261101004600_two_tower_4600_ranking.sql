@@ -176,7 +176,8 @@ comment on function two_tower.take_turns(uuid, integer, uuid[]) is
   'Returns for each post of a list, given its authors, best first, in which turn its author has it on a page of p_limit: 0 within the cap. A post without an author is always within.';
 
 -- Simpler rules, for what is left of a page. They look at posts alone. recent meets those that wait
--- for the encoder first: they are the newest.
+-- for the encoder first: they are the newest. It looks for them among the newest ids, which count
+-- down below zero.
 create function two_tower.find_posts_by_rule(p_rule text, p_user_id uuid, p_excluded bigint[],
   p_limit integer, p_source_id smallint default null, p_among bigint[] default null,
   p_page bigint[] default '{}')
@@ -216,11 +217,19 @@ begin
        where p_rule = 'popular' and p_among is null
        order by l.popularity desc, l.number desc)
       union all
-      (select q.id, q.author_id, 0 from two_tower.posts q
-       where p_rule = 'recent' and p_among is null
+      (select n.id, null, 0
+       from (
+         (select q.* from two_tower.posts q where q.id < 0 order by q.id limit 1000)
+         union all
+         (select q.* from two_tower.posts q where q.id > 0 order by q.id desc limit 1000)
+       ) n
+       where p_rule = 'recent' and p_among is null and n.is_listed and n.encoded_hash is null
+       order by n.requested_at desc, greatest(n.id, ~n.id) desc)
+      union all
+      (select q.id, null, 0 from two_tower.posts q
+       where p_rule = 'waiting' and p_among is null
          and q.is_listed and q.encoded_hash is distinct from q.content_hash
-         and q.encoded_hash is null
-       order by q.requested_at desc, q.id desc)
+         and q.encoded_hash is null)
       union all
       (select q.id, q.author_id, 0 from two_tower.posts q
        where p_rule = 'recent' and p_among is null and q.is_listed and q.encoded_hash is not null
@@ -239,7 +248,7 @@ begin
         select a.author_id from two_tower.withheld_authors a where a.user_id = p_user_id))
       and not (select exists (select from two_tower.user_posts u
         where u.user_id = p_user_id and u.post_id = c.post_id))
-    limit greatest(1000, p_limit)
+    limit case when p_rule = 'waiting' then p_limit else greatest(1000, p_limit) end
   ) e;
   return query
   select t.post_id, t.score
@@ -250,7 +259,7 @@ begin
 end
 $$;
 comment on function two_tower.find_posts_by_rule(text, uuid, bigint[], integer, smallint, bigint[], bigint[]) is
-  'Returns at most p_limit eligible posts by a simple rule. content: newest posts whose base embeddings are near to those of what the user engaged with. popular: the most popular. recent: the newest, encoded or not. p_source_id: posts of this source alone. p_among: only these, and only by recent. p_page: what is on the page already, and counts for its authors, who take turns among the best 1,000.';
+  'Returns at most p_limit eligible posts by a simple rule. content: newest posts whose base embeddings are near to those of what the user engaged with. popular: the most popular. recent: the newest, encoded or not. waiting: any that wait for the encoder. p_source_id: posts of this source alone. p_among: only these, and only by recent. p_page: what is on the page already, and counts for its authors, who take turns among the best 1,000.';
 
 -- Sessions keep their plans, also those made while tables were empty. Nothing but scan_posts() may
 -- read a table whole.
@@ -276,7 +285,7 @@ declare
   v_ids bigint[];
   v_scores double precision[];
   v_sources text[];
-  v_rules text[] := '{recent}';
+  v_rules text[] := '{recent, waiting}';
   v_rule text;
 begin
   if p_user_id is null then
@@ -288,13 +297,13 @@ begin
     from two_tower.make_page(p_user_id, v_limit, v_excluded, p_source_id, p_among) l;
   exception when others then
     raise warning 'recommend() falls back to simpler rules: % (%)', sqlerrm, sqlstate;
-    v_rules := '{content, popular, recent}';
+    v_rules := '{content, popular, recent, waiting}';
   end;
   foreach v_rule in array v_rules loop
     exit when cardinality(v_ids) >= v_limit;
     begin
       select v_ids || array_agg(f.post_id), v_scores || array_agg(f.score),
-        v_sources || array_agg(v_rule)
+        v_sources || array_agg(case v_rule when 'waiting' then 'recent' else v_rule end)
       into v_ids, v_scores, v_sources
       from two_tower.find_posts_by_rule(v_rule, p_user_id, v_excluded,
         v_limit - coalesce(cardinality(v_ids), 0), p_source_id, p_among,
