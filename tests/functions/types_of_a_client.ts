@@ -22,7 +22,7 @@ const similar = await client.rpc("similar_posts", { p_post_key: "1" });
 holds<Same<Row<typeof similar>["author_id"], string | null>>();
 
 const text = await client.rpc("embed_text", { p_text: "boats" });
-holds<Same<Row<typeof text>["status"], "ready" | "waiting" | "no_worker">>();
+holds<Same<Row<typeof text>["status"], "ready" | "waiting" | "unreadable" | "no_worker">>();
 holds<Same<Row<typeof text>["embedding"], number[] | null>>();
 
 await client.from("engagement_events").insert({ post_key: "1", event_type: "like" });
