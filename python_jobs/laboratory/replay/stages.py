@@ -145,6 +145,10 @@ class Replay:
 
     def _create_posts(self) -> None:
         first = self._time(self.data.ratings[0].seconds - 86400)
+        # A genre posts its films. It is a shelf, and no person who might want more than is due.
+        self.owner.execute(
+            "update two_tower.settings set author_share = 1, followed_author_share = 1"
+        )
         with as_service(self.owner), self.owner.cursor() as cursor:
             cursor.executemany(
                 "insert into public.posts (author_id, content, created_at) values (%s, %s, %s)"
