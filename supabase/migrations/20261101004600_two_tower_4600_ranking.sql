@@ -199,11 +199,13 @@ begin
       join two_tower.base_embeddings b on b.post_id = r.post_id
     where u.user_id = p_user_id;
   end if;
-  select array_agg(e.post_id), array_agg(e.score), array_agg(e.author_id)
+  select array_agg(e.post_id order by e.place), array_agg(e.score order by e.place),
+    array_agg(e.author_id order by e.place)
   into v_ids, v_scores, v_authors
   from (
-    select c.post_id, c.score, p.author_id
+    select c.post_id, c.score, p.author_id, c.place
     from (
+      select u.post_id, u.score, row_number() over () as place from (
       (select b.post_id, p.author_id,
          -(b.base_embedding operator(extensions.<=>) v_content) as score
        from (select q.id, q.author_id from two_tower.posts q
@@ -238,6 +240,7 @@ begin
       (select q.id, q.author_id, 0 from two_tower.posts q
        where p_rule = 'recent' and q.id = any (p_among)
        order by q.created_at desc, q.id)
+      ) u (post_id, author_id, score)
       offset 0
     ) c
       join two_tower.listed_posts p on p.id = c.post_id
