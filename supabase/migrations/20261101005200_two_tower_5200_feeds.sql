@@ -136,14 +136,17 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
         order by q.created_at desc limit p_limit) n
     where f.follower_id = p_user_id and p_among is null
     union all
-    select w.id, w.created_at, w.author_id
-    from (
-      select q.id, q.author_id, q.created_at, q.encoded_hash from two_tower.posts q
-      where q.is_listed and q.encoded_hash is distinct from q.content_hash
-        and q.created_at <= two_tower.now()
-      order by q.requested_at desc, q.id desc limit 1000) w
-      join two_tower.follows f on f.follower_id = p_user_id and f.followed_id = w.author_id
-    where p_among is null and w.encoded_hash is null and w.id <> all (p_excluded)
+    select q.id, q.created_at, q.author_id
+    from two_tower.follows f
+      -- Two rows: what is known to be false is no condition that the index of due_posts knows.
+      cross join (values (false), (true)) as e (is_edited)
+      cross join lateral (
+        select d.id from two_tower.due_posts d
+        where d.turn = uuid_hash_extended(f.followed_id, 0) and d.is_edited = e.is_edited
+        order by d.requested_at desc, d.id desc limit p_limit) w
+      join two_tower.posts q on q.id = w.id and q.author_id = f.followed_id
+    where f.follower_id = p_user_id and p_among is null and not e.is_edited
+      and q.created_at <= two_tower.now() and q.id <> all (p_excluded)
     union all
     select q.id, q.created_at, q.author_id
     from two_tower.posts q
@@ -151,7 +154,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
     where q.id = any (p_among) and q.id <> all (p_excluded)
   ) p;
 $$;
-comment on function two_tower.list_followed(uuid, integer, bigint[], bigint[]) is 'Returns posts of followed authors, with their time as score: the newest p_limit of each, and those of the newest 1,000 that wait for the encoder.';
+comment on function two_tower.list_followed(uuid, integer, bigint[], bigint[]) is 'Returns posts of followed authors, with their time as score: the newest p_limit of each, and as many that wait for the encoder.';
 
 -- Beside what is recommended, posts are looked up from the best one down until the page is full.
 -- Authors take turns on these pages too.

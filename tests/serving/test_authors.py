@@ -328,3 +328,13 @@ def test_places_and_arms_are_keyed_with_the_secret_of_the_database(db: Connectio
     (after,) = rows(db, places, users)
     assert before.arms != after.arms
     assert not set(before.places) & set(after.places)
+
+
+def test_a_followed_authors_waiting_post_is_shown_however_many_others_wait(db: Connection) -> None:
+    followed, loud, reader = add_user(db), add_user(db), add_user(db)
+    db.execute("insert into public.follows values (%s, %s)", [reader, followed])
+    (waiting,) = add_posts(db, 1, [followed])
+    add_posts(db, 1500, [loud])
+    with as_user(db, reader):
+        found = rows(db, "select post_id from public.recent_from_followed(5)")
+    assert [row.post_id for row in found] == [waiting]
