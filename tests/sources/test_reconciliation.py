@@ -20,6 +20,7 @@ from tests.support.app import (
     source,
     tick_until_quiet,
 )
+from tests.support.database import add_user
 from tests.support.patience import wait_until
 from tests.support.servers import kill_all_of
 
@@ -258,6 +259,59 @@ def test_after_any_writes_with_or_without_triggers_a_walk_leaves_what_the_table_
             app.run("select two_tower.reconcile_sources()")
     app.run("select two_tower.reconcile('articles', true)")
     assert differences(app.connection) == []
+
+
+# A table of each role: a row that its triggers miss, and where the engine keeps it.
+MISSED = {
+    "posts": (
+        "insert into public.posts (id, content) values (7, 'x')",
+        "select count(*) from two_tower.posts where key = '7' and deleted_at is null",
+    ),
+    "profiles": (
+        "insert into public.profiles (user_id, handle, bio) values ({user}, 'h', 'x')",
+        "select count(*) from two_tower.profile_embeddings",
+    ),
+    "follows": (
+        "insert into public.follows (follower_id, followed_id) values ({user}, {other})",
+        "select count(*) from two_tower.follows",
+    ),
+    "author_blocks": (
+        "insert into public.author_blocks (user_id, author_id, kind)"
+        " values ({user}, {other}, 'mute_author')",
+        "select count(*) from two_tower.blocks",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISSED)
+def test_a_row_deleted_while_a_walk_takes_it_in_is_gone(
+    fresh_database: Callable[[], str], name: str
+) -> None:
+    url, (insert, count) = fresh_database(), MISSED[name]
+    with (
+        connect(url, autocommit=True) as walk,
+        connect(url, autocommit=True) as app,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        user, other = (f"'{add_user(app)}'" for _ in range(2))
+        app.execute(f"select two_tower.add_users(array[{user}, {other}]::uuid[])".encode())
+        app.execute(f"alter table public.{name} disable trigger user".encode())
+        app.execute(insert.format(user=user, other=other).encode())
+        app.execute(f"alter table public.{name} enable trigger user".encode())
+        with walk.transaction():
+            walk.execute("select two_tower.reconcile(%s)", [name])
+            assert value(walk, count) == 1
+            deleting = pool.submit(app.execute, f"delete from public.{name}".encode())
+            wait_until(
+                lambda: value(
+                    walk,
+                    "select cardinality(pg_blocking_pids(%s)) > 0",
+                    app.info.backend_pid,
+                )
+            )
+        deleting.result()
+        assert value(walk, count) == 0
+        assert open_alerts(walk) == {}
 
 
 def test_a_walk_beside_writers_ends_equal_to_the_table(own_url: str) -> None:
