@@ -29,8 +29,8 @@
 --   what is     models       weights of both towers, and the candidate tower in SQL
 --   known       state        which slot serves, and the locks of a switch
 --               vectors, embeddings, eligibility, training_examples, post_steps
---   a like      lessons, locks, verdicts, draws, rules, withdrawals, learning: the trigger, in its
---               order
+--   a like      lessons, locks, verdicts, draws, rules, interests, withdrawals, learning: the
+--               trigger, in its order
 --               learning_later  events that wait for an embedding, a minute or the end of a freeze
 --               folding      the steps that it left for later
 --   a post      text_queue   which texts wait for a worker, and whose turn it is
