@@ -67,7 +67,9 @@ create type two_tower.reader as (
   exploration_share double precision,
   author_cap integer,
   followed_author_cap integer,
-  over_fetch integer
+  over_fetch integer,
+  interest_vectors extensions.vector[],
+  interest_places integer[]
 );
 comment on type two_tower.reader is 'A user at the moment of a request, with the settings that serve this user.';
 comment on column two_tower.reader.source_id is 'The source that is asked for. Null for all.';
@@ -78,6 +80,8 @@ comment on column two_tower.reader.popularity_unit is 'compute_popularity() of o
 comment on column two_tower.reader.popularity_scale is 'The log of 1 + the highest popularity in likes of now.';
 comment on column two_tower.reader.recency_half_life is 'In seconds.';
 comment on column two_tower.reader.author_cap is 'The most posts of one author on the page, while others are left: settings.author_share of it.';
+comment on column two_tower.reader.interest_vectors is 'The interests of a reader who has several. Null for others, and while warmth is below 1.';
+comment on column two_tower.reader.interest_places is 'How many places of the page each of them is owed.';
 comment on column two_tower.reader.followed_author_cap is 'The same, of an author whom the reader follows.';
 
 -- A user's ranking goes from popular and fresh to personal over the first settings.cold_until
@@ -93,14 +97,25 @@ declare
   v_unit double precision :=
     two_tower.compute_popularity(1, v_now, v_settings.popularity_half_life);
   v_share double precision := 0;
+  v_has_several boolean;
+  v_interest_vectors extensions.vector[];
+  v_interest_places integer[];
 begin
   if extensions.vector_norm(v_vector) > 0 then
     select greatest(case when u.prior is null then 0 else 0.1 end,
-      u.engagement_count / greatest(1, v_settings.cold_until)::double precision)
-    into v_share from two_tower.user_embeddings u where u.user_id = p_user_id;
+      u.engagement_count / greatest(1, v_settings.cold_until)::double precision),
+      u.positive_interests <> array_fill(u.positive_interests[1],
+        array[cardinality(u.positive_interests)])
+    into v_share, v_has_several from two_tower.user_embeddings u where u.user_id = p_user_id;
     if v_settings.cold_until = 0 then
       v_share := 1;
     end if;
+  end if;
+  if v_share >= 1 and v_has_several and v_settings.interest_share > 0 then
+    select array_agg(i.vector),
+      array_agg(floor(v_settings.interest_share::numeric * i.weight::numeric * p_limit)::integer)
+    into v_interest_vectors, v_interest_places
+    from two_tower.list_interests(p_user_id) i having count(*) > 1;
   end if;
   return row(
     p_user_id, p_source_id, v_vector, sqrt(least(1, v_share)), v_now, v_unit,
@@ -111,7 +126,7 @@ begin
     extract(epoch from v_settings.recency_half_life), v_settings.followed_weight,
     v_settings.exploration_share, two_tower.cap_posts(v_settings.author_share, p_limit),
     two_tower.cap_posts(v_settings.followed_author_share, p_limit),
-    v_settings.over_fetch)::two_tower.reader;
+    v_settings.over_fetch, v_interest_vectors, v_interest_places)::two_tower.reader;
 end
 $$;
 comment on function two_tower.load_reader(uuid, smallint, integer) is
@@ -165,6 +180,29 @@ end
 $$;
 comment on function two_tower.scan_posts(two_tower.reader, integer, bigint[]) is
   'Returns the nearest p_limit eligible posts, exactly, from a scan of all; the newest for a reader without a vector. Authors take turns, of three times what a page may hold of one.';
+
+-- The one vector of a reader of several interests is nearest to the heaviest.
+create function two_tower.find_interest_posts(p_reader two_tower.reader, p_excluded bigint[])
+returns bigint[] language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  v_count integer;
+  v_found bigint[];
+  v_posts bigint[] := '{}';
+begin
+  for v_place in 1..coalesce(cardinality(p_reader.interest_vectors), 0) loop
+    continue when p_reader.interest_places[v_place] = 0;
+    v_count := greatest(40, 2 * p_reader.interest_places[v_place]);
+    p_reader.vector := p_reader.interest_vectors[v_place];
+    v_found := two_tower.find_nearest_posts(p_reader.vector, v_count, p_reader.user_id, p_excluded,
+      false, p_reader.source_id, v_count * 3 / 2);
+    v_posts := v_posts || coalesce(v_found,
+      two_tower.scan_posts(p_reader, v_count, p_excluded));
+  end loop;
+  return v_posts;
+end
+$$;
+comment on function two_tower.find_interest_posts(two_tower.reader, bigint[]) is
+  'Returns for each interest that is owed places the nearest 40 posts, or twice its places, that the reader has not seen. Nothing for a reader of one interest.';
 
 create function two_tower.list_newest_of(p_reader two_tower.reader, p_author_id uuid,
   p_limit integer, p_excluded bigint[])

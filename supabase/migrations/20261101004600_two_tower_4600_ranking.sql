@@ -42,10 +42,12 @@ create function two_tower.rank_posts(p_reader two_tower.reader, p_limit integer,
   p_candidates bigint[], p_explored bigint[],
   out ids bigint[], out scores double precision[], out sources text[], out shared integer)
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  v_turns integer[];
+  v_owed record;
 begin
-  select array_agg(r.post_id), array_agg(r.score), array_agg(r.source),
-    count(*) filter (where r.turn = 0)
-  into ids, scores, sources, shared
+  select array_agg(r.post_id), array_agg(r.score), array_agg(r.source), array_agg(r.turn)
+  into ids, scores, sources, v_turns
   from (
     select c.post_id, c.score, c.source, c.turn
     from (
@@ -70,10 +72,28 @@ begin
       and (select exists (select from two_tower.listed_posts p where p.id = c.post_id))
     limit p_limit
   ) r;
+  if p_reader.interest_vectors is not null then
+    v_owed := two_tower.settle_interests(p_reader, p_limit, p_candidates, ids, p_explored);
+    if v_owed.added_ids <> '{}' then
+      select array_agg(r.post_id), array_agg(r.score), array_agg(r.source), array_agg(r.turn)
+      into ids, scores, sources, v_turns
+      from (
+        (select k.post_id, k.score, k.source, k.turn
+         from unnest(ids, scores, sources, v_turns)
+           with ordinality as k (post_id, score, source, turn, place)
+         where k.post_id <> all (v_owed.removed_ids) order by k.place)
+        union all
+        (select s.post_id, s.personal + s.popular + s.fresh + s.followed, 'personal', 0
+         from two_tower.score_posts(p_reader, v_owed.added_ids) s
+         order by 2 desc, s.post_id desc)
+      ) r;
+    end if;
+  end if;
+  shared := cardinality(array_positions(v_turns, 0));
 end
 $$;
 comment on function two_tower.rank_posts(two_tower.reader, integer, bigint[], bigint[]) is
-  'Returns the best p_limit of the candidates, none of which the reader has seen: first those to explore, then by score. Posts of an author beyond the cap of the reader come behind those of all others. shared: how many of them are within the cap. Looks authors and the registry up from the best post down, until the page is full.';
+  'Returns the best p_limit of the candidates, none of which the reader has seen: first those to explore, then by score, and last what other interests of the reader are owed. Posts of an author beyond the cap of the reader come behind those of all others. shared: how many of them are within the cap. Looks authors and the registry up from the best post down, until the page is full.';
 
 -- Of a source that has few of the posts, the index would find few, and a scan would read all
 -- others. Statistics tell, because counting would take as long as the page.
@@ -112,6 +132,7 @@ declare
   v_explored bigint[];
   v_listed bigint[];
   v_near bigint[];
+  v_owed bigint[];
   v_shared integer;
   v_others bigint[];
   v_has_met_all boolean := false;
@@ -130,6 +151,7 @@ begin
   v_explored := two_tower.choose_explored_posts(v_reader, p_limit, p_excluded);
   v_listed := two_tower.list_candidates(v_reader,
     case when v_reader.warmth < 1 then v_count else p_limit end, p_excluded);
+  v_owed := two_tower.find_interest_posts(v_reader, p_excluded);
   foreach v_search in array '{index, wide, scan}'::text[] loop
     if v_search = 'wide' and cardinality(ids) >= p_limit then
       select o.post_ids, o.is_all or p_source_id is not null into v_others, v_has_met_all
@@ -146,7 +168,8 @@ begin
       continue when v_near is null;
     end if;
     select r.ids, r.scores, r.sources, r.shared into ids, scores, sources, v_shared
-    from two_tower.rank_posts(v_reader, p_limit, v_listed || v_near, v_explored) r;
+    from two_tower.rank_posts(v_reader, p_limit, v_listed || v_near || v_owed,
+      v_explored) r;
     exit when v_shared >= p_limit or v_has_met_all and cardinality(ids) >= p_limit;
   end loop;
 end
