@@ -33,16 +33,18 @@ begin
   ), shared as (
     select c.*, row_number() over (partition by c.interest order by c.cosine desc) as nearness
     from (
-      select p.*, row_number() over (partition by p.author_id order by p.cosine desc)
-        + (select count(*) from post o where o.place is not null and o.author_id = p.author_id)
-        as of_author
-      from post p where p.place is null and p.post_id <> all (p_explored)
+      select p.*, i.missing,
+        row_number() over (partition by p.author_id order by p.cosine desc)
+          + (select count(*) from post o where o.place is not null and o.author_id = p.author_id)
+          as of_author
+      from post p join interest i using (interest)
+      where i.missing > 0 and p.place is null and p.post_id <> all (p_explored)
     ) c
     where c.author_id is null or c.of_author <= c.cap
   ), allowed as (
-    select s.*, i.missing, row_number() over (partition by s.interest order by s.nearness) as turn
-    from shared s join interest i using (interest)
-    where s.nearness <= 3 * i.missing
+    select s.*, row_number() over (partition by s.interest order by s.nearness) as turn
+    from shared s
+    where s.nearness <= 3 * s.missing
       and not (select exists (select from two_tower.withheld_authors a
         where a.user_id = p_reader.user_id and a.author_id = s.author_id))
       and (select exists (select from two_tower.listed_posts l where l.id = s.post_id))

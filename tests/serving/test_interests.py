@@ -33,7 +33,7 @@ class World:
 
     def write(self, subject: int, count: int, authors: Sequence[str] = ()) -> list[int]:
         """Posts about a subject: two of them have a cosine of about two thirds."""
-        ids = add_posts(self.db, count, authors or self.authors)
+        ids = add_posts(self.db, count, authors or list(self.rng.permutation(self.authors)))
         noise = 0.7 * self.rng.normal(size=(count, BASE_DIMENSIONS))
         store(self.db, ids, (self.centres[subject] + noise).tolist())
         self.subject |= dict.fromkeys(ids, subject)
@@ -100,11 +100,11 @@ def test_25_likes_of_one_subject_are_not_forgotten_for_5_of_another(
         build_index(world.db)
     found = world.interests()
     assert set(found) == {0, 1}
-    assert found[0] == pytest.approx(0.763, abs=0.001)  # sums of .97^k: 15.2 of 19.9
+    assert found[0] == pytest.approx(0.764, abs=0.001)  # sums of .97^k: 15.3 of 20
     page = world.page()
     assert len(page) == len(set(page)) == 20
     shown = world.subjects(page)
-    assert shown[0] >= 12  # .8 * .763 * 20
+    assert shown[0] >= 12  # .8 * .764 * 20
     assert shown[1] >= 3
 
 
@@ -117,7 +117,7 @@ def test_three_subjects_liked_in_turn_are_all_on_the_page(world: World, is_index
     assert min(shown[subject] for subject in range(3)) >= 5
 
 
-def test_twelve_pages_of_who_scrolls_and_likes_go_on_about_all_three_subjects(
+def test_twelve_scrolled_pages_go_on_about_all_three_subjects(
     db: Connection,
 ) -> None:
     world = World(db, posts=120)
@@ -175,10 +175,10 @@ def test_an_interest_of_less_than_a_tenth_is_left_out(world: World) -> None:
     assert {number for _, number in world.list()} == {1, 2}
 
 
-def test_owed_places_are_within_the_cap_on_authors_and_never_of_blocked_ones(
+def test_owed_places_are_within_the_cap_on_authors_and_of_no_muted_one(
     db: Connection,
 ) -> None:
-    world = World(db, posts=10)
+    world = World(db)
     loud, muted = world.authors[:2]
     liked = [*world.write(0, 12), *world.write(1, 12)]
     world.write(1, 40, [loud, muted])
@@ -221,7 +221,7 @@ def test_a_post_liked_and_reposted_stands_once_and_goes_with_the_like(world: Wor
 
 
 def test_a_fifth_interest_takes_the_place_of_the_lightest(world: World) -> None:
-    for subject, count in ((0, 8), (1, 2), (2, 6), (3, 4)):
+    for subject, count in ((0, 4), (1, 2), (2, 4), (3, 3)):
         world.send(world.posts[subject][:count])
     assert set(world.interests()) == {0, 1, 2, 3}
     world.send(world.posts[4][:5])
