@@ -1,6 +1,6 @@
--- Posts move after they got the number of an interest, and two interests can come to be one. So
--- once a week the positives of everybody who engaged in it are grouped anew, by the vectors of today.
--- A walk over all users in order of id, in bounded steps of tick().
+-- Posts move after they got the number of an interest, and two interests can come to be one. So the
+-- positives of everybody who engaged within a week are grouped anew each week, by the vectors of
+-- today. It is a walk over all users in order of id, in bounded steps of tick().
 
 create function two_tower.request_regrouping() returns void
 language sql set search_path = pg_catalog, pg_temp as $$

@@ -1,5 +1,5 @@
--- A page by one vector is full of the heaviest interest. So each interest of a reader is owed places
--- by its weight.
+-- A page by one vector is full of one interest. So each interest of a reader is owed places by its
+-- weight.
 
 -- A post is of the interest that it is nearest to. What an interest lacks comes from the candidates
 -- nearest to it, within the caps on authors. It takes the places of the last posts whose interests
