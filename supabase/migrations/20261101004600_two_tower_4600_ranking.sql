@@ -296,8 +296,12 @@ begin
       hint = 'Pass a user, or call recommend() for the signed-in one.';
   end if;
   begin
-    select l.ids, l.scores, l.sources into v_ids, v_scores, v_sources
-    from two_tower.make_page(p_user_id, v_limit, v_excluded, p_source_id, p_among) l;
+    if (select s.ranks_by from two_tower.choose_settings(p_user_id) s) = 'text' then
+      v_rules := '{content, popular, recent, waiting}';
+    else
+      select l.ids, l.scores, l.sources into v_ids, v_scores, v_sources
+      from two_tower.make_page(p_user_id, v_limit, v_excluded, p_source_id, p_among) l;
+    end if;
   exception when others then
     raise warning 'recommend() falls back to simpler rules: % (%)', sqlerrm, sqlstate;
     v_rules := '{content, popular, recent, waiting}';
