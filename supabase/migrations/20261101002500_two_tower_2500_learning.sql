@@ -7,8 +7,8 @@ create function two_tower.learn_lesson(
 ) language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_before extensions.vector := p_user.embedding;
-  v_strength real := p_lesson.strength
-    * case when p_lesson.strength < 0 then p_settings.negative_strength_factor else 1 end;
+  v_strength real := two_tower.weigh_strength(p_lesson.strength,
+    p_settings.negative_strength_factor);
   v_popularity real;
   v_step real;
   v_pushed record;
