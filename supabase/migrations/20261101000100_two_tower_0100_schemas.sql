@@ -37,7 +37,7 @@
 --               encoding     from a text to vectors, and the events that waited for them
 --               numbering    keeps the numbers dense by which posts are drawn
 --   a user      author_blocks, checkpoints, erasure
---   a version   jobs, priors, model_switch, training_data, promotion_gate, first_projection
+--   a version   jobs, priors, resets, model_switch, training_data, promotion_gate, first_projection
 --   a page      experiments, serving_index, exploration, likeness, serving_upkeep,
 --               candidates, ranking
 --   a search    texts       what callers want encoded

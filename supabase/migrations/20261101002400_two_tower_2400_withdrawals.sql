@@ -54,6 +54,10 @@ begin
       select -f from unnest(p_example.push_factors) with ordinality as p (f, place)
       order by place), '{}');
   end if;
+  -- What was learned before the user began anew is not in the user any more.
+  if coalesce(p_example.reset_count, 0) < p_user.reset_count then
+    return;
+  end if;
   p_user.engagement_count := p_user.engagement_count - 1;
 
   select max(k) into v_place from generate_subscripts(p_user.recent_post_ids, 1) as k

@@ -89,6 +89,8 @@ CLIENT_FUNCTIONS = {
     "public.explain_recommendation": "about the caller alone",
     "public.record_engagements": "the caller's own events",
     "public.embed_text": "the vector of a text of the caller",
+    "public.reset_my_feed": "the caller's own learning",
+    "two_tower.reset_feed": "core of reset_my_feed",
     "two_tower.now": "default of created_at",
     "two_tower.is_operator": "called by now",
     "two_tower.session_role": "called by is_operator",

@@ -57,6 +57,8 @@ CALLS = {
     "public.record_engagements": """('[{{"post_key": "{post}", "event_type": "like"}},
       {{"post_id": 0, "event_type": "dwell", "dwell_ms": 1.5}}]', true)""",
     "public.embed_text": "('a boat')",
+    "public.reset_my_feed": "()",
+    "two_tower.reset_feed": "()",
     "two_tower.now": "()",
     "two_tower.is_operator": "()",
     "two_tower.session_role": "()",

@@ -94,7 +94,15 @@ def assert_consistent(connection: Connection) -> None:
         LEDGER + " select u.user_id, u.engagement_count, c.wanted"
         " from two_tower.user_embeddings u cross join lateral ("
         "  select coalesce(sum(l.amount), 0) as wanted from ledger l where l.user_id = u.user_id) c"
-        " where u.engagement_count <> c.wanted",
+        " where u.engagement_count <> c.wanted and u.reset_count = 0",
+    )
+    none(
+        "the count of a user who began anew is wrong",
+        "select u.user_id, u.engagement_count, c.wanted"
+        " from two_tower.user_embeddings u cross join lateral ("
+        "  select count(*) as wanted from two_tower.training_examples x where not x.is_withdrawn"
+        "  and x.user_id = u.user_id and x.reset_count = u.reset_count) c"
+        " where u.engagement_count <> c.wanted and u.reset_count > 0",
     )
     none(
         "a post's count is wrong",
