@@ -44,7 +44,8 @@
 --               encoder     from one encoder to another
 --   around it   monitoring, safety
 --   a client    source_functions  what is written for each attached table, and asks its policies
---               feeds, explanations, moderation, recording
+--               shelves      an author's posts, a tag's
+--               feeds, explanations, control, moderation, recording
 --   any app     pages         rows of an attached table, as pages
 --               attachable, attaching: which tables can be attached, and how
 --               mending, reconciliation: what became of the table, and what triggers missed

@@ -90,6 +90,8 @@ CLIENT_FUNCTIONS = {
     "public.record_engagements": "the caller's own events",
     "public.embed_text": "the vector of a text of the caller",
     "public.reset_my_feed": "the caller's own learning",
+    "public.more_from_author": "a page",
+    "public.trending_posts": "a page",
     "two_tower.reset_feed": "core of reset_my_feed",
     "two_tower.now": "default of created_at",
     "two_tower.is_operator": "called by now",
