@@ -518,6 +518,8 @@ export type EventType =
   | "reply"
   | "repost"
   | "skip"
+  | "undo_not_interested"
+  | "unhide"
   | "unlike"
   | "unrepost"
   | "view";
