@@ -43,7 +43,7 @@ returns text[] language plpgsql immutable set search_path = pg_catalog, pg_temp 
 declare
   v_list jsonb := p_filter -> p_name;
 begin
-  if jsonb_typeof(v_list) is null or jsonb_typeof(v_list) = 'null' then
+  if p_filter ->> p_name is null then
     return null;
   elsif jsonb_typeof(v_list) <> 'array' or exists (
     select from jsonb_array_elements(v_list) e
@@ -65,10 +65,9 @@ language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
   v_age interval;
 begin
-  if jsonb_typeof(p_filter -> 'max_age') is null or jsonb_typeof(p_filter -> 'max_age') = 'null' then
+  if p_filter ->> 'max_age' is null then
     return null;
-  end if;
-  if jsonb_typeof(p_filter -> 'max_age') = 'string' then
+  elsif jsonb_typeof(p_filter -> 'max_age') = 'string' then
     v_age := (p_filter ->> 'max_age')::interval;
     if v_age > interval '0' and isfinite(two_tower.now() - v_age) then
       return two_tower.now() - v_age;

@@ -346,7 +346,8 @@ begin
     join %s t on %s = k.key
   where to_tsvector(''simple'', two_tower.fold_text(%s)) @@ p_words',
       p_source.key_type, p_source.id, p_source.relation, v_key, two_tower.write_text(p_source)),
-    format('Returns those of the posts whose rows of %s the caller may read, and whose texts match.',
+    format(
+      'Returns those of the posts whose rows of %s the caller may read, and whose texts match.',
       p_source.relation),
     two_tower.list_callers(p_source));
 end

@@ -61,7 +61,8 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
       find_in_source_%s}'::text[]) with ordinality as n (name, place)
     where n.place <= case p_source.role when 'posts' then 5 when 'profiles' then 4 else 3 end
     union all
-    select n.name || p_source.name from unnest('{readable_, newest_readable_, muted_in_}'::text[]) as n (name)
+    select n.name || p_source.name
+    from unnest('{readable_, newest_readable_, muted_in_}'::text[]) as n (name)
     where p_source.role = 'posts');
 $$;
 comment on function two_tower.list_source_functions(two_tower.sources) is 'Returns the names of the functions of a source in this schema.';

@@ -12,7 +12,8 @@ revoke execute on function
   public.similar_posts(bigint, integer, text, text, jsonb), public.popular_posts(integer, jsonb),
   public.recent_from_followed(integer),
   public.explain_recommendation(bigint, text, text), public.record_engagements(jsonb, boolean),
-  public.recommend_for(uuid, integer, text[], jsonb, text), public.explain_for(uuid, bigint, text, text),
+  public.recommend_for(uuid, integer, text[], jsonb, text),
+  public.explain_for(uuid, bigint, text, text),
   public.remove_post(bigint, text, text, text), public.restore_post(bigint, text, text),
   public.embed_text(text), public.search_posts(text, integer, jsonb), public.read_metrics()
   from public, anon, authenticated, service_role;
@@ -31,7 +32,8 @@ grant execute on function
   public.embed_text(text), public.search_posts(text, integer, jsonb)
   to authenticated, service_role;
 grant execute on function
-  public.recommend_for(uuid, integer, text[], jsonb, text), public.explain_for(uuid, bigint, text, text),
+  public.recommend_for(uuid, integer, text[], jsonb, text),
+  public.explain_for(uuid, bigint, text, text),
   public.remove_post(bigint, text, text, text), public.restore_post(bigint, text, text),
   public.read_metrics()
   to service_role;
