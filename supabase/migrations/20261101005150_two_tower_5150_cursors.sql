@@ -87,7 +87,8 @@ declare
 begin
   if p_cursor is null then
     return '';
-  elsif p_cursor ~ '^[A-Za-z0-9_-]{14,4096}$' and length(p_cursor) % 4 <> 1 then
+  elsif length(p_cursor) between 14 and 4096 and length(p_cursor) % 4 <> 1
+    and p_cursor collate "C" !~ '[^A-Za-z0-9_-]' then
     v_bytes := decode(translate(rpad(p_cursor, (length(p_cursor) + 3) / 4 * 4, '='), '-_', '+/'),
       'base64');
     if substr(v_bytes, 1, 2) = '\x0100'
