@@ -37,6 +37,9 @@ TABLES = {
         " happened_at",
     ),
     "public.author_blocks": Table(owner="user_id", reads="own", deletes=True),
+    "public.muted_terms": Table(
+        owner="user_id", reads="own", inserts="user_id kind term", deletes=True
+    ),
     "public.profiles": Table(
         owner="user_id",
         reads="all",
@@ -106,6 +109,13 @@ CLIENT_FUNCTIONS = {
     "two_tower.find_excluded": "called by page_for",
     "two_tower.find_readable": "called by every page, as the caller",
     "two_tower.find_newest_readable": "called by page_for, as the caller",
+    "two_tower.find_muted": "called by page_for, as the caller",
+    "two_tower.muted_in_posts": "called by find_muted, as the caller",
+    "two_tower.fold_text": "called by muted_in_posts",
+    "two_tower.filter_for": "called by page_for",
+    "two_tower.muted_for": "called by page_for: what the caller has muted",
+    "two_tower.shown_before": "called by page_for: what the caller's cursor holds",
+    "two_tower.cursor_after": "called by page_for",
     "two_tower.readable_posts": "called by find_readable, as the caller",
     "two_tower.newest_readable_posts": "called by find_newest_readable, as the caller",
     "two_tower.find_keys": "called by readable functions",
