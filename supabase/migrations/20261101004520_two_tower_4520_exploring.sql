@@ -13,16 +13,20 @@ begin
   return array(
     select n.post_id
     from (
-      select v.post_id, v.author_id
+      select f.post_id, f.author_id
       from (
-        select e.post_id from two_tower.exploration_pool e
-        where e.created_at > p_reader.explored_since
-        order by e.turn, e.created_at desc limit 300
-      ) e
-        join two_tower.live_embeddings v on v.slot = v_slot and v.post_id = e.post_id
-      where v.is_pretrained and v.is_listed
-        and (p_reader.source_id is null or v.source_id = p_reader.source_id)
-      order by v.embedding operator(extensions.<#>) p_reader.vector offset 0
+        select v.post_id, v.author_id, v.embedding operator(extensions.<#>) p_reader.vector as away
+        from (
+          select e.post_id from two_tower.exploration_pool e
+          where e.created_at > p_reader.explored_since
+          order by e.turn, e.created_at desc limit 300
+        ) e
+          join two_tower.live_embeddings v on v.slot = v_slot and v.post_id = e.post_id
+        where v.is_pretrained and v.is_listed
+          and (p_reader.source_id is null or v.source_id = p_reader.source_id)
+      ) f
+      order by case when f.author_id is null then 0 else row_number() over (
+        partition by f.author_id order by f.away) end > p_reader.author_cap, f.away offset 0
     ) n
     where n.post_id <> all (p_excluded)
       and (select two_tower.is_eligible(p_reader.user_id, n.post_id, n.author_id))
@@ -30,7 +34,7 @@ begin
 end
 $$;
 comment on function two_tower.explore_nearest(two_tower.reader, integer, bigint[]) is
-  'Returns the p_limit posts nearest to the reader among 300 of the exploration pool: the newest first posts of all authors, then their second ones.';
+  'Returns the p_limit posts nearest to the reader among 300 of the exploration pool: the newest first posts of all authors, then their second ones. Posts of an author beyond the cap of the reader come behind.';
 
 -- Authors are met one by one, in the order of the pool. Then they are met again.
 create function two_tower.choose_explored_posts(p_reader two_tower.reader, p_limit integer,

@@ -72,11 +72,11 @@ begin
               s.post_id = any (p_explored) as is_explored) x
       ) t
     ) o
-    order by not o.is_explored, not o.is_promised, o.turn, o.score desc, o.post_id desc);
+    order by not (o.is_explored and o.turn = 0), not o.is_promised, o.turn, o.score desc, o.post_id desc);
 end
 $$;
 comment on function two_tower.order_candidates(two_tower.reader, bigint[], bigint[]) is
-  'Returns the candidates in the order in which they are wanted: first those to explore, then new posts of followed authors (as many as the reader is promised), then by score. Posts of an author beyond the cap of the reader come behind those of all others.';
+  'Returns the candidates in the order in which they are wanted: first those to explore (within the cap on their authors), then new posts of followed authors (as many as the reader is promised), then by score. Posts of an author beyond the cap of the reader come behind those of all others.';
 
 create function two_tower.rank_posts(p_reader two_tower.reader, p_limit integer,
   p_candidates bigint[], p_explored bigint[],

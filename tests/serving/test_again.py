@@ -20,7 +20,9 @@ def at(db: Connection, days: float) -> None:
     db.execute("select set_config('two_tower.now', %s, true)", [moment])
 
 
-def act(db: Connection, user: str, posts: list[int], kind: str, dwell_ms: int | None = None) -> None:
+def act(
+    db: Connection, user: str, posts: list[int], kind: str, dwell_ms: int | None = None
+) -> None:
     """One event a post."""
     db.execute(
         "insert into public.engagement_events (user_id, post_id, event_type, dwell_ms)"
@@ -107,7 +109,9 @@ def test_new_posts_come_before_what_was_seen_and_what_is_gone_stays_away(db: Con
     foreign = add_posts(db, 2, [blocked], np.random.default_rng(5))
     mine = add_posts(db, 1, [reader], np.random.default_rng(6))
     act(db, reader, [*seen, *foreign, *mine], "view")
-    db.execute("insert into public.author_blocks values (%s, %s, 'block_author')", [reader, blocked])
+    db.execute(
+        "insert into public.author_blocks values (%s, %s, 'block_author')", [reader, blocked]
+    )
     db.execute("update public.posts set deleted_at = two_tower.now() where id = %s", [seen[0]])
     at(db, 40)
     new = add_posts(db, 3, [author], np.random.default_rng(7))
