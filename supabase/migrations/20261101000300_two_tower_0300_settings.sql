@@ -52,6 +52,9 @@ create table two_tower.settings (
     constraint movement_per_hour_is_positive check (movement_per_hour > 0),
   popularity_per_hour real not null default 30
     constraint popularity_per_hour_is_positive check (popularity_per_hour > 0),
+  post_movement_limit real not null default 0.3
+    constraint post_movement_limit_is_a_distance
+      check (post_movement_limit > 0 and post_movement_limit <= 2),
   account_weight_days integer not null default 3
     constraint account_weight_days_are_bounded check (account_weight_days between 1 and 365),
   withdrawals_per_day integer not null default 3
@@ -195,6 +198,7 @@ comment on column two_tower.settings.short_dwell_ms is 'A shorter dwell counts a
 comment on column two_tower.settings.learned_events_per_minute is 'At most this number of events of one user is learned in a minute. Further ones wait, and are learned in the next minutes.';
 comment on column two_tower.settings.waiting_events_per_user is 'At most this number of events of one user waits because its minute is full. Further events are only recorded.';
 comment on column two_tower.settings.movement_per_hour is 'Advanced. The most that events move one post, and blocks one author, in an hour: the sum of their steps. A step is at most the learning rate times the strength. Reaching the limit opens an alert.';
+comment on column two_tower.settings.post_movement_limit is 'Advanced. A post that events moved by more than this cosine distance from the newest checkpoint is held: further events do not move it until the next. 2: none is held.';
 comment on column two_tower.settings.popularity_per_hour is 'The most that a post''s popularity grows in an hour, in likes of accounts of full weight. Raise it where honest posts get more.';
 comment on column two_tower.settings.account_weight_days is 'An account weighs its active days divided by this, at most 1, in popularity and in what counts accounts. 1: new accounts weigh as much as others.';
 comment on column two_tower.settings.withdrawals_per_day is 'Advanced. After this number of withdrawals of a signal in a day, the same user''s signal on the same post is not learned again that day.';

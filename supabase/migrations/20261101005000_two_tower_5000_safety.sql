@@ -110,6 +110,44 @@ end
 $$;
 comment on function two_tower.run_audit(bigint) is 'Audits the embeddings as they are now, stores the findings, and raises alerts. Says of the checkpoint, if one is given, whether it is good. Returns the id of the audit.';
 
+-- A crowd that moves one post stops there, before its drift stops all others.
+create function two_tower.hold_posts() returns integer
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  v_post record;
+  v_held integer := 0;
+begin
+  for v_post in
+    select v.slot, v.post_id, m.distance
+    from two_tower.measure_movement() m cross join two_tower.settings s
+      join two_tower.live_embeddings v on v.post_id = m.post_id
+        and v.slot = (select active_slot from two_tower.state)
+    where m.distance > s.post_movement_limit
+    order by v.post_id for no key update of v
+  loop
+    update two_tower.live_embeddings v set is_held = true
+    where v.slot = v_post.slot and v.post_id = v_post.post_id;
+    perform two_tower.open_alert('post_held', v_post.post_id::text, format(
+      'Events moved post %s by a cosine distance of %s since the newest checkpoint. Further events do not move it until the next.',
+      v_post.post_id, round(v_post.distance::numeric, 2)));
+    v_held := v_held + 1;
+  end loop;
+  return v_held;
+end
+$$;
+comment on function two_tower.hold_posts() is 'Holds posts that moved by more than settings.post_movement_limit from the newest checkpoint, and opens an alert for each. Returns how many.';
+
+create function two_tower.release_posts() returns void
+language sql set search_path = pg_catalog, pg_temp as $$
+  update two_tower.live_embeddings v set is_held = false
+  from (select h.slot, h.post_id from two_tower.live_embeddings h where h.is_held
+        order by h.post_id, h.slot for no key update) h
+  where v.slot = h.slot and v.post_id = h.post_id;
+  update two_tower.alerts set closed_at = two_tower.now()
+  where kind = 'post_held' and closed_at is null;
+$$;
+comment on function two_tower.release_posts() is 'Lets held posts move again. Each checkpoint does.';
+
 create function two_tower.checkpoint(p_reason text default null) returns bigint
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -145,6 +183,7 @@ begin
     posts = (select count(*) from posts), users = (select count(*) from users),
     last_event_id = (select coalesce(max(e.id), 0) from public.engagement_events e)
   where id = v_id;
+  perform two_tower.release_posts();
   perform two_tower.run_audit(v_id);
   perform two_tower.drop_old_checkpoints();
   return v_id;
