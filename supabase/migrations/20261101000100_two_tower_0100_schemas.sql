@@ -39,7 +39,7 @@
 --   a user      author_blocks, checkpoints, erasure
 --   a version   jobs, priors, resets, model_switch, training_data, promotion_gate, first_projection
 --   a page      experiments, serving_index, exploration, likeness, serving_upkeep,
---               candidates, ranking
+--               candidates, exploring, copies, ranking
 --   a search    texts       what callers want encoded
 --               encoder     from one encoder to another
 --   around it   monitoring, safety

@@ -146,6 +146,14 @@ create table two_tower.settings (
     constraint author_share_is_a_share check (author_share between 0 and 1),
   followed_author_share real not null default 0.25
     constraint followed_author_share_is_a_share check (followed_author_share between 0 and 1),
+  followed_share real not null default 0.25
+    constraint followed_share_is_a_share check (followed_share between 0 and 1),
+  followed_new_for interval not null default '2 days'
+    constraint followed_new_for_is_an_hour_or_more check (followed_new_for >= '1 hour'),
+  copy_similarity real default 0.95
+    constraint copy_similarity_is_a_high_cosine check (copy_similarity between 0.5 and 1),
+  seen_again_after interval default '30 days'
+    constraint seen_again_after_is_an_hour_or_more check (seen_again_after >= '1 hour'),
   likeness_batch integer not null default 10
     constraint likeness_batch_is_positive check (likeness_batch > 0),
   trending_window interval not null default '7 days'
@@ -162,6 +170,8 @@ create table two_tower.settings (
   exploration_impressions integer not null default 20
     constraint exploration_impressions_is_bounded
       check (exploration_impressions between 0 and 100000),
+  exploration_age interval not null default '14 days'
+    constraint exploration_age_is_an_hour_or_more check (exploration_age >= '1 hour'),
   serving_drift_tolerance real not null default 0.01
     constraint serving_drift_tolerance_is_small
       check (serving_drift_tolerance between 0 and 0.2::real),
@@ -228,12 +238,17 @@ comment on column two_tower.settings.cold_until is 'Engagements over which a use
 comment on column two_tower.settings.popularity_half_life is 'Advanced. Half-life of a post''s popularity. Set it before the first event: stored popularity is counted in it.';
 comment on column two_tower.settings.popularity_weight is 'Weight of popularity (0 to 1) in the score for a warm user, beside the cosine.';
 comment on column two_tower.settings.followed_weight is 'What a post of a followed author gains in score.';
-comment on column two_tower.settings.recency_weight is 'Weight of freshness (0 to 1) in the score for a cold user.';
-comment on column two_tower.settings.recency_half_life is 'Advanced. Half-life of the freshness of a post, in the ranking for cold users.';
-comment on column two_tower.settings.exploration_share is 'Share of a page that goes to new posts that few have seen.';
+comment on column two_tower.settings.recency_weight is 'Weight of freshness (0 to 1) in the score.';
+comment on column two_tower.settings.recency_half_life is 'Advanced. Half-life of the freshness of a post.';
+comment on column two_tower.settings.exploration_share is 'Share of a page that goes to new posts that few have seen: half of it to those nearest to the reader, half by chance.';
 comment on column two_tower.settings.author_share is 'At most this share of a page (but one post) is of one author, while posts of others are left. 1 for no bound, as for a catalogue whose authors are brands.';
 comment on column two_tower.settings.followed_author_share is 'The same, of an author whom the reader follows.';
-comment on column two_tower.settings.exploration_impressions is 'Advanced. A new post is explored until it had this number of impressions, or somebody engaged with it.';
+comment on column two_tower.settings.exploration_impressions is 'Advanced. A new post is explored until this number of readers saw it, or somebody engaged with it.';
+comment on column two_tower.settings.exploration_age is 'Advanced. An older post is not new, and is not explored. Imported posts are as old as they were.';
+comment on column two_tower.settings.followed_share is 'New posts of followed authors stand first on a page, up to this share of it. 0 ranks them with all others.';
+comment on column two_tower.settings.followed_new_for is 'Advanced. How long a post of a followed author is new.';
+comment on column two_tower.settings.copy_similarity is 'A post whose text is as near as this to that of a better post on the page, or of one that the reader engaged with lately, is a copy: it comes behind all others. The cosine of their base embeddings; 1 for the same text alone. Null: nothing is a copy.';
+comment on column two_tower.settings.seen_again_after is 'A post that a reader viewed this long ago, and did no more with, comes back where nothing else is left: those that were not seen for longest first. Null: never.';
 comment on column two_tower.settings.likeness_batch is 'Advanced. similar_posts() and search_posts() show what engagements did to a post once there are this many more. 1 shows each reader''s.';
 comment on column two_tower.settings.trending_window is 'trending_posts() shows posts of this time alone.';
 comment on column two_tower.settings.exact_scan_limit is 'Advanced. With at most this number of posts, all are scanned. With more, the serving index proposes candidates.';
