@@ -33,6 +33,8 @@ insert into two_tower.schedules (kind, every, every_events, runs_in, description
     'Asks for a walk of every attached table, which finds what its triggers missed.'),
   ('link_accounts', '5 minutes', null, 'database',
     'Links imported users with the accounts that they got since.'),
+  ('hold_posts', '1 minute', null, 'database',
+    'Holds posts that were moved too far since the newest checkpoint.'),
   ('prune_jobs', '10 minutes', null, 'database',
     'Deletes jobs that were done a day ago, or died 30 days ago.'),
   ('prune_cron_history', '1 day', null, 'database',

@@ -30,6 +30,7 @@ create table two_tower.live_embeddings (
   is_listed boolean not null default true,
   source_id smallint not null,
   is_pretrained boolean not null default true,
+  is_held boolean not null default false,
   engagement_count integer not null default 0,
   popularity double precision not null default '-infinity',
   moved_hour timestamptz,
@@ -48,6 +49,7 @@ comment on column two_tower.live_embeddings.created_at is 'The later of posts.cr
 comment on column two_tower.live_embeddings.is_listed is 'posts.is_listed, as of the last tick.';
 comment on column two_tower.live_embeddings.source_id is 'posts.source_id.';
 comment on column two_tower.live_embeddings.is_pretrained is 'True while the post is untouched. Only then may a new tower replace its vector.';
+comment on column two_tower.live_embeddings.is_held is 'Whether events about the post move nothing until the next checkpoint: hold_posts().';
 comment on column two_tower.live_embeddings.engagement_count is 'Learned events about the post, less withdrawn ones.';
 comment on column two_tower.live_embeddings.popularity is 'Log2 of the sum of likes * 2^((time - 2025-01-01) / half-life) over positive events, -infinity without any. Forward decay: the order never needs a refresh. popularity_in_likes() tells the sum as of now.';
 comment on column two_tower.live_embeddings.moved_hour is 'The hour that moved and gained are about.';
@@ -57,6 +59,7 @@ comment on column two_tower.live_embeddings.pushed is 'How far pushes moved the 
 comment on column two_tower.live_embeddings.model_version is 'The candidate tower that projected the post or, of a learned vector, for which the slot was filled.';
 
 create unique index live_embeddings_slot_number_idx on two_tower.live_embeddings (slot, number);
+create index live_embeddings_held_idx on two_tower.live_embeddings (post_id) where is_held;
 create index live_embeddings_to_number_idx on two_tower.live_embeddings (slot, post_id)
   where number is null and is_listed;
 
@@ -94,6 +97,7 @@ create table two_tower.user_embeddings (
   minute timestamptz,
   minute_count integer not null default 0,
   waits_until timestamptz,
+  reset_count integer not null default 0,
   updated_at timestamptz
 ) with (fillfactor = 55, toast_tuple_target = 8160);
 comment on table two_tower.user_embeddings is 'One row per user who engaged, sent a batch of events, or has an encoded profile.';
@@ -113,6 +117,7 @@ comment on column two_tower.user_embeddings.minute_count is 'Learned events in t
 comment on column two_tower.user_embeddings.waits_until is 'When the next of the user''s events that wait for a minute may be learned. Null when none waits. Later events wait behind them.';
 create index user_embeddings_waits_until_idx on two_tower.user_embeddings (waits_until)
   where waits_until is not null;
+comment on column two_tower.user_embeddings.reset_count is 'How often the user began anew (reset_my_feed()).';
 comment on column two_tower.user_embeddings.updated_at is 'The time of the last learned event.';
 
 -- An account is worth what it costs to keep up: days of use. Days are those of the events, so an

@@ -38,13 +38,14 @@ comment on column two_tower.post_step.engagements is '1 for an event about the p
 comment on column two_tower.post_step.popularity is 'In likes.';
 comment on column two_tower.post_step.created_at is 'The time of the event. Of a withdrawal: of the event that it takes back.';
 
--- The only place where learning moves a post. Bounds keep a crowd from deciding alone where a post
--- stands. In an hour, events about the post move it by at most settings.movement_per_hour, and
--- raise its popularity by at most settings.popularity_per_hour. Pushes move an untouched post by at
--- most settings.untouched_post_push_limit in all. What is taken back gives its room back, and needs
--- none: it is what was applied. A step that is late counts in the hour that has begun, so that
--- going back and forth between hours gives no room. History that is imported out of order has hours
--- of its own. The steps are returned as they were applied, for the ledger.
+-- The only place where learning moves a post. Bounds keep a crowd from deciding alone where a
+-- post stands. In an hour, events about the post move it by at most settings.movement_per_hour,
+-- and raise its popularity by at most settings.popularity_per_hour. They do not move a post that
+-- is held. Pushes move an untouched post by at most settings.untouched_post_push_limit in all.
+-- What is taken back gives its room back, and needs none: it is what was applied. A step that is
+-- late counts in the hour that has begun, so that going back and forth between hours gives no
+-- room. History that is imported out of order has hours of its own. The steps are returned as
+-- they were applied, for the ledger.
 create function two_tower.move_post(inout p_post two_tower.live_embeddings,
   inout p_steps two_tower.post_step[], p_settings two_tower.settings)
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -63,7 +64,8 @@ begin
         p_post.moved := 0;
         p_post.gained := 0;
       end if;
-      v_left := greatest(0, p_settings.movement_per_hour - p_post.moved);
+      v_left := case when p_post.is_held then 0
+        else greatest(0, p_settings.movement_per_hour - p_post.moved) end;
       if abs(v_step.step) > v_left then
         if v_left > 0 then
           perform two_tower.open_alert('post_moved_in_concert', p_post.post_id::text, format(

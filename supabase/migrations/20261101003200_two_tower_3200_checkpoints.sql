@@ -48,9 +48,11 @@ create table two_tower.checkpoint_users (
   positive_interests smallint[] not null,
   interest_sums extensions.halfvec(128)[] not null,
   engagement_count integer not null,
+  reset_count integer not null,
   primary key (checkpoint_id, user_id)
 ) partition by list (checkpoint_id);
 comment on table two_tower.checkpoint_users is 'Users as they stood. One partition per checkpoint. Rows of deleted users are erased.';
+comment on column two_tower.checkpoint_users.reset_count is 'user_embeddings.reset_count. A user who began anew since gets nothing back but the prior.';
 
 create function two_tower.drop_old_checkpoints() returns integer
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
@@ -75,3 +77,18 @@ begin
 end
 $$;
 comment on function two_tower.drop_old_checkpoints() is 'Keeps the newest settings.checkpoints_kept checkpoints, the newest good one, and the one that is being rolled back to. Drops the others. Returns how many. Definer: workers own no table.';
+
+-- A promotion is not movement.
+create function two_tower.measure_movement()
+returns table (post_id bigint, distance double precision, days double precision)
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select c.post_id, 1 + (v.embedding operator(extensions.<#>) c.embedding),
+    greatest(1, extract(epoch from two_tower.now() - n.made_at) / 86400)
+  from (select * from two_tower.checkpoints order by id desc limit 1) n
+    join two_tower.checkpoint_posts c on c.checkpoint_id = n.id
+    join two_tower.live_embeddings v on v.post_id = c.post_id
+      and v.slot = (select active_slot from two_tower.state)
+  where n.candidate_tower = two_tower.active_version('candidate_tower')
+    and v.engagement_count <> c.engagement_count and not v.is_held;
+$$;
+comment on function two_tower.measure_movement() is 'Returns the posts that were engaged with since the newest checkpoint: their cosine distance from it, and its age in days. A checkpoint of today counts as a day old. Leaves out held posts. Returns nothing after a change of the candidate tower.';

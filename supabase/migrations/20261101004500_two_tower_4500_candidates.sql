@@ -33,9 +33,14 @@ language sql set search_path = pg_catalog, pg_temp as $$
   ), top as materialized (
     select p.post_id, p.author_id, p.popularity, p.number
     from (
-      select p.*, row_number() over (
-        partition by p.author_id order by p.popularity desc, p.number desc) as place
-      from popular p
+      select o.*, row_number() over (
+        partition by o.author_id order by o.popularity desc, o.number desc) as place
+      from (
+        select p.*, row_number() over (
+          partition by q.content_hash order by p.popularity desc, p.number desc) as copy
+        from popular p join two_tower.posts q on q.id = p.post_id
+      ) o
+      where o.copy = 1
     ) p
       cross join (select two_tower.cap_posts(author_share, 1000) as cap
                   from two_tower.settings) s
@@ -50,11 +55,12 @@ language sql set search_path = pg_catalog, pg_temp as $$
   on conflict (post_id) do update set author_id = excluded.author_id,
     popularity = excluded.popularity, number = excluded.number;
 $$;
-comment on function two_tower.refresh_popular_candidates() is 'Lists the 1,000 most popular posts. At most settings.author_share of them is of one author, while others are among the 20,000 most popular.';
+comment on function two_tower.refresh_popular_candidates() is 'Lists the 1,000 most popular posts, one of each text. At most settings.author_share of them is of one author, while others are among the 20,000 most popular.';
 
 create type two_tower.reader as (
   user_id uuid,
   source_id smallint,
+  filter two_tower.page_filter,
   vector extensions.vector,
   warmth double precision,
   "time" timestamptz,
@@ -64,7 +70,11 @@ create type two_tower.reader as (
   recency_weight double precision,
   recency_half_life double precision,
   followed_weight double precision,
+  followed_places integer,
+  followed_since timestamptz,
   exploration_share double precision,
+  explored_since timestamptz,
+  copy_similarity double precision,
   author_cap integer,
   followed_author_cap integer,
   over_fetch integer,
@@ -73,21 +83,31 @@ create type two_tower.reader as (
 );
 comment on type two_tower.reader is 'A user at the moment of a request, with the settings that serve this user.';
 comment on column two_tower.reader.source_id is 'The source that is asked for. Null for all.';
+comment on column two_tower.reader.filter is 'What the page is asked to keep to, and what the user has muted. Null for nothing.';
 comment on column two_tower.reader.vector is 'The user vector. Null for a user of whom nothing is known.';
 comment on column two_tower.reader.warmth is '0 for a new reader, 1 after settings.cold_until engagements.';
 comment on column two_tower.reader."time" is 'The moment of the request.';
 comment on column two_tower.reader.popularity_unit is 'compute_popularity() of one like of now.';
 comment on column two_tower.reader.popularity_scale is 'The log of 1 + the highest popularity in likes of now.';
 comment on column two_tower.reader.recency_half_life is 'In seconds.';
+comment on column two_tower.reader.followed_places is 'How many new posts of followed authors stand first on the page.';
+comment on column two_tower.reader.followed_since is 'Posts of followed authors are new if they are younger.';
+comment on column two_tower.reader.explored_since is 'New posts are explored if they are younger.';
 comment on column two_tower.reader.author_cap is 'The most posts of one author on the page, while others are left: settings.author_share of it.';
 comment on column two_tower.reader.interest_vectors is 'The interests of a reader who has several. Null for others, and while warmth is below 1.';
 comment on column two_tower.reader.interest_places is 'How many places of the page each of them is owed.';
 comment on column two_tower.reader.followed_author_cap is 'The same, of an author whom the reader follows.';
 
+create type two_tower.ranked_post as (
+  post_id bigint, author_id uuid, score double precision, source text, turn bigint
+);
+comment on type two_tower.ranked_post is 'A candidate in its place.';
+comment on column two_tower.ranked_post.turn is 'In which turn its author has it: 0 within the cap.';
+
 -- A user's ranking goes from popular and fresh to personal over the first settings.cold_until
 -- engagements. Warmth is the root of their share: the first ones say most, and there is no cliff.
 create function two_tower.load_reader(p_user_id uuid, p_source_id smallint default null,
-  p_limit integer default 20)
+  p_limit integer default 20, p_filter two_tower.page_filter default null)
 returns two_tower.reader
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
@@ -118,18 +138,20 @@ begin
     from two_tower.list_interests(p_user_id) i having count(*) > 1;
   end if;
   return row(
-    p_user_id, p_source_id, v_vector, sqrt(least(1, v_share)), v_now, v_unit,
+    p_user_id, p_source_id, p_filter, v_vector, sqrt(least(1, v_share)), v_now, v_unit,
     ln(1 + greatest(1, (select two_tower.popularity_in_likes(p.popularity, v_unit)
                         from two_tower.popular_candidates p
                         order by p.popularity desc, p.number desc limit 1))),
     v_settings.popularity_weight, v_settings.recency_weight,
     extract(epoch from v_settings.recency_half_life), v_settings.followed_weight,
-    v_settings.exploration_share, two_tower.cap_posts(v_settings.author_share, p_limit),
+    floor(v_settings.followed_share::numeric * p_limit), v_now - v_settings.followed_new_for,
+    v_settings.exploration_share, v_now - v_settings.exploration_age, v_settings.copy_similarity,
+    two_tower.cap_posts(v_settings.author_share, p_limit),
     two_tower.cap_posts(v_settings.followed_author_share, p_limit),
     v_settings.over_fetch, v_interest_vectors, v_interest_places)::two_tower.reader;
 end
 $$;
-comment on function two_tower.load_reader(uuid, smallint, integer) is
+comment on function two_tower.load_reader(uuid, smallint, integer, two_tower.page_filter) is
   'Returns the user as recommend() serves them now, on a page of p_limit. vector is null and warmth 0 for a user of whom nothing is known.';
 
 -- Where a reader stands among authors, for an hour.
@@ -170,6 +192,8 @@ begin
         where v.slot = v_slot and v.is_listed and v.author_id is distinct from p_reader.user_id
           and (p_reader.source_id is null or v.source_id = p_reader.source_id)
           and v.post_id not in (select e.id from unnest(p_excluded) as e (id))
+          and (p_reader.filter is null
+            or v.post_id in (select m.id from two_tower.matching_posts(p_reader.filter) m))
           and (v.author_id is null or v.author_id not in (select a.author_id
             from two_tower.withheld_authors a where a.user_id = p_reader.user_id)) offset 0
       ) c
@@ -180,29 +204,6 @@ end
 $$;
 comment on function two_tower.scan_posts(two_tower.reader, integer, bigint[]) is
   'Returns the nearest p_limit eligible posts, exactly, from a scan of all; the newest for a reader without a vector. Authors take turns, of three times what a page may hold of one.';
-
--- The one vector of a reader of several interests is nearest to the heaviest.
-create function two_tower.find_interest_posts(p_reader two_tower.reader, p_excluded bigint[])
-returns bigint[] language plpgsql stable set search_path = pg_catalog, pg_temp as $$
-declare
-  v_count integer;
-  v_found bigint[];
-  v_posts bigint[] := '{}';
-begin
-  for v_place in 1..coalesce(cardinality(p_reader.interest_vectors), 0) loop
-    continue when p_reader.interest_places[v_place] = 0;
-    v_count := greatest(40, 2 * p_reader.interest_places[v_place]);
-    p_reader.vector := p_reader.interest_vectors[v_place];
-    v_found := two_tower.find_nearest_posts(p_reader.vector, v_count, p_reader.user_id, p_excluded,
-      false, p_reader.source_id, v_count * 3 / 2);
-    v_posts := v_posts || coalesce(v_found,
-      two_tower.scan_posts(p_reader, v_count, p_excluded));
-  end loop;
-  return v_posts;
-end
-$$;
-comment on function two_tower.find_interest_posts(two_tower.reader, bigint[]) is
-  'Returns for each interest that is owed places the nearest 40 posts, or twice its places, that the reader has not seen. Nothing for a reader of one interest.';
 
 create function two_tower.list_newest_of(p_reader two_tower.reader, p_author_id uuid,
   p_limit integer, p_excluded bigint[])
@@ -223,6 +224,8 @@ begin
     ) n
     where n.id <> all (p_excluded)
       and (p_reader.source_id is null or n.source_id = p_reader.source_id)
+      and (p_reader.filter is null or (select exists (
+        select from two_tower.matching_posts(p_reader.filter) m where m.id = n.id)))
       and not (select exists (select from two_tower.user_posts u
         where u.user_id = p_reader.user_id and u.post_id = n.id))
     limit p_limit);
@@ -230,59 +233,6 @@ end
 $$;
 comment on function two_tower.list_newest_of(two_tower.reader, uuid, integer, bigint[]) is
   'Returns the newest p_limit posts of an author that the reader has not seen, among the newest 1,000. Null: of posts without an author.';
-
--- Authors are met one by one, in the order of the pool. Then they are met again.
-create function two_tower.choose_explored_posts(p_reader two_tower.reader, p_limit integer,
-  p_excluded bigint[])
-returns bigint[] language plpgsql stable set search_path = pg_catalog, pg_temp as $$
-declare
-  v_place bigint := two_tower.choose_place(p_reader.user_id, p_reader.time);
-  -- A share of less than a post is a post on that share of the pages.
-  v_count integer := floor(p_limit * p_reader.exploration_share + (v_place & 1023) / 1024.0);
-  v_place_of_post bigint := hashint8extended(v_place, (select hash_seed from two_tower.state));
-  v_slot smallint := (select active_slot from two_tower.state);
-  v_round integer := 0;
-  v_first bigint;
-  v_author bigint := v_place;
-  v_post_id bigint;
-  v_chosen bigint[] := '{}';
-begin
-  for v_try in 1 .. case when v_count > 0 then 20 + 5 * v_count else 0 end loop
-    v_author := coalesce(
-      (select e.author_shuffled from two_tower.exploration_pool e
-       where e.author_shuffled > v_author order by e.author_shuffled limit 1),
-      (select min(e.author_shuffled) from two_tower.exploration_pool e));
-    v_first := coalesce(v_first, v_author);
-    v_round := v_round + (v_author = v_first)::integer;
-    exit when v_author is null or v_round > p_reader.author_cap;
-    v_post_id := (
-      select c.post_id
-      from (
-        (select e.post_id from two_tower.exploration_pool e
-         where e.author_shuffled = v_author and e.shuffled >= v_place_of_post
-         order by e.shuffled limit 5)
-        union all
-        (select e.post_id from two_tower.exploration_pool e
-         where e.author_shuffled = v_author and e.shuffled < v_place_of_post
-         order by e.shuffled limit 5)
-      ) c
-      where c.post_id <> all (p_excluded || v_chosen)
-        and (select exists (
-          select from two_tower.live_embeddings v
-          where v.slot = v_slot and v.post_id = c.post_id and v.is_pretrained and v.is_listed
-            and (p_reader.source_id is null or v.source_id = p_reader.source_id)
-            and two_tower.is_eligible(p_reader.user_id, v.post_id, v.author_id)))
-      limit 1);
-    if v_post_id is not null then
-      v_chosen := v_chosen || v_post_id;
-      exit when cardinality(v_chosen) = v_count;
-    end if;
-  end loop;
-  return v_chosen;
-end
-$$;
-comment on function two_tower.choose_explored_posts(two_tower.reader, integer, bigint[]) is
-  'Returns new posts that few have seen, to fill settings.exploration_share of a page. Each is of another author, while there are others. Authors and their posts stand in a shuffled order, and are taken from a place that depends on reader and hour. Gives up after 20 + 5 tries a post.';
 
 -- Of many followed authors, at most 100 are asked each hour, from a place that moves.
 create function two_tower.list_candidates(p_reader two_tower.reader, p_limit integer,
@@ -295,12 +245,20 @@ begin
   return array(
     select c.post_id
     from (
-      (select post_id from two_tower.popular_candidates
-       order by popularity desc, number desc limit p_limit)
+      (select p.post_id
+       from (select post_id from two_tower.popular_candidates
+             order by popularity desc, number desc limit 1000) p
+       where p_reader.filter is null or (select exists (
+         select from two_tower.matching_posts(p_reader.filter) m where m.id = p.post_id))
+       limit p_limit)
       union all
-      (select id from two_tower.posts where is_listed and encoded_hash is not null
-         and created_at <= p_reader.time
-       order by created_at desc limit v_newest)
+      (select p.id
+       from (select id from two_tower.posts where is_listed and encoded_hash is not null
+               and created_at <= p_reader.time
+             order by created_at desc limit 1000) p
+       where p_reader.filter is null or (select exists (
+         select from two_tower.matching_posts(p_reader.filter) m where m.id = p.id))
+       limit v_newest)
     ) c
     where c.post_id <> all (p_excluded)
       and not (select exists (select from two_tower.user_posts u
@@ -324,6 +282,8 @@ begin
            and not (select exists (select from two_tower.user_posts u
              where u.user_id = p_reader.user_id and u.post_id = p.id))
          order by p.created_at desc limit 5) p
+     where p_reader.filter is null or (select exists (
+       select from two_tower.matching_posts(p_reader.filter) m where m.id = p.id))
      order by p.created_at desc limit p_limit));
 end
 $$;

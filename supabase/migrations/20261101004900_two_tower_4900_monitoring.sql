@@ -97,14 +97,7 @@ declare
 begin
   return (
     with post as materialized (
-      select c.post_id, 1 + (v.embedding operator(extensions.<#>) c.embedding) as distance,
-        greatest(1, extract(epoch from two_tower.now() - n.made_at) / 86400) as days
-      from (select * from two_tower.checkpoints order by id desc limit 1) n
-        join two_tower.checkpoint_posts c on c.checkpoint_id = n.id
-        join two_tower.live_embeddings v on v.post_id = c.post_id
-          and v.slot = (select active_slot from two_tower.state)
-      where n.candidate_tower = two_tower.active_version('candidate_tower')
-        and v.engagement_count <> c.engagement_count
+      select * from two_tower.measure_movement()
     ), account as (
       select avg(p.distance) as distance
       from two_tower.user_embeddings u tablesample system (v_share)
@@ -120,7 +113,7 @@ begin
 end
 $$;
 comment on function two_tower.measure_drift() is
-  'Returns drift: the cosine distance from the newest checkpoint, per day, of the posts that were engaged with since. It is the smaller of two medians: over posts, and over accounts, each with the mean of those of its last engagements. Accounts are a sample of about 2,000. A checkpoint of today counts as a day old. Returns null after a change of the candidate tower: a promotion is not drift.';
+  'Returns drift: the cosine distance from the newest checkpoint, per day, of the posts that were engaged with since. It is the smaller of two medians: over posts, and over accounts, each with the mean of those of its last engagements. Accounts are a sample of about 2,000. Returns null after a change of the candidate tower: a promotion is not drift.';
 
 -- Cheap: what is counted stands in small partial indexes, and the rest Postgres estimates.
 create function two_tower.measure_queues() returns table (name text, value double precision)

@@ -110,6 +110,44 @@ end
 $$;
 comment on function two_tower.run_audit(bigint) is 'Audits the embeddings as they are now, stores the findings, and raises alerts. Says of the checkpoint, if one is given, whether it is good. Returns the id of the audit.';
 
+-- A crowd that moves one post stops there, before its drift stops all others.
+create function two_tower.hold_posts() returns integer
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  v_post record;
+  v_held integer := 0;
+begin
+  for v_post in
+    select v.slot, v.post_id, m.distance
+    from two_tower.measure_movement() m cross join two_tower.settings s
+      join two_tower.live_embeddings v on v.post_id = m.post_id
+        and v.slot = (select active_slot from two_tower.state)
+    where m.distance > s.post_movement_limit
+    order by v.post_id for no key update of v
+  loop
+    update two_tower.live_embeddings v set is_held = true
+    where v.slot = v_post.slot and v.post_id = v_post.post_id;
+    perform two_tower.open_alert('post_held', v_post.post_id::text, format(
+      'Events moved post %s by a cosine distance of %s since the newest checkpoint. Further events do not move it until the next.',
+      v_post.post_id, round(v_post.distance::numeric, 2)));
+    v_held := v_held + 1;
+  end loop;
+  return v_held;
+end
+$$;
+comment on function two_tower.hold_posts() is 'Holds posts that moved by more than settings.post_movement_limit from the newest checkpoint, and opens an alert for each. Returns how many.';
+
+create function two_tower.release_posts() returns void
+language sql set search_path = pg_catalog, pg_temp as $$
+  update two_tower.live_embeddings v set is_held = false
+  from (select h.slot, h.post_id from two_tower.live_embeddings h where h.is_held
+        order by h.post_id, h.slot for no key update) h
+  where v.slot = h.slot and v.post_id = h.post_id;
+  update two_tower.alerts set closed_at = two_tower.now()
+  where kind = 'post_held' and closed_at is null;
+$$;
+comment on function two_tower.release_posts() is 'Lets held posts move again. Each checkpoint does.';
+
 create function two_tower.checkpoint(p_reason text default null) returns bigint
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -138,7 +176,7 @@ begin
     insert into two_tower.checkpoint_users
     select v_id, u.user_id, u.embedding, u.engaged_sum, u.prior, u.prior_weight,
       u.prior_source, u.recent_post_ids, u.recent_strengths, u.positive_ids,
-      u.positive_interests, u.interest_sums, u.engagement_count
+      u.positive_interests, u.interest_sums, u.engagement_count, u.reset_count
     from two_tower.user_embeddings u
     returning user_id
   )
@@ -146,6 +184,7 @@ begin
     posts = (select count(*) from posts), users = (select count(*) from users),
     last_event_id = (select coalesce(max(e.id), 0) from public.engagement_events e)
   where id = v_id;
+  perform two_tower.release_posts();
   perform two_tower.run_audit(v_id);
   perform two_tower.drop_old_checkpoints();
   return v_id;
@@ -218,19 +257,23 @@ begin
   v_ids := array(select u.user_id from two_tower.user_embeddings u
     where u.user_id > v_state.restored_up_to order by u.user_id limit p_limit for no key update);
   update two_tower.user_embeddings u set
-    embedding = coalesce(c.embedding, n.zero), engaged_sum = coalesce(c.engaged_sum, n.zero),
-    prior = c.prior, prior_weight = coalesce(c.prior_weight, 0),
-    prior_source = c.prior_source, recent_post_ids = coalesce(c.recent_post_ids, '{}'),
+    embedding = coalesce(c.embedding, two_tower.combine_user(n.zero, p.prior_weight, p.prior)),
+    engaged_sum = coalesce(c.engaged_sum, n.zero),
+    prior = p.prior, prior_weight = coalesce(p.prior_weight, 0), prior_source = p.prior_source,
+    recent_post_ids = coalesce(c.recent_post_ids, '{}'),
     recent_strengths = coalesce(c.recent_strengths, '{}'),
     positive_ids = coalesce(c.positive_ids, '{}'),
     positive_interests = coalesce(c.positive_interests, '{}'),
     interest_sums = coalesce(c.interest_sums, '{}'),
     engagement_count = coalesce(c.engagement_count, 0)
-  from unnest(v_ids) as i (user_id)
+  from two_tower.user_embeddings i
     cross join (select two_tower.zero_vector() as zero) n
+    left join two_tower.checkpoint_users p
+      on p.checkpoint_id = v_state.filling_checkpoint and p.user_id = i.user_id
     left join two_tower.checkpoint_users c
-      on c.checkpoint_id = v_state.filling_checkpoint and c.user_id = i.user_id
-  where u.user_id = i.user_id;
+      on c.checkpoint_id = p.checkpoint_id and c.user_id = p.user_id
+        and c.reset_count = i.reset_count
+  where i.user_id = any (v_ids) and u.user_id = i.user_id;
   update two_tower.state
   set restored_up_to = coalesce(v_ids[cardinality(v_ids)], two_tower.last_uuid())
   where id;
@@ -238,4 +281,4 @@ begin
 end
 $$;
 comment on function two_tower.restore_users(integer) is
-  'In a rollback, gives the next p_limit users what the checkpoint has of them. Users whom it does not have start anew. Returns how many.';
+  'In a rollback, gives the next p_limit users what the checkpoint has of them. Users whom it does not have start anew. Those who began anew since get their prior alone. Returns how many.';

@@ -529,6 +529,41 @@ def test_twenty_accounts_in_concert_freeze_nothing_and_a_collapse_does(db: Conne
     assert value(db, "select two_tower.freeze_on_drift()")
 
 
+def test_a_post_that_a_crowd_moves_is_held_until_the_next_checkpoint(db: Connection) -> None:
+    crowd, honest = ([add_user(db) for _ in range(20)] for _ in range(2))
+    posts = add_posts(db, 120, [add_user(db)], np.random.default_rng(53))
+    hit, other, baits = posts[0], posts[1], posts[2:22]
+    now = START
+    for user, post in [(honest[0], hit), (honest[1], other)]:
+        insert_events(db, [Event(user, post, "like", None, now)])
+    for user in crowd:  # all of them stand where the baits are
+        insert_events(db, [Event(user, bait, "like", None, now) for bait in baits[:6]])
+    value(db, "select two_tower.checkpoint()")
+    db.execute("update two_tower.settings set post_movement_limit = 0.26")
+    place = """
+      select 1 + (v.embedding operator(extensions.<#>) c.embedding)
+      from two_tower.checkpoint_posts c join two_tower.live_embeddings v using (post_id)
+      where v.slot = 0 and post_id = %s order by checkpoint_id limit 1"""
+
+    def attack(kind: str) -> float:
+        nonlocal now
+        now += timedelta(hours=1)
+        insert_events(db, [Event(user, hit, kind, 9000, now) for user in crowd])
+        value(db, "select two_tower.hold_posts()")
+        return float(value(db, place, hit))
+
+    moved = [attack(kind) for kind in ("reply", "like", "repost", "click")]
+    assert moved[0] < 0.26 < moved[1] == moved[2] == moved[3], moved
+    insert_events(db, [Event(honest[0], other, "like", None, now)])
+    assert value(db, place, other) > 0  # no other post is held
+    alert = "select count(*) from two_tower.alerts where kind = 'post_held' and closed_at is null"
+    assert value(db, alert) == 1
+    assert value(db, "select two_tower.measure_drift()") < 0.1
+    value(db, "select two_tower.checkpoint()")
+    assert value(db, alert) == 0
+    assert attack("dwell") > moved[3]
+
+
 def test_drift_freezes_nothing_where_the_setting_says_so(world: World) -> None:
     db = world.connection
     db.execute("update two_tower.settings set freeze_on_drift = false")

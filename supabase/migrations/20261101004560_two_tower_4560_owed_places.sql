@@ -1,6 +1,35 @@
 -- A page by one vector is full of one interest. So each interest of a reader is owed places by its
 -- weight.
 
+-- The one vector of a reader of several interests is nearest to the heaviest.
+create function two_tower.find_interest_posts(p_reader two_tower.reader, p_excluded bigint[],
+  p_among bigint[] default null)
+returns bigint[] language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  v_slot smallint := (select active_slot from two_tower.state);
+  v_count integer;
+  v_posts bigint[] := '{}';
+begin
+  for v_place in 1..coalesce(cardinality(p_reader.interest_vectors), 0) loop
+    continue when p_reader.interest_places[v_place] = 0;
+    v_count := greatest(40, 2 * p_reader.interest_places[v_place]);
+    p_reader.vector := p_reader.interest_vectors[v_place];
+    v_posts := v_posts || case
+      when p_among is not null then array(
+        select v.post_id from two_tower.live_embeddings v
+        where v.slot = v_slot and v.post_id = any (p_among)
+        order by v.embedding operator(extensions.<#>) p_reader.vector limit v_count)
+      else coalesce(
+        two_tower.find_nearest_posts(p_reader.vector, v_count, p_reader.user_id, p_excluded,
+          p_reader.filter is not null, p_reader.source_id, p_reader.filter, v_count * 3 / 2),
+        two_tower.scan_posts(p_reader, v_count, p_excluded)) end;
+  end loop;
+  return v_posts;
+end
+$$;
+comment on function two_tower.find_interest_posts(two_tower.reader, bigint[], bigint[]) is
+  'Returns for each interest that is owed places the nearest 40 posts, or twice its places, that the reader has not seen. p_among: of these, none of which is seen. Nothing for a reader of one interest.';
+
 -- A post is of the interest that it is nearest to. What an interest lacks comes from the candidates
 -- nearest to it, within the caps on authors. It takes the places of the last posts whose interests
 -- have more than they are owed. So the best of a page, and what is explored, stay.
@@ -69,3 +98,32 @@ end
 $$;
 comment on function two_tower.settle_interests(two_tower.reader, integer, bigint[], bigint[], bigint[]) is
   'Returns which candidates a page lacks so that each interest of the reader has the places that it is owed, and which posts they replace. p_page: best first. p_explored: those of the page that stay. The reader has seen no candidate.';
+
+create function two_tower.settle_page(p_reader two_tower.reader, p_limit integer, p_owed bigint[],
+  p_page two_tower.ranked_post[])
+returns two_tower.ranked_post[] language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  v_ids bigint[] := array(select p.post_id from unnest(p_page) p);
+  v_copies bigint[] := two_tower.find_copies(p_reader, v_ids || p_owed,
+    cardinality(v_ids || p_owed));
+  v_change record;
+begin
+  v_change := two_tower.settle_interests(p_reader, p_limit,
+    array(select o from unnest(p_owed) o where o <> all (v_copies)), v_ids,
+    array(select p.post_id from unnest(p_page) p where p.source = 'exploration'));
+  if v_change.added_ids = '{}' then
+    return p_page;
+  end if;
+  return array(
+    select row(k.post_id, k.author_id, k.score, k.source, k.turn)::two_tower.ranked_post
+    from unnest(p_page) with ordinality as k (post_id, author_id, score, source, turn, place)
+    where k.post_id <> all (v_change.removed_ids) order by k.place)
+  || array(
+    select row(s.post_id, s.author_id, x.score, 'personal', 0)::two_tower.ranked_post
+    from two_tower.score_posts(p_reader, v_change.added_ids) s
+      cross join lateral (select s.personal + s.popular + s.fresh + s.followed as score) x
+    order by x.score desc, s.post_id desc);
+end
+$$;
+comment on function two_tower.settle_page(two_tower.reader, integer, bigint[], two_tower.ranked_post[]) is
+  'Returns a page on which each interest of the reader has the places that it is owed. What it lacks comes from p_owed, no copies among them, and stands last.';
