@@ -18,7 +18,7 @@ declare
 begin
   while p_reader.copy_similarity is not null and v_from <= cardinality(p_ranked)
     and coalesce(cardinality(v_kept), 0) - v_known < p_wanted loop
-    v_part := p_ranked[v_from:v_from + greatest(20, p_wanted / 2) - 1];
+    v_part := p_ranked[v_from:v_from + case v_from when 1 then p_wanted else 20 end - 1];
     v_from := v_from + cardinality(v_part);
     v_found := array(
       with listed as materialized (
@@ -36,7 +36,8 @@ begin
             or l.vector operator(extensions.<#>) c.vector < -p_reader.copy_similarity))
         or exists (
           select from (select p.id from two_tower.posts p
-            where p.content_hash = c.content_hash and p.encoded_hash is not null limit 100) e
+            where p.content_hash = c.content_hash and p.encoded_hash is not null and p.id <> c.id
+            limit 100) e
           where exists (select from two_tower.user_posts u
             where u.user_id = p_reader.user_id and u.post_id = e.id))));
     v_copies := v_copies || v_found;
