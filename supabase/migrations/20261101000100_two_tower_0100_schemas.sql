@@ -37,14 +37,15 @@
 --               encoding     from a text to vectors, and the events that waited for them
 --               numbering    keeps the numbers dense by which posts are drawn
 --   a user      author_blocks, checkpoints, erasure
---   a version   jobs, priors, model_switch, training_data, promotion_gate, first_projection
+--   a version   jobs, priors, resets, model_switch, training_data, promotion_gate, first_projection
 --   a page      experiments, serving_index, exploration, likeness, serving_upkeep,
 --               candidates, exploring, copies, ranking
 --   a search    texts       what callers want encoded
 --               encoder     from one encoder to another
 --   around it   monitoring, safety
 --   a client    source_functions  what is written for each attached table, and asks its policies
---               feeds, explanations, moderation, recording
+--               shelves      an author's posts, a tag's
+--               feeds, explanations, control, moderation, recording
 --   any app     pages         rows of an attached table, as pages
 --               attachable, attaching: which tables can be attached, and how
 --               mending, reconciliation: what became of the table, and what triggers missed

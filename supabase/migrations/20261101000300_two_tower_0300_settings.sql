@@ -156,8 +156,13 @@ create table two_tower.settings (
     constraint seen_again_after_is_an_hour_or_more check (seen_again_after >= '1 hour'),
   likeness_batch integer not null default 10
     constraint likeness_batch_is_positive check (likeness_batch > 0),
+  trending_window interval not null default '7 days'
+    constraint trending_looks_back_an_hour_to_90_days
+      check (trending_window between '1 hour' and '90 days'),
   exact_scan_limit integer not null default 5000
     constraint exact_scan_limit_is_bounded check (exact_scan_limit between 0 and 1000000),
+  ranks_by text not null default 'learned'
+    constraint ranks_by_is_known check (ranks_by in ('learned', 'text')),
   over_fetch integer not null default 150
     constraint over_fetch_is_bounded check (over_fetch between 40 and 1000),
   ef_search integer not null default 400
@@ -245,7 +250,9 @@ comment on column two_tower.settings.followed_new_for is 'Advanced. How long a p
 comment on column two_tower.settings.copy_similarity is 'A post whose text is as near as this to that of a better post on the page, or of one that the reader engaged with lately, is a copy: it comes behind all others. The cosine of their base embeddings; 1 for the same text alone. Null: nothing is a copy.';
 comment on column two_tower.settings.seen_again_after is 'A post that a reader viewed this long ago, and did no more with, comes back where nothing else is left: those that were not seen for longest first. Null: never.';
 comment on column two_tower.settings.likeness_batch is 'Advanced. similar_posts() and search_posts() show what engagements did to a post once there are this many more. 1 shows each reader''s.';
+comment on column two_tower.settings.trending_window is 'trending_posts() shows posts of this time alone.';
 comment on column two_tower.settings.exact_scan_limit is 'Advanced. With at most this number of posts, all are scanned. With more, the serving index proposes candidates.';
+comment on column two_tower.settings.ranks_by is 'learned: pages by the live embeddings. text: pages by the encoder alone, of the newest 20,000 posts, and popular ones after them: what an experiment compares learning with (compare_with_static()).';
 comment on column two_tower.settings.over_fetch is 'Advanced. The serving index proposes at least this number of unseen posts, to be scored by their live embeddings. Three times the page, where that is more.';
 comment on column two_tower.settings.ef_search is 'Advanced. Breadth of the search in the serving index (hnsw.ef_search). A wider search finds more, and takes longer.';
 comment on column two_tower.settings.serving_drift_tolerance is 'Advanced. A served copy is refreshed when its cosine distance from the live embedding is above this.';

@@ -94,6 +94,7 @@ create table two_tower.user_embeddings (
   minute timestamptz,
   minute_count integer not null default 0,
   waits_until timestamptz,
+  reset_count integer not null default 0,
   updated_at timestamptz
 ) with (fillfactor = 55, toast_tuple_target = 8160);
 comment on table two_tower.user_embeddings is 'One row per user who engaged, sent a batch of events, or has an encoded profile.';
@@ -110,6 +111,7 @@ comment on column two_tower.user_embeddings.minute_count is 'Learned events in t
 comment on column two_tower.user_embeddings.waits_until is 'When the next of the user''s events that wait for a minute may be learned. Null when none waits. Later events wait behind them.';
 create index user_embeddings_waits_until_idx on two_tower.user_embeddings (waits_until)
   where waits_until is not null;
+comment on column two_tower.user_embeddings.reset_count is 'How often the user began anew (reset_my_feed()).';
 comment on column two_tower.user_embeddings.updated_at is 'The time of the last learned event.';
 
 -- An account is worth what it costs to keep up: days of use. Days are those of the events, so an

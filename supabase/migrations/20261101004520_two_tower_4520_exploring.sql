@@ -1,5 +1,5 @@
--- Which of the new posts in the exploration pool a reader explores. Half of them are those nearest to
--- the reader, and half are met by chance.
+-- Which of the new posts in the exploration pool a reader explores. Half of them are those nearest
+-- to the reader, and half are met by chance.
 
 create function two_tower.explore_nearest(p_reader two_tower.reader, p_limit integer,
   p_excluded bigint[])
@@ -24,11 +24,15 @@ begin
           join two_tower.live_embeddings v on v.slot = v_slot and v.post_id = e.post_id
         where v.is_pretrained and v.is_listed
           and (p_reader.source_id is null or v.source_id = p_reader.source_id)
+          and (p_reader.filter is null or exists (
+            select from two_tower.matching_posts(p_reader.filter) m where m.id = v.post_id))
       ) f
       order by case when f.author_id is null then 0 else row_number() over (
         partition by f.author_id order by f.away) end > p_reader.author_cap, f.away offset 0
     ) n
     where n.post_id <> all (p_excluded)
+      and (p_reader.filter is null or (select exists (
+        select from two_tower.matching_posts(p_reader.filter) m where m.id = n.post_id)))
       and (select two_tower.is_eligible(p_reader.user_id, n.post_id, n.author_id))
     limit p_limit);
 end
@@ -79,6 +83,8 @@ begin
           select from two_tower.live_embeddings v
           where v.slot = v_slot and v.post_id = c.post_id and v.is_pretrained and v.is_listed
             and (p_reader.source_id is null or v.source_id = p_reader.source_id)
+            and (p_reader.filter is null or exists (
+              select from two_tower.matching_posts(p_reader.filter) m where m.id = v.post_id))
             and two_tower.is_eligible(p_reader.user_id, v.post_id, v.author_id)))
       limit 1);
     if v_post_id is not null then

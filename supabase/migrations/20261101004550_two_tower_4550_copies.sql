@@ -1,6 +1,7 @@
--- Posts that say the same. A crowd of accounts with one text, or an author who repeats a post, would
--- fill pages: what is near to a reader comes with all that is near to it. Of a ranked list the best
--- one of each text counts. The others are copies, and so are posts that say what the reader knows.
+-- Posts that say the same. A crowd of accounts with one text, or an author who repeats a post,
+-- would fill pages: what is near to a reader comes with all that is near to it. Of a ranked list
+-- the best one of each text counts. The others are copies, and so are posts that say what the
+-- reader knows.
 
 -- Part by part of the list, and no further than the page needs. What was found good so far is
 -- compared with, so that a long list costs little more than a long page.

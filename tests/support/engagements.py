@@ -127,6 +127,8 @@ class Stream:
         "mute_author": 1,
         "unlike": 5,
         "unrepost": 2,
+        "unhide": 2,
+        "undo_not_interested": 1,
     }
 
     def __init__(
@@ -136,7 +138,7 @@ class Stream:
         self.user_ids = list(user_ids)
         self.post_ids = list(post_ids)
         self.now = START
-        self.given: dict[str, list[tuple[str, int]]] = {"like": [], "repost": []}
+        self.given: dict[str, list[tuple[str, int]]] = {kind: [] for kind in WITHDRAWALS.values()}
         self._types = list(self.weights)
         total = sum(self.weights.values())
         self._shares = [weight / total for weight in self.weights.values()]

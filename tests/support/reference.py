@@ -30,7 +30,12 @@ STRENGTHS = {
     "block_author": -1.5,
     "mute_author": -1.5,
 }
-WITHDRAWALS = {"unlike": "like", "unrepost": "repost"}
+WITHDRAWALS = {
+    "unlike": "like",
+    "unrepost": "repost",
+    "unhide": "hide",
+    "undo_not_interested": "not_interested",
+}
 POSITIVE_PAIRS = ("like", "reply", "repost")
 NEGATIVE_PAIRS = ("skip", "hide", "not_interested", "block_author", "mute_author")
 EVENT_TYPES = ("view", *STRENGTHS, *WITHDRAWALS)
@@ -367,6 +372,7 @@ class Reference:
         exact = self.taught[key]
         taken = recorded(exact.event_id) or exact
         strength = STRENGTHS[key[2]]
+        weight = strength if strength > 0 else strength * self.negative_factor
         user.engagement_count -= 1
         self.withdrawals.setdefault(key, []).append(exact.at)
         queued = [push for push in self.queue if push.event_id == exact.event_id]
@@ -376,10 +382,10 @@ class Reference:
             own = None
         factors = [] if queued else [(i, -factor) for i, factor in exact.factors]
         self._step(event_id, taken.user_vector, factors, own, drawn)
-        places = [k for k, entry in enumerate(user.recent) if entry == (key[1], strength)]
+        places = [k for k, entry in enumerate(user.recent) if entry == (key[1], weight)]
         if places:
             age = len(user.recent) - 1 - places[-1]
-            user.engaged_sum = user.engaged_sum - strength * self.decay**age * taken.post_vector
+            user.engaged_sum = user.engaged_sum - weight * self.decay**age * taken.post_vector
             del user.recent[places[-1]]
         if not user.recent:
             user.engaged_sum = np.zeros(DIMENSIONS)
