@@ -77,7 +77,9 @@ create type two_tower.reader as (
   copy_similarity double precision,
   author_cap integer,
   followed_author_cap integer,
-  over_fetch integer
+  over_fetch integer,
+  interest_vectors extensions.vector[],
+  interest_places integer[]
 );
 comment on type two_tower.reader is 'A user at the moment of a request, with the settings that serve this user.';
 comment on column two_tower.reader.source_id is 'The source that is asked for. Null for all.';
@@ -92,7 +94,15 @@ comment on column two_tower.reader.followed_places is 'How many new posts of fol
 comment on column two_tower.reader.followed_since is 'Posts of followed authors are new if they are younger.';
 comment on column two_tower.reader.explored_since is 'New posts are explored if they are younger.';
 comment on column two_tower.reader.author_cap is 'The most posts of one author on the page, while others are left: settings.author_share of it.';
+comment on column two_tower.reader.interest_vectors is 'The interests of a reader who has several. Null for others, and while warmth is below 1.';
+comment on column two_tower.reader.interest_places is 'How many places of the page each of them is owed.';
 comment on column two_tower.reader.followed_author_cap is 'The same, of an author whom the reader follows.';
+
+create type two_tower.ranked_post as (
+  post_id bigint, author_id uuid, score double precision, source text, turn bigint
+);
+comment on type two_tower.ranked_post is 'A candidate in its place.';
+comment on column two_tower.ranked_post.turn is 'In which turn its author has it: 0 within the cap.';
 
 -- A user's ranking goes from popular and fresh to personal over the first settings.cold_until
 -- engagements. Warmth is the root of their share: the first ones say most, and there is no cliff.
@@ -107,14 +117,25 @@ declare
   v_unit double precision :=
     two_tower.compute_popularity(1, v_now, v_settings.popularity_half_life);
   v_share double precision := 0;
+  v_has_several boolean;
+  v_interest_vectors extensions.vector[];
+  v_interest_places integer[];
 begin
   if extensions.vector_norm(v_vector) > 0 then
     select greatest(case when u.prior is null then 0 else 0.1 end,
-      u.engagement_count / greatest(1, v_settings.cold_until)::double precision)
-    into v_share from two_tower.user_embeddings u where u.user_id = p_user_id;
+      u.engagement_count / greatest(1, v_settings.cold_until)::double precision),
+      u.positive_interests <> array_fill(u.positive_interests[1],
+        array[cardinality(u.positive_interests)])
+    into v_share, v_has_several from two_tower.user_embeddings u where u.user_id = p_user_id;
     if v_settings.cold_until = 0 then
       v_share := 1;
     end if;
+  end if;
+  if v_share >= 1 and v_has_several and v_settings.interest_share > 0 then
+    select array_agg(i.vector),
+      array_agg(floor(v_settings.interest_share::numeric * i.weight::numeric * p_limit)::integer)
+    into v_interest_vectors, v_interest_places
+    from two_tower.list_interests(p_user_id) i having count(*) > 1;
   end if;
   return row(
     p_user_id, p_source_id, p_filter, v_vector, sqrt(least(1, v_share)), v_now, v_unit,
@@ -127,7 +148,7 @@ begin
     v_settings.exploration_share, v_now - v_settings.exploration_age, v_settings.copy_similarity,
     two_tower.cap_posts(v_settings.author_share, p_limit),
     two_tower.cap_posts(v_settings.followed_author_share, p_limit),
-    v_settings.over_fetch)::two_tower.reader;
+    v_settings.over_fetch, v_interest_vectors, v_interest_places)::two_tower.reader;
 end
 $$;
 comment on function two_tower.load_reader(uuid, smallint, integer, two_tower.page_filter) is

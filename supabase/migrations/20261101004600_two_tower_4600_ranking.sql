@@ -1,8 +1,7 @@
 -- From candidates to a page. Authors are looked up from the best post down until the page is full.
 -- A page is also short while posts of an author beyond the cap, or copies, stand on it: others may
--- be left. One
--- that is short is made again by a wider search, then from a scan of all posts. One that is short
--- after that, or fails, is filled by simpler rules. Nothing here writes.
+-- be left. One that is short is made again by a wider search, then from a scan of all posts. One
+-- that is short after that, or fails, is filled by simpler rules. Nothing here writes.
 
 -- The score is a sum of named parts, so that explain_recommendation can show it.
 create function two_tower.score_posts(p_reader two_tower.reader, p_post_ids bigint[])
@@ -40,12 +39,6 @@ comment on function two_tower.score_posts(two_tower.reader, bigint[]) is
 -- All candidates, in the order in which they are wanted. Authors take turns: nobody's third cap of
 -- posts comes before another's second. Explored and promised posts come first, so that they have
 -- their places.
-create type two_tower.ranked_post as (
-  post_id bigint, author_id uuid, score double precision, source text, turn bigint
-);
-comment on type two_tower.ranked_post is 'A candidate in its place.';
-comment on column two_tower.ranked_post.turn is 'In which turn its author has it: 0 within the cap.';
-
 create function two_tower.order_candidates(p_reader two_tower.reader, p_candidates bigint[],
   p_explored bigint[])
 returns two_tower.ranked_post[] language plpgsql stable set search_path = pg_catalog, pg_temp as $$
@@ -79,44 +72,61 @@ $$;
 comment on function two_tower.order_candidates(two_tower.reader, bigint[], bigint[]) is
   'Returns the candidates in the order in which they are wanted: first those to explore (within the cap on their authors), then new posts of followed authors (as many as the reader is promised), then by score. Posts of an author beyond the cap of the reader come behind those of all others.';
 
+-- The first of the list that may stand on the page. Copies come behind all others.
+create function two_tower.fill_page(p_reader two_tower.reader, p_limit integer,
+  p_ranked two_tower.ranked_post[], p_copies bigint[])
+returns two_tower.ranked_post[] language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  return array(
+    select row(l.post_id, l.author_id, l.score, l.source, l.turn)::two_tower.ranked_post
+    from (
+      select u.*
+      from unnest(p_ranked) with ordinality as u (post_id, author_id, score, source, turn, place)
+      order by u.post_id = any (p_copies), u.place offset 0
+    ) l
+    where not (select exists (select from two_tower.withheld_authors a
+      where a.user_id = p_reader.user_id and a.author_id = l.author_id))
+      and (select exists (select from two_tower.listed_posts p where p.id = l.post_id))
+    limit p_limit);
+end
+$$;
+comment on function two_tower.fill_page(two_tower.reader, integer, two_tower.ranked_post[], bigint[]) is
+  'Returns the first p_limit of a ranked list that the reader may see, copies behind all others. Looks authors and the registry up from the best post down, until the page is full.';
+
 create function two_tower.rank_posts(p_reader two_tower.reader, p_limit integer,
-  p_candidates bigint[], p_explored bigint[],
+  p_candidates bigint[], p_explored bigint[], p_owed bigint[],
   out ids bigint[], out scores double precision[], out sources text[], out shared integer)
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
   v_ranked two_tower.ranked_post[] :=
-    two_tower.order_candidates(p_reader, p_candidates, p_explored);
+    two_tower.order_candidates(p_reader, p_candidates || p_owed, p_explored);
   -- A few of the best may be of withheld authors.
   v_copies bigint[] := two_tower.find_copies(p_reader,
     array(select r.post_id from unnest(v_ranked) r), p_limit + 5);
+  v_page two_tower.ranked_post[] := two_tower.fill_page(p_reader, p_limit, v_ranked, v_copies);
   v_hour bigint := two_tower.choose_place(p_reader.user_id, p_reader.time);
 begin
+  if p_owed <> '{}' then
+    v_page := two_tower.settle_page(p_reader, p_limit, p_owed, v_page);
+  end if;
   select array_agg(c.post_id order by c.at), array_agg(c.score order by c.at),
     array_agg(c.source order by c.at), count(*) filter (where c.turn = 0 and not c.is_copy)
   into ids, scores, sources, shared
   from (
-    select r.*, case when r.source = 'exploration' and not r.is_copy
+    select r.*, case when r.is_explored
         -- Somewhere in the lower half: what stands last is seen last.
         then p_limit * (1 + (hashint8extended(r.post_id, v_hour) & 1023) / 1024.0) / 2
-        else row_number() over (partition by r.source = 'exploration' and not r.is_copy
-          order by r.is_copy, r.place) end as at
+        else row_number() over (partition by r.is_explored order by r.place) end as at
     from (
-      select l.*
-      from (
-        select u.*, u.post_id = any (v_copies) as is_copy
-        from unnest(v_ranked) with ordinality as u (post_id, author_id, score, source, turn, place)
-        order by u.post_id = any (v_copies), u.place offset 0
-      ) l
-      where not (select exists (select from two_tower.withheld_authors a
-        where a.user_id = p_reader.user_id and a.author_id = l.author_id))
-        and (select exists (select from two_tower.listed_posts p where p.id = l.post_id))
-      limit p_limit
+      select u.*, u.post_id = any (v_copies) as is_copy,
+        u.source = 'exploration' and u.post_id <> all (v_copies) as is_explored
+      from unnest(v_page) with ordinality as u (post_id, author_id, score, source, turn, place)
     ) r
   ) c;
 end
 $$;
-comment on function two_tower.rank_posts(two_tower.reader, integer, bigint[], bigint[]) is
-  'Returns a page of p_limit of the candidates, none of which the reader has seen, as order_candidates() has them. Copies come behind all others. Explored posts stand in the lower half of the page. shared: how many are within the cap on their authors, and no copies. Looks authors and the registry up from the best post down, until the page is full.';
+comment on function two_tower.rank_posts(two_tower.reader, integer, bigint[], bigint[], bigint[]) is
+  'Returns a page of p_limit of the candidates, none of which the reader has seen, as order_candidates() has them. Copies come behind all others. p_owed: candidates of interests that are owed places (settle_page()). Explored posts stand in the lower half of the page. shared: how many are within the cap on their authors, and no copies.';
 
 create function two_tower.leave_out_seen(p_user_id uuid, p_post_ids bigint[], p_excluded bigint[])
 returns bigint[] language plpgsql stable set search_path = pg_catalog, pg_temp as $$
@@ -141,20 +151,23 @@ declare
   v_explored bigint[];
   v_listed bigint[];
   v_near bigint[];
+  v_owed bigint[];
   v_shared integer;
   v_others bigint[];
   v_has_met_all boolean := false;
   v_search text;
 begin
   if p_among is not null then
+    v_near := two_tower.leave_out_seen(p_user_id, p_among, p_excluded);
     select r.ids, r.scores, r.sources into ids, scores, sources
-    from two_tower.rank_posts(v_reader, p_limit,
-      two_tower.leave_out_seen(p_user_id, p_among, p_excluded), '{}') r;
+    from two_tower.rank_posts(v_reader, p_limit, v_near, '{}',
+      two_tower.find_interest_posts(v_reader, p_excluded, v_near)) r;
     return;
   end if;
   v_explored := two_tower.choose_explored_posts(v_reader, p_limit, p_excluded);
   v_listed := two_tower.list_candidates(v_reader,
     case when v_reader.warmth < 1 then v_count else p_limit end, p_excluded);
+  v_owed := two_tower.find_interest_posts(v_reader, p_excluded);
   foreach v_search in array '{index, wide, scan}'::text[] loop
     if v_search = 'wide' and cardinality(ids) >= p_limit then
       select o.post_ids, o.is_all or p_source_id is not null into v_others, v_has_met_all
@@ -171,7 +184,7 @@ begin
       continue when v_near is null;
     end if;
     select r.ids, r.scores, r.sources, r.shared into ids, scores, sources, v_shared
-    from two_tower.rank_posts(v_reader, p_limit, v_listed || v_near, v_explored) r;
+    from two_tower.rank_posts(v_reader, p_limit, v_listed || v_near, v_explored, v_owed) r;
     exit when v_shared >= p_limit or v_has_met_all and cardinality(ids) >= p_limit;
   end loop;
 end
