@@ -16,7 +16,8 @@ comment on column two_tower.page_filter.follower_id is 'The reader, where only a
 comment on column two_tower.page_filter.tags is 'A post has one of these at least.';
 comment on column two_tower.page_filter.muted_tags is 'A post has none of these.';
 
-create index posts_tags_idx on two_tower.posts using gin (tags)
+-- No list of what waits to be indexed: each search would read it.
+create index posts_tags_idx on two_tower.posts using gin (tags) with (fastupdate = off)
   where is_listed and encoded_hash is not null;
 create index posts_language_idx on two_tower.posts (language, created_at desc)
   where is_listed and encoded_hash is not null and language is not null;

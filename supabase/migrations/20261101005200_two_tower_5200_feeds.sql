@@ -169,6 +169,8 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
         select q.id, q.created_at from two_tower.posts q
         where q.author_id = f.followed_id and q.is_listed and q.encoded_hash is not null
           and q.created_at <= two_tower.now() and q.id <> all (p_excluded)
+          and (p_filter is null or (select exists (
+            select from two_tower.matching_posts(p_filter) m where m.id = q.id)))
         order by q.created_at desc limit p_limit) n
     where f.follower_id = p_user_id and p_among is null
     union all
@@ -225,7 +227,7 @@ begin
       v_filter);
     return;
   end if;
-  v_among := case when v_filter is null then p_among
+  v_among := case when v_filter is null or p_kind = 'followed' then p_among
     else two_tower.narrow_posts(v_filter, v_source_id, p_among) end;
   -- Of equal ones the newest first: ids that no key lent count down.
   select array_agg(u.post_id order by u.score desc, greatest(u.post_id, ~u.post_id) desc),

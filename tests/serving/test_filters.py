@@ -283,3 +283,12 @@ def test_the_longest_lists_are_taken(db: Connection) -> None:
     with as_user(db, add_user(db)):
         found = db.execute("select * from public.recommend(p_filter => %s)", [Jsonb(asked)])
         assert found.fetchall() == []
+
+
+def test_followed_authors_pages_go_round_muted_tags(world: World, way: str) -> None:
+    (new,) = world.articles.write(1, world.authors[0], is_encoded=False)
+    with as_user(world.db, world.reader):
+        world.db.execute("insert into public.muted_terms (kind, term) values ('tag', 'boats')")
+        found = rows(world.db, "select post_id from public.recent_from_followed(100)")
+    expected = world.matches({"followed": True}) - world.matches({"tags": ["boats"]})
+    assert {row.post_id for row in found} == expected | {new}
