@@ -30,23 +30,25 @@
 --   what is     models       weights of both towers, and the candidate tower in SQL
 --   known       state        which slot serves, and the locks of a switch
 --               vectors, embeddings, eligibility, training_examples, post_steps
---   a like      lessons, locks, verdicts, draws, rules, withdrawals, learning: the trigger, in its
---               order
+--   a like      lessons, locks, verdicts, draws, rules, interests, withdrawals, learning: the
+--               trigger, in its order
 --               learning_later  events that wait for an embedding, a minute or the end of a freeze
+--               regrouping   interests by the vectors of today
 --               folding      the steps that it left for later
 --   a post      text_queue   which texts wait for a worker, and whose turn it is
 --               encoding     from a text to vectors, and the events that waited for them
 --               numbering    keeps the numbers dense by which posts are drawn
 --   a user      author_blocks, checkpoints, erasure
---   a version   jobs, priors, model_switch, training_data, promotion_gate, first_projection
+--   a version   jobs, priors, resets, model_switch, training_data, promotion_gate, first_projection
 --   a page      experiments, filters, serving_index, exploration, likeness, serving_upkeep,
---               candidates, ranking
+--               candidates, exploring, copies, owed_places, ranking
 --   a search    texts       what callers want encoded
 --               encoder     from one encoder to another
 --   around it   monitoring, safety
 --   a client    source_functions  what is written for each attached table, and asks its policies
---               cursors           what a scroll has shown
---               feeds, explanations, moderation, recording
+--               cursors      what a scroll has shown
+--               shelves      an author's posts, a tag's
+--               feeds, explanations, control, moderation, recording
 --   any app     pages         rows of an attached table, as pages
 --               attachable, attaching: which tables can be attached, and how
 --               mending, reconciliation: what became of the table, and what triggers missed

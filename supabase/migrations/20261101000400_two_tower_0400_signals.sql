@@ -46,7 +46,10 @@ insert into two_tower.signals (event_type, strength, label, bit, withdraws, bloc
     'Very strong negative: no post of the author is shown.');
 insert into two_tower.signals (event_type, strength, bit, withdraws, description) values
   ('unlike', 0, 2048, 'like', 'Takes back a like: its training pair and its step.'),
-  ('unrepost', 0, 4096, 'repost', 'Takes back a repost: its training pair and its step.');
+  ('unrepost', 0, 4096, 'repost', 'Takes back a repost: its training pair and its step.'),
+  ('unhide', 0, 8192, 'hide', 'Takes back a hide: its pair and its step. The post may return.'),
+  ('undo_not_interested', 0, 16384, 'not_interested',
+    'Takes back a not_interested: its pair and its step. The post may return.');
 
 create trigger record_signal_change after update on two_tower.signals
   for each row when (old.* is distinct from new.*)

@@ -24,7 +24,7 @@ comment on table public.engagement_events is
 comment on column public.engagement_events.post_id is 'The post, as the engine knows it (two_tower.posts). Leave it out where post_key is given.';
 comment on column public.engagement_events.post_key is 'The post, by the key of its row in the app''s table. It counts where post_id is left out.';
 comment on column public.engagement_events.post_source is 'The table of post_key: the name under which it is attached. It may be left out while one table of posts is attached.';
-comment on column public.engagement_events.event_type is 'view, click, like, reply, repost, dwell, skip, hide, not_interested, block_author, mute_author, unlike, unrepost: see two_tower.signals. The trigger checks it, because it reads signals anyway; each statement would parse a check constraint anew.';
+comment on column public.engagement_events.event_type is 'view, click, like, reply, repost, dwell, skip, hide, not_interested, block_author, mute_author, unlike, unrepost, unhide, undo_not_interested: see two_tower.signals. The trigger checks it, because it reads signals anyway; each statement would parse a check constraint anew.';
 comment on column public.engagement_events.dwell_ms is 'Milliseconds on screen, 0 or more. An event of type dwell needs it.';
 comment on column public.engagement_events.client_event_id is
   'Chosen by the client, once per event. It makes a retry recognisable, within settings.client_event_retry_window.';
@@ -159,7 +159,8 @@ create table two_tower.user_posts (
   post_id bigint not null,
   signals integer not null default 0,
   is_engaged boolean not null default false,
-  is_hidden boolean not null default false,
+  hidden_by integer not null default 0,
+  is_hidden boolean not null generated always as (hidden_by <> 0) stored,
   was_withdrawn boolean not null default false,
   first_seen_at timestamptz not null,
   last_event_at timestamptz not null,
@@ -168,6 +169,7 @@ create table two_tower.user_posts (
 comment on table two_tower.user_posts is 'What a user did with a post. It is kept when partitions of events are dropped. A row, whatever is in it, means that the user has seen the post.';
 comment on column two_tower.user_posts.signals is 'Bits of the signals in force (signals.bit). A signal whose bit is set is not learned again.';
 comment on column two_tower.user_posts.is_engaged is 'A positive event is in force: the post is never a negative for this user.';
+comment on column two_tower.user_posts.hidden_by is 'Bits of hide and not_interested that the user gave and did not take back, learned or not.';
 comment on column two_tower.user_posts.is_hidden is 'The user hid the post or found it not interesting. It is never a negative for this user.';
 comment on column two_tower.user_posts.was_withdrawn is 'The user took a signal back at some time, so training_examples may tell how often.';
 comment on column two_tower.user_posts.first_seen_at is 'The time of the earliest event.';
@@ -188,12 +190,12 @@ create table two_tower.unlearned_events (
   event_type text not null,
   reason text not null constraint reason_is_known check (reason in (
     'repeated', 'rate_limited', 'skipped', 'post_deleted', 'own_post', 'blocked',
-    'nothing_to_withdraw', 'withdrawn', 'withdrawn_often', 'post_unreadable')),
+    'nothing_to_withdraw', 'withdrawn', 'withdrawn_often', 'post_unreadable', 'reset')),
   created_at timestamptz not null,
   primary key (event_id, created_at)
 ) partition by range (created_at);
 comment on table two_tower.unlearned_events is 'Events that were recorded and, by rule, not learned, with the reason.';
-comment on column two_tower.unlearned_events.reason is 'repeated: its signal is in force already. rate_limited: too many events of its user waited (settings.waiting_events_per_user). skipped: resume() passed it over after a freeze. post_deleted: its post was deleted. own_post: its user wrote the post. blocked: the post''s author has blocked its user. nothing_to_withdraw: what it takes back is not in force. withdrawn: it was taken back while it waited. withdrawn_often: its user took the same back too often that day (settings.withdrawals_per_day). post_unreadable: the encoder cannot read its post''s text.';
+comment on column two_tower.unlearned_events.reason is 'repeated: its signal is in force already. rate_limited: too many events of its user waited (settings.waiting_events_per_user). skipped: resume() passed it over after a freeze. post_deleted: its post was deleted. own_post: its user wrote the post. blocked: the post''s author has blocked its user. nothing_to_withdraw: what it takes back is not in force. withdrawn: it was taken back while it waited. withdrawn_often: its user took the same back too often that day (settings.withdrawals_per_day). post_unreadable: the encoder cannot read its post''s text. reset: its user began anew (reset_my_feed()) while it waited.';
 
 create index unlearned_events_user_id_idx on two_tower.unlearned_events (user_id);
 

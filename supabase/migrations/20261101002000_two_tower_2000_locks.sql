@@ -67,7 +67,7 @@ begin
       select * into v_user_post from two_tower.user_posts u
       where u.user_id = v_lesson.user_id and u.post_id = v_lesson.post_id;
       if not found then
-        v_user_post := row(v_lesson.user_id, v_lesson.post_id, 0, false, false, false,
+        v_user_post := row(v_lesson.user_id, v_lesson.post_id, 0, false, 0, false, false,
           v_lesson.created_at, v_lesson.created_at);
       end if;
     end if;

@@ -217,8 +217,11 @@ begin
         where g.strength > 0 and v_user_post.signals & g.bit <> 0);
     end if;
     v_user_post.was_withdrawn := v_user_post.was_withdrawn or v_lesson.verdict = 'withdraw';
-    v_user_post.is_hidden := v_user_post.is_hidden
-      or v_lesson.event_type in ('hide', 'not_interested');
+    v_user_post.hidden_by := case
+      when p_batch.is_deferred then v_user_post.hidden_by
+      when v_lesson.event_type in ('hide', 'not_interested')
+        then v_user_post.hidden_by | v_lesson.bit
+      else v_user_post.hidden_by & ~coalesce(v_lesson.withdrawn_bit, 0) end;
     v_user_post.first_seen_at := least(v_user_post.first_seen_at, v_lesson.created_at);
     v_user_post.last_event_at := greatest(v_user_post.last_event_at, v_lesson.created_at);
     v_user_posts[v_lesson.user_post_place] := v_user_post;
@@ -273,12 +276,15 @@ begin
     v_leaves_rows := v_leaves_rows or v_lesson.verdict not in ('learn', 'withdraw', 'seen');
     v_waits := v_waits or v_lesson.verdict = 'wait';
   end loop;
-  insert into two_tower.user_posts as u
-  select * from unnest(p_batch.user_posts) p where p.user_id is not null
+  insert into two_tower.user_posts as u (user_id, post_id, signals, is_engaged, hidden_by,
+    was_withdrawn, first_seen_at, last_event_at)
+  select p.user_id, p.post_id, p.signals, p.is_engaged, p.hidden_by, p.was_withdrawn,
+    p.first_seen_at, p.last_event_at
+  from unnest(p_batch.user_posts) p where p.user_id is not null
   order by p.user_id, p.post_id
   on conflict (user_id, post_id) do update set
     signals = excluded.signals | (u.signals & two_tower.view_bit()),
-    is_engaged = excluded.is_engaged, is_hidden = u.is_hidden or excluded.is_hidden,
+    is_engaged = excluded.is_engaged, hidden_by = excluded.hidden_by,
     was_withdrawn = excluded.was_withdrawn,
     first_seen_at = least(u.first_seen_at, excluded.first_seen_at),
     last_event_at = greatest(u.last_event_at, excluded.last_event_at);

@@ -10,6 +10,13 @@ return extensions.l2_normalize(coalesce(
 comment on function two_tower.combine_user(extensions.vector, real, extensions.vector) is
   'Returns norm(prior_weight * prior + engaged_sum) or, without a prior, norm(engaged_sum).';
 
+-- Inlined where it is called: one formula for what is learned and for what is taken back.
+create function two_tower.weigh_strength(p_strength real, p_negative_factor real)
+returns real language sql immutable parallel safe
+return case when p_strength < 0 then p_strength * p_negative_factor else p_strength end;
+comment on function two_tower.weigh_strength(real, real) is
+  'Returns the strength with which an event acts by the contrastive rule, and in a user''s sum by either: a negative one by settings.negative_strength_factor of it.';
+
 create function two_tower.apply_literal_rule(
   p_strength real, p_alpha_limit real, p_engagements integer, p_user extensions.vector,
   p_post extensions.vector

@@ -1,6 +1,6 @@
--- What was given is taken back: unlike and unrepost. Steps of the event that were applied are
--- reversed. Steps that still wait are taken out of the queue. What a rollback has undone is not
--- touched again.
+-- What was given is taken back: unlike, unrepost, unhide and undo_not_interested. Steps of the
+-- event that were applied are reversed. Steps that still wait are taken out of the queue. What a
+-- rollback has undone is not touched again.
 
 -- Two sessions: whoever folds a row holds it, and may wait for the post that is held here. So a row
 -- that is held is not waited for.
@@ -27,7 +27,8 @@ create function two_tower.withdraw_lesson(
   inout p_user two_tower.user_embeddings, out steps two_tower.deferred_steps
 ) language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-  v_strength real := p_lesson.withdrawn_strength;
+  v_strength real := two_tower.weigh_strength(p_lesson.withdrawn_strength,
+    p_settings.negative_strength_factor);
   v_taught extensions.vector := coalesce(p_example.post_emb::extensions.vector, p_post);
   v_length integer := cardinality(p_user.recent_post_ids);
   v_queued two_tower.deferred_steps := two_tower.cancel_steps(p_example.event_id);
@@ -53,6 +54,10 @@ begin
       select -f from unnest(p_example.push_factors) with ordinality as p (f, place)
       order by place), '{}');
   end if;
+  -- What was learned before the user began anew is not in the user any more.
+  if coalesce(p_example.reset_count, 0) < p_user.reset_count then
+    return;
+  end if;
   p_user.engagement_count := p_user.engagement_count - 1;
 
   select max(k) into v_place from generate_subscripts(p_user.recent_post_ids, 1) as k
@@ -66,6 +71,9 @@ begin
     p_user.recent_strengths :=
       p_user.recent_strengths[:v_place - 1] || p_user.recent_strengths[v_place + 1:];
   end if;
+  if v_strength > 0 then
+    p_user := two_tower.withdraw_positive(p_lesson.post_id, v_taught, p_settings, p_user);
+  end if;
   if p_user.recent_post_ids = '{}' then
     p_user.engaged_sum := two_tower.zero_vector();
   end if;
@@ -74,12 +82,12 @@ begin
       then two_tower.combine_user(p_user.engaged_sum, p_user.prior_weight, p_user.prior)
     when p_user.recent_post_ids = '{}' then p_user.engaged_sum
     else two_tower.move_vector(p_user.embedding,
-      (-v_strength * least(p_settings.literal_maximum_alpha,
+      (-p_lesson.withdrawn_strength * least(p_settings.literal_maximum_alpha,
         1.0 / (p_user.engagement_count + 1)))::real, v_taught) end;
 end
 $$;
 comment on function two_tower.withdraw_lesson(two_tower.lesson, two_tower.settings, two_tower.state, two_tower.training_examples, extensions.vector, two_tower.user_embeddings) is
-  'Takes back what a signal taught, and nothing else: the recorded steps on the post and on those that it pushed away, what it added to the popularity, and the post''s part in the engaged sum. Approximate in one way: steps on a sphere do not add up, so a vector that has moved since does not come back to the same place.';
+  'Takes back what a signal taught, and nothing else: the recorded steps on the post and on those that it pushed away, what it added to the popularity, and the post''s part in the engaged sum and its interest. Approximate in one way: steps on a sphere do not add up, so a vector that has moved since does not come back to the same place.';
 
 create function two_tower.withdraw_example(p_lesson two_tower.lesson)
 returns two_tower.training_examples language plpgsql set search_path = pg_catalog, pg_temp as $$

@@ -44,10 +44,15 @@ create table two_tower.checkpoint_users (
   prior_source two_tower.prior_source,
   recent_post_ids bigint[] not null,
   recent_strengths real[] not null,
+  positive_ids bigint[] not null,
+  positive_interests smallint[] not null,
+  interest_sums extensions.halfvec(128)[] not null,
   engagement_count integer not null,
+  reset_count integer not null,
   primary key (checkpoint_id, user_id)
 ) partition by list (checkpoint_id);
 comment on table two_tower.checkpoint_users is 'Users as they stood. One partition per checkpoint. Rows of deleted users are erased.';
+comment on column two_tower.checkpoint_users.reset_count is 'user_embeddings.reset_count. A user who began anew since gets nothing back but the prior.';
 
 create function two_tower.drop_old_checkpoints() returns integer
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$

@@ -203,6 +203,8 @@ language sql stable security definer set search_path = pg_catalog, pg_temp as $$
       ) e
         join two_tower.training_examples x on x.user_id = e.user_id and x.post_id = e.post_id
           and x.event_id = e.id and x.created_at = e.created_at and not x.is_withdrawn
+          and (p_before is not null or x.reset_count = (
+            select n.reset_count from two_tower.user_embeddings n where n.user_id = a.user_id))
         join two_tower.signals g on g.event_type = x.event_type
         join two_tower.live_embeddings v on v.slot = st.active_slot and v.post_id = e.post_id
         left join post p on p.post_id = e.post_id
@@ -210,7 +212,7 @@ language sql stable security definer set search_path = pg_catalog, pg_temp as $$
   group by a.user_id;
 $$;
 comment on function two_tower.user_histories(bigint, uuid[]) is
-  'Returns learned engagements of users before t0, by when they happened, oldest first, with the posts'' vectors as they stood then. The user tower is trained on them, and judged by them. For t0 null, returns those of now with live embeddings, which the user tower encodes. Definer: workers have no grant on tables.';
+  'Returns learned engagements of users before t0, by when they happened, oldest first, with the posts'' vectors as they stood then. The user tower is trained on them, and judged by them. For t0 null, returns those of now with live embeddings, which the user tower encodes: of a user who began anew, those since. Definer: workers have no grant on tables.';
 
 -- Numbers of the range, drawn by a hash of t0: uniform, without sorting all posts, and the same
 -- again for the same data.

@@ -179,7 +179,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
     select p.post_id, p.embedding from two_tower.posts_as_of(p_from) p
   ), past as materialized (
     select u.user_id, e.id, e.id >= p_from as is_since,
-      g.strength * case when g.strength < 0 then s.negative_strength_factor else 1 end as strength,
+      two_tower.weigh_strength(g.strength, s.negative_strength_factor) as strength,
       case when e.id >= p_from then x.post_emb::extensions.vector
         else coalesce(p.embedding, x.post_emb::extensions.vector) end as embedding,
       row_number() over (partition by u.user_id order by e.id) as place

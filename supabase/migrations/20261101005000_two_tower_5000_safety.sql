@@ -175,7 +175,8 @@ begin
   ), users as (
     insert into two_tower.checkpoint_users
     select v_id, u.user_id, u.embedding, u.engaged_sum, u.prior, u.prior_weight,
-      u.prior_source, u.recent_post_ids, u.recent_strengths, u.engagement_count
+      u.prior_source, u.recent_post_ids, u.recent_strengths, u.positive_ids,
+      u.positive_interests, u.interest_sums, u.engagement_count, u.reset_count
     from two_tower.user_embeddings u
     returning user_id
   )
@@ -256,16 +257,23 @@ begin
   v_ids := array(select u.user_id from two_tower.user_embeddings u
     where u.user_id > v_state.restored_up_to order by u.user_id limit p_limit for no key update);
   update two_tower.user_embeddings u set
-    embedding = coalesce(c.embedding, n.zero), engaged_sum = coalesce(c.engaged_sum, n.zero),
-    prior = c.prior, prior_weight = coalesce(c.prior_weight, 0),
-    prior_source = c.prior_source, recent_post_ids = coalesce(c.recent_post_ids, '{}'),
+    embedding = coalesce(c.embedding, two_tower.combine_user(n.zero, p.prior_weight, p.prior)),
+    engaged_sum = coalesce(c.engaged_sum, n.zero),
+    prior = p.prior, prior_weight = coalesce(p.prior_weight, 0), prior_source = p.prior_source,
+    recent_post_ids = coalesce(c.recent_post_ids, '{}'),
     recent_strengths = coalesce(c.recent_strengths, '{}'),
+    positive_ids = coalesce(c.positive_ids, '{}'),
+    positive_interests = coalesce(c.positive_interests, '{}'),
+    interest_sums = coalesce(c.interest_sums, '{}'),
     engagement_count = coalesce(c.engagement_count, 0)
-  from unnest(v_ids) as i (user_id)
+  from two_tower.user_embeddings i
     cross join (select two_tower.zero_vector() as zero) n
+    left join two_tower.checkpoint_users p
+      on p.checkpoint_id = v_state.filling_checkpoint and p.user_id = i.user_id
     left join two_tower.checkpoint_users c
-      on c.checkpoint_id = v_state.filling_checkpoint and c.user_id = i.user_id
-  where u.user_id = i.user_id;
+      on c.checkpoint_id = p.checkpoint_id and c.user_id = p.user_id
+        and c.reset_count = i.reset_count
+  where i.user_id = any (v_ids) and u.user_id = i.user_id;
   update two_tower.state
   set restored_up_to = coalesce(v_ids[cardinality(v_ids)], two_tower.last_uuid())
   where id;
@@ -273,4 +281,4 @@ begin
 end
 $$;
 comment on function two_tower.restore_users(integer) is
-  'In a rollback, gives the next p_limit users what the checkpoint has of them. Users whom it does not have start anew. Returns how many.';
+  'In a rollback, gives the next p_limit users what the checkpoint has of them. Users whom it does not have start anew. Those who began anew since get their prior alone. Returns how many.';

@@ -244,6 +244,12 @@ begin
     union all
     select * from two_tower.list_followed(v_user_id, p_limit, p_excluded, v_among, v_filter)
     where p_kind = 'followed'
+    union all
+    select * from two_tower.list_of_author(v_user_id, p_text, p_limit, p_excluded, p_among)
+    where p_kind = 'author'
+    union all
+    select * from two_tower.list_trending(v_user_id, p_text, p_excluded, p_among)
+    where p_kind = 'trending'
   ) u;
   return query
   select p.id, p.key, s.name, p.author_id, p.created_at, r.score, p_kind, null::text,
@@ -269,7 +275,7 @@ end
 $$;
 comment on function two_tower.rank_for(uuid, integer, bigint[], text, bigint[], text, bigint, text,
   two_tower.page_filter) is
-  'The core of every page: ids and scores, no text. p_kind: recommended, or similar (to p_post_id), search (by p_text, which the user had encoded), popular or followed. p_source: posts of this source alone. p_among: only of these. p_filter: those that match alone; whose followed authors are asked for is p_user_id. Does not ask who may read a post. Raises 42501 for another user than the caller, and 22023 for an unknown source. Definer: clients have no grant on embeddings.';
+  'The core of every page: ids and scores, no text. p_kind: recommended, or similar (to p_post_id), search (by p_text, which the user had encoded), popular, followed, author (p_text: the key) or trending (p_text: a tag, or null). p_source: posts of this source alone. p_among: only of these. p_filter: those that match alone; whose followed authors are asked for is p_user_id. Does not ask who may read a post. Raises 42501 for another user than the caller, and 22023 for an unknown source. Definer: clients have no grant on embeddings.';
 
 create function two_tower.scan_limit() returns integer
 language sql stable security definer set search_path = pg_catalog, pg_temp as $$
@@ -279,8 +285,8 @@ comment on function two_tower.scan_limit() is 'Returns settings.exact_scan_limit
 
 -- Nearly always the first round fills the page. Where the caller may read few of the posts, the
 -- direction turns: what the caller may read is found first, and ranked then. It turns at once where
--- nothing of the first round is readable. What is recommended or followed comes back in full, so
--- that less than was asked for is all there is.
+-- nothing of the first round is readable. What is recommended, followed or of an author comes back
+-- in full, so that less than was asked for is all there is.
 create function two_tower.page_for(p_user_id uuid, p_limit integer, p_exclude text[] default '{}',
   p_source text default null, p_kind text default 'recommended', p_post_id bigint default null,
   p_text text default null, p_filter jsonb default null, p_cursor text default null)
@@ -319,7 +325,7 @@ begin
     v_page := v_page || array(
       select f from unnest(v_found) f where f.post_id = any (v_readable));
     exit when cardinality(v_page) >= v_limit
-      or cardinality(v_found) < v_asked and p_kind in ('recommended', 'followed');
+      or cardinality(v_found) < v_asked and p_kind in ('recommended', 'followed', 'author');
     v_excluded := v_excluded || array(select f.post_id from unnest(v_found) f);
   end loop;
   v_turns := case when cardinality(v_page) > v_limit then two_tower.turns_for(p_user_id, v_limit,

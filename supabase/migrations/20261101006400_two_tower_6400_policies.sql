@@ -69,6 +69,16 @@ grant execute on function
   two_tower.find_readable(bigint[], boolean), two_tower.find_newest_readable(integer, text)
   to authenticated;
 
+-- What users ask and decide about their own feed.
+revoke execute on function
+  public.reset_my_feed(), public.more_from_author(text, integer),
+  public.trending_posts(text, integer)
+  from public, anon, authenticated, service_role;
+grant execute on function
+  public.reset_my_feed(), two_tower.reset_feed(), public.more_from_author(text, integer),
+  public.trending_posts(text, integer)
+  to authenticated, service_role;
+
 -- A worker can do its work and nothing else: it calls these functions, and has no grant on a table.
 -- Its login is a member: create role worker login password '...' in role two_tower_worker.
 do $$

@@ -27,6 +27,8 @@ COUNTS = """
     (select md5(string_agg(u.embedding::text, '' order by u.user_id))
       from two_tower.user_embeddings u) as users
 """
+# A block counts from the next statement on. So events are learned again in the batches of before.
+BATCH = 50
 # What does not depend on what was drawn.
 LEARNED = """
   select u.user_id, u.post_id, u.signals, u.is_engaged, u.is_hidden, e.engagement_count
@@ -40,10 +42,11 @@ def fill(connection: Connection) -> list[str]:
     users = [add_user(connection) for _ in range(10)]
     posts = add_posts(connection, 60, users[:3], rng)
     stream = Stream(rng, users, posts)
-    insert_events(connection, stream.next(150))
+    for _ in range(3):
+        insert_events(connection, stream.next(BATCH))
     value(connection, "select two_tower.fold_steps(50)")
     value(connection, "select two_tower.checkpoint('operator')")
-    insert_events(connection, stream.next(50))
+    insert_events(connection, stream.next(BATCH))
     return users
 
 
@@ -117,7 +120,7 @@ def test_rows_restored_without_the_schema_are_learned_once_more(
         value(connection, "select two_tower.reconcile('posts')")
         ids = [row.id for row in rows(connection, "select id from two_tower.posts order by id")]
         store(connection, ids, base_vectors(np.random.default_rng(1), len(ids)))
-        while value(connection, "select two_tower.learn_history(40)"):
+        while value(connection, "select two_tower.learn_history(%s)", BATCH):
             pass
         value(connection, "select two_tower.fold_steps(null)")
         assert rows(connection, LEARNED) == learned

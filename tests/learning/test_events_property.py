@@ -16,7 +16,7 @@ from python_jobs.db import Connection, connect
 from tests.support.database import as_user
 from tests.support.engagements import base_vectors, insert_events, store
 from tests.support.invariants import assert_consistent
-from tests.support.reference import EVENT_TYPES, START, STRENGTHS, Event, meaning
+from tests.support.reference import EVENT_TYPES, START, STRENGTHS, WITHDRAWALS, Event, meaning
 from tests.support.twin import Twin
 
 USERS, POSTS = 3, 24
@@ -53,8 +53,8 @@ def events(draw: st.DrawFn, *, hostile: bool) -> tuple[int, int, str, int | None
 
 
 toggles = st.tuples(
-    st.integers(0, USERS - 1), st.integers(0, POSTS - 1), st.sampled_from(["like", "repost"])
-).map(lambda t: [(t[0], t[1], kind, None, 0) for kind in (t[2], f"un{t[2]}") * 4])
+    st.integers(0, USERS - 1), st.integers(0, POSTS - 1), st.sampled_from([*WITHDRAWALS])
+).map(lambda t: [(t[0], t[1], kind, None, 0) for kind in (WITHDRAWALS[t[2]], t[2]) * 4])
 floods = st.tuples(events(hostile=False), st.integers(2, 70)).map(lambda t: [t[0]] * t[1])
 statements = st.one_of(st.lists(events(hostile=False), min_size=1, max_size=8), toggles, floods)
 streams = st.lists(statements, min_size=1, max_size=6)
@@ -99,17 +99,19 @@ def make(twin: Twin, described: tuple[int, int, str, int | None, int]) -> Event:
 def assert_signals_match_what_was_sent(connection: Connection, sent: list[Event]) -> None:
     """is_engaged and is_hidden are what the user said, learned or not; nothing else is."""
     engaged: dict[tuple[str, int], set[str]] = {}
-    hidden, touched = set(), set()
+    hidden: dict[tuple[str, int], set[str]] = {}
+    touched = set()
     for event in sent:
         key = (event.user_id, event.post_id)
         touched.add(key)
         signal = meaning(event.event_type, event.dwell_ms)
         if STRENGTHS.get(signal, 0) > 0:
             engaged.setdefault(key, set()).add(signal)
-        elif signal in ("unlike", "unrepost"):
-            engaged.setdefault(key, set()).discard(signal[2:])
-        if signal in ("hide", "not_interested"):
-            hidden.add(key)
+        elif signal in ("hide", "not_interested"):
+            hidden.setdefault(key, set()).add(signal)
+        elif withdrawn := WITHDRAWALS.get(signal):
+            engaged.setdefault(key, set()).discard(withdrawn)
+            hidden.setdefault(key, set()).discard(withdrawn)
     rows = connection.execute(
         "select user_id::text, post_id, is_engaged, is_hidden from two_tower.user_posts"
     ).fetchall()
@@ -120,7 +122,7 @@ def assert_signals_match_what_was_sent(connection: Connection, sent: list[Event]
     }
     for user_id, post_id, is_engaged, is_hidden in rows:
         key = (user_id, post_id)
-        assert is_hidden == (key in hidden)
+        assert is_hidden == bool(hidden.get(key)), key
         if key not in waiting:
             assert is_engaged == bool(engaged.get(key)), key
 

@@ -32,10 +32,14 @@ def add_posts(
     author_ids: Sequence[str],
     rng: np.random.Generator | None = None,
 ) -> list[int]:
-    """Inserts posts, the authors in turn, and encodes them at random; without rng, not at all."""
+    """Inserts posts, the authors in turn, and encodes them at random; without rng, not at all.
+
+    Each has a text of its own: of equal ones all but one would count as copies.
+    """
     rows = connection.execute(
         "insert into public.posts (author_id, content, created_at)"
-        " select (%s::uuid[])[1 + g %% %s], 'post ' || g, %s from generate_series(1, %s) g"
+        " select (%s::uuid[])[1 + g %% %s], 'post ' || gen_random_uuid(), %s"
+        " from generate_series(1, %s) g"
         " returning id",
         [list(author_ids), len(author_ids), START - timedelta(days=1), count],
     ).fetchall()
@@ -123,6 +127,8 @@ class Stream:
         "mute_author": 1,
         "unlike": 5,
         "unrepost": 2,
+        "unhide": 2,
+        "undo_not_interested": 1,
     }
 
     def __init__(
@@ -132,7 +138,7 @@ class Stream:
         self.user_ids = list(user_ids)
         self.post_ids = list(post_ids)
         self.now = START
-        self.given: dict[str, list[tuple[str, int]]] = {"like": [], "repost": []}
+        self.given: dict[str, list[tuple[str, int]]] = {kind: [] for kind in WITHDRAWALS.values()}
         self._types = list(self.weights)
         total = sum(self.weights.values())
         self._shares = [weight / total for weight in self.weights.values()]

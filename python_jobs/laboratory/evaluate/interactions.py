@@ -15,7 +15,7 @@ from python_jobs.laboratory.movielens import MovieLens
 POSITIVE = frozenset({"like", "reply", "repost"})
 EVENT_TYPES = POSITIVE | {
     *("view", "click", "dwell", "skip", "hide", "not_interested"),
-    *("block_author", "mute_author", "unlike", "unrepost"),
+    *("block_author", "mute_author", "unlike", "unrepost", "unhide", "undo_not_interested"),
 }
 COLUMNS = ("user", "item", "time", "event_type")
 LONGEST_DWELL_MS = 2**31 - 1  # what an integer of Postgres holds
