@@ -227,8 +227,8 @@ begin
       v_filter);
     return;
   end if;
-  v_among := case when v_filter is null or p_kind = 'followed' then p_among
-    else two_tower.narrow_posts(v_filter, v_source_id, p_among) end;
+  v_among := case when v_filter is null or p_kind in ('followed', 'author', 'trending')
+    then p_among else two_tower.narrow_posts(v_filter, v_source_id, p_among) end;
   -- Of equal ones the newest first: ids that no key lent count down.
   select array_agg(u.post_id order by u.score desc, greatest(u.post_id, ~u.post_id) desc),
     array_agg(u.score order by u.score desc, greatest(u.post_id, ~u.post_id) desc),
@@ -264,6 +264,8 @@ begin
     ) c
     where (select exists (select from two_tower.listed_posts p
       where p.id = c.post_id and (v_source_id is null or p.source_id = v_source_id)
+        and (v_filter is null
+          or exists (select from two_tower.matching_posts(v_filter) m where m.id = p.id))
         and not exists (select from two_tower.withheld_authors a
           where a.user_id = v_user_id and a.author_id = p.author_id)))
     limit p_limit
