@@ -174,15 +174,19 @@ comment on function two_tower.estimate_matches(two_tower.page_filter, smallint) 
 create function two_tower.list_few(p_filter two_tower.page_filter, p_source_id smallint)
 returns bigint[] language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
-  v_most integer := (
-    select least(s.exact_scan_limit, sqrt(s.over_fetch * nullif(greatest(c.reltuples, 0), 0)))
-    from two_tower.settings s, pg_catalog.pg_class c where c.oid = 'two_tower.posts'::regclass);
+  v_most integer;
   v_ids bigint[];
 begin
   if p_filter is null and (p_source_id is null or not exists (
-      select from two_tower.sources s
-      where s.role = 'posts' and s.state <> 'detached' and s.id <> p_source_id))
-    or two_tower.estimate_matches(p_filter, p_source_id) > v_most then
+    select from two_tower.sources s
+    where s.role = 'posts' and s.state <> 'detached' and s.id <> p_source_id)) then
+    return null;
+  end if;
+  select least(s.exact_scan_limit, sqrt(s.over_fetch * nullif(greatest(c.reltuples, 0), 0)))
+  into v_most
+  from two_tower.settings s cross join pg_catalog.pg_class c
+  where c.oid = 'two_tower.posts'::regclass;
+  if two_tower.estimate_matches(p_filter, p_source_id) > v_most then
     return null;
   end if;
   execute format('select array(%s)', two_tower.write_match_query(p_filter))

@@ -20,6 +20,8 @@ _REASONS = (
     (r"on blocks", "did the reader block its author?"),
     (r"on users", "has Auth banned its author?"),
     (r"on sources", "the name of its table"),
+    (r"on muted_terms", "what the reader has muted"),
+    (r"on pg_class", "how many posts there are"),
     (r"on withheld_authors", "blocks in either direction"),
     (r"on posts p", "the registry: may it be shown, and what is its key?"),
     (r"on base_embeddings", "the vector of its text, to find copies"),
