@@ -45,8 +45,10 @@
 --   a search    texts       what callers want encoded
 --               encoder     from one encoder to another
 --   around it   monitoring, safety
---   a client    source_functions  what is written for each attached table, and asks its policies
+--   a client    source_functions  what is written for each attached table
+--               readable     what asks its policies
 --               cursors      what a scroll has shown
+--               requests     what a caller names
 --               shelves      an author's posts, a tag's
 --               feeds, explanations, control, moderation, recording
 --   any app     pages         rows of an attached table, as pages
@@ -132,7 +134,8 @@ insert into two_tower.error_codes (sqlstate, name, meaning) values
     'created_at lies in the future, or further back than settings.oldest_event_age.'),
   ('TT002', 'too_large',
     'A batch has more than 500 events or a megabyte, p_exclude more than 1,000 keys, a list of'
-      || ' p_filter too many texts, or a text more than settings.requested_text_length characters.'),
+      || ' p_filter too many texts, a reader more than 200 muted terms, or a text more than'
+      || ' settings.requested_text_length characters.'),
   ('TT003', 'lease_lost',
     'This worker no longer has the job. Its lease ended, and another worker may have taken it.'),
   ('TT004', 'weights_invalid',
