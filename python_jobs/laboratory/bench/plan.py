@@ -36,7 +36,7 @@ _REASONS = (
     (r"Function Scan on score_posts", "the parts of the score of each candidate"),
     (r"CTE ", "texts that are compared"),
     (r"Function Scan on (rank_posts|make_page|recommend_for)", "the page so far"),
-    (r"Function Scan on (unnest )?[gr]\b", "the list of posts to read"),
+    (r"Function Scan on (unnest )?[gru]\b", "the list of posts to read"),
     (r"Function Scan on choose_settings", "the settings that serve the reader"),
     (r"WindowAgg", "which post of its author is it? For diversity"),
     (r"Incremental Sort|Sort ", "in order"),
