@@ -78,7 +78,7 @@ def test_of_a_table_with_few_of_the_posts_the_exact_best_come(
     db.execute(
         "insert into public.engagement_events (user_id, post_id, event_type)"
         " select %s, p, 'like' from unnest(%s::bigint[]) p",
-        [reader, written[:3]],
+        [reader, written[-3:]],
     )
     db.execute("analyze two_tower.posts")
     db.execute("update two_tower.settings set exact_scan_limit = %s", [len(few)])
