@@ -67,7 +67,10 @@ create type two_tower.reader as (
   exploration_share double precision,
   author_cap integer,
   followed_author_cap integer,
-  over_fetch integer
+  over_fetch integer,
+  told_places integer,
+  told_similarity double precision,
+  told_ids bigint[]
 );
 comment on type two_tower.reader is 'A user at the moment of a request, with the settings that serve this user.';
 comment on column two_tower.reader.source_id is 'The source that is asked for. Null for all.';
@@ -78,6 +81,8 @@ comment on column two_tower.reader.popularity_unit is 'compute_popularity() of o
 comment on column two_tower.reader.popularity_scale is 'The log of 1 + the highest popularity in likes of now.';
 comment on column two_tower.reader.recency_half_life is 'In seconds.';
 comment on column two_tower.reader.author_cap is 'The most posts of one author on the page, while others are left: settings.author_share of it.';
+comment on column two_tower.reader.told_places is 'How many places of the page go to what the reader told.';
+comment on column two_tower.reader.told_ids is 'The posts for these places.';
 comment on column two_tower.reader.followed_author_cap is 'The same, of an author whom the reader follows.';
 
 -- A user's ranking goes from popular and fresh to personal over the first settings.cold_until
@@ -111,7 +116,10 @@ begin
     extract(epoch from v_settings.recency_half_life), v_settings.followed_weight,
     v_settings.exploration_share, two_tower.cap_posts(v_settings.author_share, p_limit),
     two_tower.cap_posts(v_settings.followed_author_share, p_limit),
-    v_settings.over_fetch)::two_tower.reader;
+    v_settings.over_fetch, round(p_limit * v_settings.told_share * greatest(0, 1 - coalesce(
+      (select u.engagement_count from two_tower.user_embeddings u where u.user_id = p_user_id), 0)
+      / v_settings.told_until::double precision)), v_settings.told_similarity,
+    '{}'::bigint[])::two_tower.reader;
 end
 $$;
 comment on function two_tower.load_reader(uuid, smallint, integer) is

@@ -55,6 +55,7 @@ begin
           / case when s.is_followed then p_reader.followed_author_cap
               else p_reader.author_cap end end as turn,
         case when x.is_explored then 'exploration'
+          when s.post_id = any (p_reader.told_ids) then 'told'
           when s.personal >= greatest(s.popular, s.fresh, s.followed) then 'personal'
           when s.is_followed and s.followed >= greatest(s.popular, s.fresh) then 'followed'
           when s.popular >= s.fresh then 'popular' else 'fresh' end as source
@@ -62,7 +63,8 @@ begin
         cross join lateral (
           select s.personal + s.popular + s.fresh + s.followed as score,
             s.post_id = any (p_explored) as is_explored) x
-      order by not x.is_explored, turn, x.score desc, s.post_id desc
+      order by not x.is_explored, s.post_id <> all (p_reader.told_ids), turn, x.score desc,
+        s.post_id desc
       offset 0
     ) c
     where not (select exists (select from two_tower.withheld_authors a
@@ -73,7 +75,7 @@ begin
 end
 $$;
 comment on function two_tower.rank_posts(two_tower.reader, integer, bigint[], bigint[]) is
-  'Returns the best p_limit of the candidates, none of which the reader has seen: first those to explore, then by score. Posts of an author beyond the cap of the reader come behind those of all others. shared: how many of them are within the cap. Looks authors and the registry up from the best post down, until the page is full.';
+  'Returns the best p_limit of the candidates, none of which the reader has seen: first those to explore, then those for what the reader told, then by score. Posts of an author beyond the cap of the reader come behind those of all others. shared: how many of them are within the cap. Looks authors and the registry up from the best post down, until the page is full.';
 
 -- Of a source that has few of the posts, the index would find few, and a scan would read all
 -- others. Statistics tell, because counting would take as long as the page.
@@ -122,12 +124,15 @@ begin
       where p.source_id = p_source_id and p.is_listed and p.encoded_hash is not null);
   end if;
   if v_among is not null then
+    v_among := two_tower.leave_out_seen(p_user_id, v_among, p_excluded);
+    v_reader.told_ids := two_tower.choose_told_posts(v_reader, p_excluded, v_among);
     select r.ids, r.scores, r.sources into ids, scores, sources
-    from two_tower.rank_posts(v_reader, p_limit,
-      two_tower.leave_out_seen(p_user_id, v_among, p_excluded), '{}') r;
+    from two_tower.rank_posts(v_reader, p_limit, v_among, '{}') r;
     return;
   end if;
-  v_explored := two_tower.choose_explored_posts(v_reader, p_limit, p_excluded);
+  v_reader.told_ids := two_tower.choose_told_posts(v_reader, p_excluded);
+  v_explored := two_tower.choose_explored_posts(v_reader, p_limit,
+    p_excluded || v_reader.told_ids);
   v_listed := two_tower.list_candidates(v_reader,
     case when v_reader.warmth < 1 then v_count else p_limit end, p_excluded);
   foreach v_search in array '{index, wide, scan}'::text[] loop
@@ -146,7 +151,8 @@ begin
       continue when v_near is null;
     end if;
     select r.ids, r.scores, r.sources, r.shared into ids, scores, sources, v_shared
-    from two_tower.rank_posts(v_reader, p_limit, v_listed || v_near, v_explored) r;
+    from two_tower.rank_posts(v_reader, p_limit, v_listed || v_near || v_reader.told_ids,
+      v_explored) r;
     exit when v_shared >= p_limit or v_has_met_all and cardinality(ids) >= p_limit;
   end loop;
 end
@@ -273,7 +279,7 @@ create type two_tower.page_row as (
 comment on type two_tower.page_row is 'A post on a page.';
 comment on column two_tower.page_row.post_key is 'The key of its row in the app''s table.';
 comment on column two_tower.page_row.post_source is 'The table: sources.name.';
-comment on column two_tower.page_row.source is 'What brought it here: personal, popular, fresh, followed, exploration, content or recent.';
+comment on column two_tower.page_row.source is 'What brought it here: personal, told (by the reader: set_interests()), popular, fresh, followed, exploration, content or recent.';
 comment on column two_tower.page_row.arm is 'The arm of the experiment that served it.';
 
 create function two_tower.recommend_for(p_user_id uuid, p_limit integer default 20,

@@ -58,6 +58,8 @@ CALLS = {
       {{"post_id": 0, "event_type": "dwell", "dwell_ms": 1.5}}]', true)""",
     "public.embed_text": "('a boat')",
     "public.reset_my_feed": "()",
+    "public.set_interests": "('{{boats}}', '{{{post}}}')",
+    "two_tower.tell_interests": "('{{boats}}', array[{post}])",
     "public.more_from_author": "('{other}', 3)",
     "public.trending_posts": "('boats', 3)",
     "two_tower.reset_feed": "()",
