@@ -31,7 +31,17 @@ def demo(**options: Any) -> None:
     # always the local database, wherever TWO_TOWER_DATABASE_URL points
     access = find_access(state, state.database_url)
     report = run_replay(stack.state_dir, state.database_url, access, **options)
+    compare_with_static(state.database_url)
     click.echo(describe(report, state, start_feed(stack)))
+
+
+def compare_with_static(url: str) -> None:
+    """Starts the experiment of learning against texts alone, once, with a tenth of the users."""
+    with connect(url, autocommit=True) as connection:
+        connection.execute(
+            "select two_tower.compare_with_static(0.1)"
+            " where not exists (select from two_tower.experiments)"
+        )
 
 
 def describe(report: Report, state: State, feed_url: str) -> str:
@@ -58,6 +68,7 @@ def describe(report: Report, state: State, feed_url: str) -> str:
         f"Look at the tables:  psql {state.database_url}",
         f"Call the API:        {state.api_url}  (anon key {state.publishable_key})",
         "See how it is:       two-tower status       Stop it:  two-tower down",
+        "An experiment runs:  a tenth of the users get pages by texts alone (two-tower report)",
         f"Use it in a browser: {feed_url}",
     ]
     return "\n".join(lines)

@@ -9,7 +9,8 @@ with recursive engine as (
     and d.refobjid = pg_catalog.to_regnamespace('two_tower')
   union
   select 'pg_class'::regclass, pg_catalog.to_regclass(name), 0
-  from unnest(array['public.author_blocks', 'public.engagement_events']) as name
+  from unnest(array['public.author_blocks', 'public.muted_terms',
+    'public.engagement_events']) as name
   union
   select 'pg_proc'::regclass, pg_catalog.to_regprocedure(signature), 0
   from unnest(%(functions)s::text[]) as signature
@@ -18,7 +19,7 @@ with recursive engine as (
   from two_tower.sources s where s.role = 'posts'
   union
   select 'pg_proc'::regclass, pg_catalog.to_regprocedure(
-    format('public.%%I(integer, text[])', n.name)), 0
+    format('public.%%I(integer, text[], jsonb, text)', n.name)), 0
   from two_tower.sources s cross join unnest(two_tower.list_page_functions(s.name)) as n (name)
   where s.role = 'posts'
   union

@@ -33,7 +33,8 @@ begin
   -- Pages of attached tables stand in public, and refer to the engine in strings alone.
   for v_source in select s.name from two_tower.sources s where s.role = 'posts' loop
     foreach v_function in array two_tower.list_page_functions(v_source.name) loop
-      execute format('drop function if exists public.%I(integer, text[]) cascade', v_function);
+      execute format('drop function if exists public.%I(integer, text[], jsonb, text) cascade',
+        v_function);
     end loop;
     execute format('drop view if exists public.%I cascade', v_source.name || '_page');
   end loop;
@@ -47,5 +48,5 @@ $$;
 drop function if exists
   :functions
   cascade;
-drop table if exists public.author_blocks, public.engagement_events cascade;
+drop table if exists public.author_blocks, public.muted_terms, public.engagement_events cascade;
 drop schema if exists two_tower cascade;

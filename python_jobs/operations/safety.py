@@ -21,7 +21,10 @@ REPORT = {
     " order by id desc limit 3",
     "Checkpoints": "select id, made_at, reason, candidate_tower, user_tower, posts, users, is_good"
     " from two_tower.checkpoints order by id desc",
-    "Experiments": "select * from two_tower.experiment_results order by experiment, arm",
+    "Experiments": "select experiment, arm, users, round(positives_per_view::numeric, 4) as rate,"
+    " round(difference::numeric, 4) as difference,"
+    " format('%%s to %%s', round(difference_low::numeric, 4), round(difference_high::numeric, 4))"
+    " as interval, verdict from two_tower.experiment_results order by experiment, arm",
 }
 
 

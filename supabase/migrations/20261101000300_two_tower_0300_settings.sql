@@ -159,6 +159,8 @@ create table two_tower.settings (
       check (trending_window between '1 hour' and '90 days'),
   exact_scan_limit integer not null default 5000
     constraint exact_scan_limit_is_bounded check (exact_scan_limit between 0 and 1000000),
+  ranks_by text not null default 'learned'
+    constraint ranks_by_is_known check (ranks_by in ('learned', 'text')),
   over_fetch integer not null default 150
     constraint over_fetch_is_bounded check (over_fetch between 40 and 1000),
   ef_search integer not null default 400
@@ -244,6 +246,7 @@ comment on column two_tower.settings.told_until is 'Engagements over which that 
 comment on column two_tower.settings.told_similarity is 'Advanced. A post with at least this cosine to what was told is about it.';
 comment on column two_tower.settings.trending_window is 'trending_posts() shows posts of this time alone.';
 comment on column two_tower.settings.exact_scan_limit is 'Advanced. With at most this number of posts, all are scanned. With more, the serving index proposes candidates.';
+comment on column two_tower.settings.ranks_by is 'learned: pages by the live embeddings. text: pages by the encoder alone, of the newest 20,000 posts, and popular ones after them: what an experiment compares learning with (compare_with_static()).';
 comment on column two_tower.settings.over_fetch is 'Advanced. The serving index proposes at least this number of unseen posts, to be scored by their live embeddings. Three times the page, where that is more.';
 comment on column two_tower.settings.ef_search is 'Advanced. Breadth of the search in the serving index (hnsw.ef_search). A wider search finds more, and takes longer.';
 comment on column two_tower.settings.serving_drift_tolerance is 'Advanced. A served copy is refreshed when its cosine distance from the live embedding is above this.';

@@ -5,11 +5,14 @@
 create table two_tower.experiments (
   name text primary key,
   description text not null default '',
+  users_wanted integer not null default 1000
+    constraint users_wanted_are_some check (users_wanted >= 2),
   started_at timestamptz,
   ended_at timestamptz,
   constraint what_ended_was_started check (ended_at is null or started_at is not null)
 );
 comment on table two_tower.experiments is 'What is, was or will be compared. start_experiment() starts one, end_experiment() ends it.';
+comment on column two_tower.experiments.users_wanted is 'How many users each arm needs before its result is read. Who reads it earlier, and stops when it pleases, finds differences that are none.';
 comment on column two_tower.experiments.started_at is 'Null until start_experiment().';
 comment on column two_tower.experiments.ended_at is 'Null until end_experiment().';
 create unique index one_running_experiment on two_tower.experiments ((true))
@@ -24,14 +27,15 @@ create table two_tower.experiment_arms (
 );
 comment on table two_tower.experiment_arms is 'The arms of an experiment. Users outside of all shares are in no arm, and are served as ever.';
 comment on column two_tower.experiment_arms.share is 'Share of the users who are in this arm, 0 to 1. The shares of an experiment sum to at most 1.';
-comment on column two_tower.experiment_arms.overrides is 'Settings of serving for this arm, such as {"exploration_share": 0.1}. {} for a control.';
+comment on column two_tower.experiment_arms.overrides is 'Settings of serving for this arm, such as {"exploration_share": 0.1}. {} for a control, which the others are compared with.';
 
 -- The table's own checks say whether an override is valid. The overrides are tried and rolled back.
 create function two_tower.check_overrides(p_overrides jsonb) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_served text[] := '{cold_until, popularity_weight, followed_weight, recency_weight,
-    recency_half_life, exploration_share, author_share, followed_author_share, over_fetch}';
+    recency_half_life, exploration_share, author_share, followed_author_share, over_fetch,
+    ranks_by}';
   v_unknown text;
   v_row two_tower.settings;
 begin
@@ -47,7 +51,8 @@ begin
       followed_weight = v_row.followed_weight, recency_weight = v_row.recency_weight,
       recency_half_life = v_row.recency_half_life, exploration_share = v_row.exploration_share,
       author_share = v_row.author_share,
-      followed_author_share = v_row.followed_author_share, over_fetch = v_row.over_fetch
+      followed_author_share = v_row.followed_author_share, over_fetch = v_row.over_fetch,
+      ranks_by = v_row.ranks_by
     where id;
     raise exception using errcode = 'TT000';
   exception
@@ -60,19 +65,45 @@ end
 $$;
 comment on function two_tower.check_overrides(jsonb) is 'Raises 22023 for an override that is unknown, is not of serving, or that settings would refuse.';
 
+-- A result is of arms as they were when users were dealt out. Two sessions: whoever starts the
+-- experiment, or changes an arm, holds its row.
+create function two_tower.check_arm() returns trigger
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  v_started text;
+begin
+  perform from two_tower.experiments e
+  where e.name in (old.experiment, new.experiment) order by e.name for no key update;
+  select e.name into v_started from two_tower.experiments e
+  where e.name in (old.experiment, new.experiment) and e.started_at is not null;
+  if found then
+    raise exception 'experiment % was started: its arms stay as they are', v_started
+      using errcode = '55000',
+        hint = 'End it, and start another: results belong to the arms of one start.';
+  end if;
+  if tg_op <> 'DELETE' then
+    perform two_tower.check_overrides(new.overrides);
+    return new;
+  end if;
+  return old;
+end
+$$;
+comment on function two_tower.check_arm() is 'Raises 22023 for overrides that settings would refuse, and 55000 for an arm of an experiment that was started.';
+create trigger check_arm before insert or update or delete on two_tower.experiment_arms
+  for each row execute function two_tower.check_arm();
+
 create function two_tower.start_experiment(p_name text) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_running text;
 begin
+  perform from two_tower.experiments e where e.name = p_name for no key update;
   if (select coalesce(sum(share), 0) not between 1e-9 and 1 + 1e-9
       from two_tower.experiment_arms where experiment = p_name) then
     raise exception 'experiment % has no arms, or shares of more than 1', p_name
       using errcode = '22023',
         hint = 'Give it rows of two_tower.experiment_arms with shares of at most 1 in all.';
   end if;
-  perform two_tower.check_overrides(a.overrides) from two_tower.experiment_arms a
-  where a.experiment = p_name;
   select name into v_running from two_tower.experiments
   where started_at is not null and ended_at is null;
   if found then
@@ -144,6 +175,27 @@ end
 $$;
 comment on function two_tower.choose_settings(uuid) is 'Returns the settings that a user is served with: those of the user''s arm where an experiment runs.';
 
+create function two_tower.compare_with_static(p_share double precision default 0.5)
+returns text language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  v_name text := 'online against static, ' || to_char(two_tower.now() at time zone 'UTC',
+    'YYYY-MM-DD HH24:MI:SS');
+begin
+  if p_share is null or p_share not between 0.01 and 0.99 then
+    raise exception 'the share of static pages is not from 0.01 to 0.99' using errcode = '22023',
+      hint = 'Call compare_with_static(0.1) to serve one user in ten without what was learned.';
+  end if;
+  insert into two_tower.experiments (name, description)
+  values (v_name, 'What learning from engagements adds to the texts alone.');
+  insert into two_tower.experiment_arms (experiment, arm, share, overrides)
+  values (v_name, 'online', 1 - p_share, '{}'), (v_name, 'static', p_share, '{"ranks_by": "text"}');
+  perform two_tower.start_experiment(v_name);
+  return v_name;
+end
+$$;
+comment on function two_tower.compare_with_static(double precision) is
+  'Starts the experiment of online learning against static embeddings, and returns its name. p_share of the users get pages by texts alone. See experiment_results, and end it with end_experiment(). Raises 22023 for a share out of range, and 55000 when an experiment is running.';
+
 create view two_tower.experiment_results with (security_invoker = true) as
 with active as (
   select x.name, e.user_id, two_tower.choose_arm(x.name, e.user_id) as arm,
@@ -154,15 +206,53 @@ with active as (
     on e.created_at >= x.started_at and e.created_at < coalesce(x.ended_at, 'infinity')
   inner join two_tower.signals as s on s.event_type = e.event_type
   group by x.name, e.user_id
+), summed as (
+  select name, arm, count(*) as users, sum(views) as views, sum(positives) as positives,
+    avg(positives::double precision / greatest(1, views)) as rate,
+    stddev_samp(positives::double precision / greatest(1, views)) / sqrt(count(*)) as error
+  from active group by name, arm
+), compared as (
+  select r.*, x.users_wanted,
+    (r.users - a.share * o.users) / nullif(sqrt(a.share * (1 - a.share) * o.users), 0) as ratio_z,
+    case when r.arm <> c.arm then r.rate - c.rate end as difference,
+    case when r.arm <> c.arm then 1.96 * sqrt(r.error ^ 2 + c.error ^ 2) end as margin,
+    least(r.users, c.users) as users_compared
+  from summed as r
+  inner join two_tower.experiments as x on x.name = r.name
+  left join two_tower.experiment_arms as a on a.experiment = r.name and a.arm = r.arm
+  left join lateral (
+    select sum(s.users) as users from summed as s where s.name = r.name
+  ) as o on true
+  left join lateral (
+    select s.arm, s.users, s.rate, s.error
+    from summed as s
+    inner join two_tower.experiment_arms as k on k.experiment = s.name and k.arm = s.arm
+    where s.name = r.name
+    order by k.overrides <> '{}', s.arm limit 1
+  ) as c on true
 )
-select name as experiment, coalesce(arm, '(outside)') as arm, count(*) as users,
-  sum(views) as views, sum(positives) as positives,
-  avg(positives::double precision / greatest(1, views)) as positives_per_view,
-  stddev_samp(positives::double precision / greatest(1, views)) / sqrt(count(*)) as standard_error
-from active
-group by name, arm;
+select
+  name as experiment, coalesce(arm, '(outside)') as arm, users, views, positives,
+  rate as positives_per_view, error as standard_error, ratio_z as sample_ratio_z, difference,
+  difference - margin as difference_low, difference + margin as difference_high,
+  case
+    when arm is null then null
+    when abs(ratio_z) > 3.29 then 'the shares are off: do not read this'
+    when difference is null then 'what others are compared with'
+    when users_compared < users_wanted
+      then format('not enough yet: %s of %s users', users_compared, users_wanted)
+    when difference - margin > 0 then 'better'
+    when difference + margin < 0 then 'worse'
+    else 'no difference seen'
+  end as verdict
+from compared;
 comment on view two_tower.experiment_results is 'What came of each arm, since the start of its experiment. Users with events count.';
 comment on column two_tower.experiment_results.arm is '(outside): the users in no arm.';
 comment on column two_tower.experiment_results.positives is 'Events of a type with a strength above 0. A dwell counts whatever its duration.';
 comment on column two_tower.experiment_results.positives_per_view is 'Mean over users of positives per view.';
 comment on column two_tower.experiment_results.standard_error is 'Standard error of positives_per_view.';
+comment on column two_tower.experiment_results.sample_ratio_z is 'How far the number of users is from what the share says, in standard deviations. Beyond 3.29 (one in a thousand by chance) the arms are no random halves of the same users: one of them loses users, or events.';
+comment on column two_tower.experiment_results.difference is 'positives_per_view less that of the control: the first arm without overrides, or else the first.';
+comment on column two_tower.experiment_results.difference_low is 'Where the 95 % interval of the difference begins.';
+comment on column two_tower.experiment_results.difference_high is 'Where the 95 % interval of the difference ends.';
+comment on column two_tower.experiment_results.verdict is 'What may be said of the arm. Null for users in no arm.';

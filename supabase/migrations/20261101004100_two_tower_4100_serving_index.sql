@@ -228,7 +228,7 @@ create trigger remove_from_serving_index after delete on two_tower.live_embeddin
 -- seen. The limit that the planner sees is a constant, or it would plan for a tenth of the table.
 create function two_tower.find_nearest_posts(p_vector extensions.vector, p_limit integer,
   p_user_id uuid default null, p_excluded bigint[] default '{}', p_is_wide boolean default false,
-  p_source_id smallint default null)
+  p_source_id smallint default null, p_filter two_tower.page_filter default null)
 returns bigint[] language plpgsql stable set search_path = pg_catalog, pg_temp
   set plan_cache_mode = force_generic_plan as $$
 declare
@@ -247,6 +247,8 @@ begin
         select s.post_id from two_tower.serving_embeddings_0 s
         where s.post_id <> all (p_excluded)
           and (p_source_id is null or s.source_id = p_source_id)
+          and (p_filter is null or (select exists (
+            select from two_tower.matching_posts(p_filter) m where m.id = s.post_id)))
           and not (select exists (select from two_tower.user_posts u
             where u.user_id = p_user_id and u.post_id = s.post_id))
         order by s.embedding operator(extensions.<#>) v_vector limit 1000) n
@@ -257,11 +259,14 @@ begin
       select s.post_id from two_tower.serving_embeddings_1 s
       where s.post_id <> all (p_excluded)
         and (p_source_id is null or s.source_id = p_source_id)
+        and (p_filter is null or (select exists (
+          select from two_tower.matching_posts(p_filter) m where m.id = s.post_id)))
         and not (select exists (select from two_tower.user_posts u
           where u.user_id = p_user_id and u.post_id = s.post_id))
       order by s.embedding operator(extensions.<#>) v_vector limit 1000) n
     limit p_limit);
 end
 $$;
-comment on function two_tower.find_nearest_posts(extensions.vector, integer, uuid, bigint[], boolean, smallint) is
-  'Returns about the nearest p_limit posts (at most 1,000), by their served copies, that the user has not seen. Returns null where there is no serving index. p_is_wide: searches on beyond ef_search while posts are missing, to hnsw.max_scan_tuples; otherwise fewer come back. p_source_id: posts of this source alone; null: of all.';
+comment on function two_tower.find_nearest_posts(extensions.vector, integer, uuid, bigint[], boolean, smallint,
+  two_tower.page_filter) is
+  'Returns about the nearest p_limit posts (at most 1,000), by their served copies, that the user has not seen. Returns null where there is no serving index. p_is_wide: searches on beyond ef_search while posts are missing, to hnsw.max_scan_tuples; otherwise fewer come back. p_source_id: posts of this source alone; null: of all. p_filter: those that match alone.';

@@ -55,6 +55,7 @@ comment on function two_tower.refresh_popular_candidates() is 'Lists the 1,000 m
 create type two_tower.reader as (
   user_id uuid,
   source_id smallint,
+  filter two_tower.page_filter,
   vector extensions.vector,
   warmth double precision,
   "time" timestamptz,
@@ -74,6 +75,7 @@ create type two_tower.reader as (
 );
 comment on type two_tower.reader is 'A user at the moment of a request, with the settings that serve this user.';
 comment on column two_tower.reader.source_id is 'The source that is asked for. Null for all.';
+comment on column two_tower.reader.filter is 'What the page is asked to keep to, and what the user has muted. Null for nothing.';
 comment on column two_tower.reader.vector is 'The user vector. Null for a user of whom nothing is known.';
 comment on column two_tower.reader.warmth is '0 for a new reader, 1 after settings.cold_until engagements.';
 comment on column two_tower.reader."time" is 'The moment of the request.';
@@ -88,7 +90,7 @@ comment on column two_tower.reader.followed_author_cap is 'The same, of an autho
 -- A user's ranking goes from popular and fresh to personal over the first settings.cold_until
 -- engagements. Warmth is the root of their share: the first ones say most, and there is no cliff.
 create function two_tower.load_reader(p_user_id uuid, p_source_id smallint default null,
-  p_limit integer default 20)
+  p_limit integer default 20, p_filter two_tower.page_filter default null)
 returns two_tower.reader
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
@@ -108,7 +110,7 @@ begin
     end if;
   end if;
   return row(
-    p_user_id, p_source_id, v_vector, sqrt(least(1, v_share)), v_now, v_unit,
+    p_user_id, p_source_id, p_filter, v_vector, sqrt(least(1, v_share)), v_now, v_unit,
     ln(1 + greatest(1, (select two_tower.popularity_in_likes(p.popularity, v_unit)
                         from two_tower.popular_candidates p
                         order by p.popularity desc, p.number desc limit 1))),
@@ -122,7 +124,7 @@ begin
     '{}'::bigint[])::two_tower.reader;
 end
 $$;
-comment on function two_tower.load_reader(uuid, smallint, integer) is
+comment on function two_tower.load_reader(uuid, smallint, integer, two_tower.page_filter) is
   'Returns the user as recommend() serves them now, on a page of p_limit. vector is null and warmth 0 for a user of whom nothing is known.';
 
 -- Where a reader stands among authors, for an hour.
@@ -163,6 +165,8 @@ begin
         where v.slot = v_slot and v.is_listed and v.author_id is distinct from p_reader.user_id
           and (p_reader.source_id is null or v.source_id = p_reader.source_id)
           and v.post_id not in (select e.id from unnest(p_excluded) as e (id))
+          and (p_reader.filter is null
+            or v.post_id in (select m.id from two_tower.matching_posts(p_reader.filter) m))
           and (v.author_id is null or v.author_id not in (select a.author_id
             from two_tower.withheld_authors a where a.user_id = p_reader.user_id)) offset 0
       ) c
@@ -193,6 +197,8 @@ begin
     ) n
     where n.id <> all (p_excluded)
       and (p_reader.source_id is null or n.source_id = p_reader.source_id)
+      and (p_reader.filter is null or (select exists (
+        select from two_tower.matching_posts(p_reader.filter) m where m.id = n.id)))
       and not (select exists (select from two_tower.user_posts u
         where u.user_id = p_reader.user_id and u.post_id = n.id))
     limit p_limit);
@@ -241,6 +247,8 @@ begin
           select from two_tower.live_embeddings v
           where v.slot = v_slot and v.post_id = c.post_id and v.is_pretrained and v.is_listed
             and (p_reader.source_id is null or v.source_id = p_reader.source_id)
+            and (p_reader.filter is null or exists (
+              select from two_tower.matching_posts(p_reader.filter) m where m.id = v.post_id))
             and two_tower.is_eligible(p_reader.user_id, v.post_id, v.author_id)))
       limit 1);
     if v_post_id is not null then
@@ -265,12 +273,20 @@ begin
   return array(
     select c.post_id
     from (
-      (select post_id from two_tower.popular_candidates
-       order by popularity desc, number desc limit p_limit)
+      (select p.post_id
+       from (select post_id from two_tower.popular_candidates
+             order by popularity desc, number desc limit 1000) p
+       where p_reader.filter is null or (select exists (
+         select from two_tower.matching_posts(p_reader.filter) m where m.id = p.post_id))
+       limit p_limit)
       union all
-      (select id from two_tower.posts where is_listed and encoded_hash is not null
-         and created_at <= p_reader.time
-       order by created_at desc limit v_newest)
+      (select p.id
+       from (select id from two_tower.posts where is_listed and encoded_hash is not null
+               and created_at <= p_reader.time
+             order by created_at desc limit 1000) p
+       where p_reader.filter is null or (select exists (
+         select from two_tower.matching_posts(p_reader.filter) m where m.id = p.id))
+       limit v_newest)
     ) c
     where c.post_id <> all (p_excluded)
       and not (select exists (select from two_tower.user_posts u
@@ -294,6 +310,8 @@ begin
            and not (select exists (select from two_tower.user_posts u
              where u.user_id = p_reader.user_id and u.post_id = p.id))
          order by p.created_at desc limit 5) p
+     where p_reader.filter is null or (select exists (
+       select from two_tower.matching_posts(p_reader.filter) m where m.id = p.id))
      order by p.created_at desc limit p_limit));
 end
 $$;

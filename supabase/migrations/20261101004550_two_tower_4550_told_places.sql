@@ -13,7 +13,7 @@ begin
   p_reader.vector := p_vector;
   return coalesce(
     two_tower.find_nearest_posts(p_vector, p_limit, p_reader.user_id, p_excluded, true,
-      p_reader.source_id),
+      p_reader.source_id, p_reader.filter),
     two_tower.scan_posts(p_reader, p_limit, p_excluded));
 end
 $$;

@@ -77,20 +77,6 @@ $$;
 comment on function two_tower.rank_posts(two_tower.reader, integer, bigint[], bigint[]) is
   'Returns the best p_limit of the candidates, none of which the reader has seen: first those to explore, then those for what the reader told, then by score. Posts of an author beyond the cap of the reader come behind those of all others. shared: how many of them are within the cap. Looks authors and the registry up from the best post down, until the page is full.';
 
--- Of a source that has few of the posts, the index would find few, and a scan would read all
--- others. Statistics tell, because counting would take as long as the page.
-create function two_tower.is_small_source(p_source_id smallint) returns boolean
-language sql stable set search_path = pg_catalog, pg_temp as $$
-  select coalesce(sum(m.share) filter (where m.source_id = p_source_id), 0) < 0.05
-  from pg_catalog.pg_stats s
-    cross join unnest(s.most_common_vals::text::smallint[], s.most_common_freqs)
-      as m (source_id, share)
-  where s.schemaname = 'two_tower' and s.tablename = 'posts' and s.attname = 'source_id'
-  having count(*) > 0;
-$$;
-comment on function two_tower.is_small_source(smallint) is
-  'Returns whether a source has less than a twentieth of the posts, as of the last analyze. Returns null before the first one.';
-
 create function two_tower.leave_out_seen(p_user_id uuid, p_post_ids bigint[], p_excluded bigint[])
 returns bigint[] language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 begin
@@ -105,12 +91,12 @@ comment on function two_tower.leave_out_seen(uuid, bigint[], bigint[]) is 'Retur
 -- The page by the live embeddings. Nearly always the first search fills it.
 create function two_tower.make_page(p_user_id uuid, p_limit integer, p_excluded bigint[],
   p_source_id smallint default null, p_among bigint[] default null,
+  p_filter two_tower.page_filter default null,
   out ids bigint[], out scores double precision[], out sources text[])
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
-  v_reader two_tower.reader := two_tower.load_reader(p_user_id, p_source_id, p_limit);
+  v_reader two_tower.reader := two_tower.load_reader(p_user_id, p_source_id, p_limit, p_filter);
   v_count integer := least(1000, greatest(v_reader.over_fetch, 3 * p_limit));
-  v_among bigint[] := p_among;
   v_explored bigint[];
   v_listed bigint[];
   v_near bigint[];
@@ -119,15 +105,11 @@ declare
   v_has_met_all boolean := false;
   v_search text;
 begin
-  if v_among is null and p_source_id is not null and two_tower.is_small_source(p_source_id) then
-    v_among := array(select p.id from two_tower.posts p
-      where p.source_id = p_source_id and p.is_listed and p.encoded_hash is not null);
-  end if;
-  if v_among is not null then
-    v_among := two_tower.leave_out_seen(p_user_id, v_among, p_excluded);
-    v_reader.told_ids := two_tower.choose_told_posts(v_reader, p_excluded, v_among);
+  if p_among is not null then
+    v_near := two_tower.leave_out_seen(p_user_id, p_among, p_excluded);
+    v_reader.told_ids := two_tower.choose_told_posts(v_reader, p_excluded, v_near);
     select r.ids, r.scores, r.sources into ids, scores, sources
-    from two_tower.rank_posts(v_reader, p_limit, v_among, '{}') r;
+    from two_tower.rank_posts(v_reader, p_limit, v_near, '{}') r;
     return;
   end if;
   v_reader.told_ids := two_tower.choose_told_posts(v_reader, p_excluded);
@@ -147,7 +129,7 @@ begin
     elsif v_reader.vector is not null then
       v_near := two_tower.find_nearest_posts(v_reader.vector,
         case v_search when 'wide' then 3 * v_count else v_count end, p_user_id, p_excluded,
-        v_search = 'wide', p_source_id);
+        v_search = 'wide' or p_filter is not null, p_source_id, p_filter);
       continue when v_near is null;
     end if;
     select r.ids, r.scores, r.sources, r.shared into ids, scores, sources, v_shared
@@ -157,8 +139,8 @@ begin
   end loop;
 end
 $$;
-comment on function two_tower.make_page(uuid, integer, bigint[], smallint, bigint[]) is
-  'Returns a page by the live embeddings, best first, explored posts before all. The candidates come from the serving index. Where that leaves the page short, they come from a wider search, then from a scan of all posts. Without an index they come from the scan. A page that is full, but not within the cap on authors, is made again by a wider search and new posts of other authors, unless there are none. p_source_id: posts of this source alone. Those of a small source are all candidates. p_among: these are the candidates, and nothing is searched.';
+comment on function two_tower.make_page(uuid, integer, bigint[], smallint, bigint[], two_tower.page_filter) is
+  'Returns a page by the live embeddings, best first, explored posts before all. The candidates come from the serving index. Where that leaves the page short, they come from a wider search, then from a scan of all posts. Without an index they come from the scan. A page that is full, but not within the cap on authors, is made again by a wider search and new posts of other authors, unless there are none. p_source_id: posts of this source alone. p_filter: those that match alone. p_among: these are the candidates, all of which match, and nothing is searched.';
 
 -- For pages that are not ranked by rank_posts().
 create function two_tower.take_turns(p_user_id uuid, p_limit integer, p_author_ids uuid[])
@@ -186,7 +168,8 @@ comment on function two_tower.take_turns(uuid, integer, uuid[]) is
 -- down below zero.
 create function two_tower.find_posts_by_rule(p_rule text, p_user_id uuid, p_excluded bigint[],
   p_limit integer, p_source_id smallint default null, p_among bigint[] default null,
-  p_page bigint[] default '{}')
+  p_page bigint[] default '{}', p_filter two_tower.page_filter default null,
+  p_few bigint[] default null)
 returns table (post_id bigint, score double precision)
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
@@ -218,7 +201,8 @@ begin
              where q.is_listed and q.encoded_hash is not null
              order by q.created_at desc limit 20000) p
          join two_tower.base_embeddings b on b.post_id = p.id
-       where p_rule = 'content' and p_among is null and extensions.vector_norm(v_content) > 0
+       where p_rule = 'content' and p_among is null and p_few is null
+         and extensions.vector_norm(v_content) > 0
        order by b.base_embedding operator(extensions.<=>) v_content, b.post_id desc)
       union all
       (select l.post_id, null, 0 from two_tower.popular_candidates l
@@ -240,11 +224,12 @@ begin
          and q.encoded_hash is null)
       union all
       (select q.id, q.author_id, 0 from two_tower.posts q
-       where p_rule = 'recent' and p_among is null and q.is_listed and q.encoded_hash is not null
+       where p_rule = 'recent' and p_among is null and p_few is null
+         and q.is_listed and q.encoded_hash is not null
        order by q.created_at desc, q.id)
       union all
       (select q.id, q.author_id, 0 from two_tower.posts q
-       where p_rule = 'recent' and q.id = any (p_among)
+       where p_rule = 'recent' and q.id = any (coalesce(p_among, p_few))
        order by q.created_at desc, q.id)
       ) u (post_id, author_id, score)
       offset 0
@@ -252,6 +237,8 @@ begin
       join two_tower.listed_posts p on p.id = c.post_id
     where c.post_id <> all (p_excluded || p_page)
       and (p_source_id is null or p.source_id = p_source_id)
+      and (p_filter is null or (select exists (
+        select from two_tower.matching_posts(p_filter) m where m.id = p.id)))
       and p.author_id is distinct from p_user_id
       and (p.author_id is null or p.author_id not in (
         select a.author_id from two_tower.withheld_authors a where a.user_id = p_user_id))
@@ -267,23 +254,26 @@ begin
   order by t.turn, t.place limit p_limit;
 end
 $$;
-comment on function two_tower.find_posts_by_rule(text, uuid, bigint[], integer, smallint, bigint[], bigint[]) is
-  'Returns at most p_limit eligible posts by a simple rule. content: newest posts whose base embeddings are near to those of what the user engaged with. popular: the most popular. recent: the newest, encoded or not. waiting: any that wait for the encoder. p_source_id: posts of this source alone. p_among: only these, and only by recent. p_page: what is on the page already, and counts for its authors, who take turns among the best 1,000.';
+comment on function two_tower.find_posts_by_rule(text, uuid, bigint[], integer, smallint, bigint[], bigint[],
+  two_tower.page_filter, bigint[]) is
+  'Returns at most p_limit eligible posts by a simple rule. content: newest posts whose base embeddings are near to those of what the user engaged with. popular: the most popular. recent: the newest, encoded or not. waiting: any that wait for the encoder. p_source_id: posts of this source alone. p_filter: those that match alone. p_among: only these, and only by recent. p_few: all encoded posts that match, where they are few: recent and content look for no others. p_page: what is on the page already, and counts for its authors, who take turns among the best 1,000.';
 
 -- Sessions keep their plans, also those made while tables were empty. Nothing but scan_posts() may
 -- read a table whole.
 create type two_tower.page_row as (
   post_id bigint, post_key text, post_source text, author_id uuid, created_at timestamptz,
-  score double precision, source text, arm text
+  score double precision, source text, arm text, cursor text
 );
 comment on type two_tower.page_row is 'A post on a page.';
 comment on column two_tower.page_row.post_key is 'The key of its row in the app''s table.';
 comment on column two_tower.page_row.post_source is 'The table: sources.name.';
 comment on column two_tower.page_row.source is 'What brought it here: personal, told (by the reader: set_interests()), popular, fresh, followed, exploration, content or recent.';
 comment on column two_tower.page_row.arm is 'The arm of the experiment that served it.';
+comment on column two_tower.page_row.cursor is 'On the last row of a page: what the next page is asked for with.';
 
 create function two_tower.recommend_for(p_user_id uuid, p_limit integer default 20,
-  p_exclude bigint[] default '{}', p_source_id smallint default null, p_among bigint[] default null)
+  p_exclude bigint[] default '{}', p_source_id smallint default null,
+  p_among bigint[] default null, p_filter two_tower.page_filter default null)
 returns setof two_tower.page_row
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp set jit = off
   set plan_cache_mode = force_generic_plan set enable_seqscan = off as $$
@@ -296,14 +286,20 @@ declare
   v_sources text[];
   v_rules text[] := '{recent, waiting}';
   v_rule text;
+  v_few bigint[];
 begin
   if p_user_id is null then
     raise exception 'p_user_id is null' using errcode = '22023',
       hint = 'Pass a user, or call recommend() for the signed-in one.';
   end if;
   begin
-    select l.ids, l.scores, l.sources into v_ids, v_scores, v_sources
-    from two_tower.make_page(p_user_id, v_limit, v_excluded, p_source_id, p_among) l;
+    v_few := two_tower.narrow_posts(p_filter, p_source_id, p_among);
+    if (select s.ranks_by from two_tower.choose_settings(p_user_id) s) = 'text' then
+      v_rules := '{content, popular, recent, waiting}';
+    else
+      select l.ids, l.scores, l.sources into v_ids, v_scores, v_sources
+      from two_tower.make_page(p_user_id, v_limit, v_excluded, p_source_id, v_few, p_filter) l;
+    end if;
   exception when others then
     raise warning 'recommend() falls back to simpler rules: % (%)', sqlerrm, sqlstate;
     v_rules := '{content, popular, recent, waiting}';
@@ -316,18 +312,18 @@ begin
       into v_ids, v_scores, v_sources
       from two_tower.find_posts_by_rule(v_rule, p_user_id, v_excluded,
         v_limit - coalesce(cardinality(v_ids), 0), p_source_id, p_among,
-        coalesce(v_ids, '{}')) f;
+        coalesce(v_ids, '{}'), p_filter, v_few) f;
     exception when others then
       raise warning 'recommend() skips the rule %: % (%)', v_rule, sqlerrm, sqlstate;
     end;
   end loop;
   return query
-  select p.id, p.key, s.name, p.author_id, p.created_at, r.score, r.source, v_arm
+  select p.id, p.key, s.name, p.author_id, p.created_at, r.score, r.source, v_arm, null::text
   from unnest(v_ids, v_scores, v_sources) with ordinality as r (id, score, source, place)
     join two_tower.posts p on p.id = r.id
     join two_tower.sources s on s.id = p.source_id
   order by r.source = 'exploration', r.place;
 end
 $$;
-comment on function two_tower.recommend_for(uuid, integer, bigint[], smallint, bigint[]) is
-  'Returns a page for a user, best first. p_limit is clamped to 1..500; null is 20. The page is full if there are enough eligible posts. A failure is logged as a warning, and simpler rules fill the page: text alone, popular posts, recent posts. p_source_id: posts of this source alone. p_among: only of these. Does not ask who may read a post in the app''s table: find_readable() does. Raises 22023 without a user. Definer: the service role may not read auth.users, where bans are.';
+comment on function two_tower.recommend_for(uuid, integer, bigint[], smallint, bigint[], two_tower.page_filter) is
+  'Returns a page for a user, best first. p_limit is clamped to 1..500; null is 20. The page is full if there are enough eligible posts. A failure is logged as a warning, and simpler rules fill the page: text alone, popular posts, recent posts. p_source_id: posts of this source alone. p_among: only of these. p_filter: those that match alone. Does not ask who may read a post in the app''s table: find_readable() does. Raises 22023 without a user. Definer: the service role may not read auth.users, where bans are.';

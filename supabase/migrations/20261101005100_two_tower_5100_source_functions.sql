@@ -335,9 +335,24 @@ begin
       v_key, p_source.id, p_source.relation, v_newest),
     format('Returns the newest posts whose rows of %s the caller may read.', p_source.relation),
     two_tower.list_callers(p_source));
+  perform two_tower.create_source_function(
+    format('%I(p_post_ids bigint[], p_words tsquery) returns setof bigint',
+      'muted_in_' || p_source.name),
+    'language sql stable rows 20',
+    format('
+  select k.id
+  from (select f.id, f.key::%s as key
+        from two_tower.find_keys(%s::smallint, p_post_ids) f offset 0) k
+    join %s t on %s = k.key
+  where to_tsvector(''simple'', two_tower.fold_text(%s)) @@ p_words',
+      p_source.key_type, p_source.id, p_source.relation, v_key, two_tower.write_text(p_source)),
+    format(
+      'Returns those of the posts whose rows of %s the caller may read, and whose texts match.',
+      p_source.relation),
+    two_tower.list_callers(p_source));
 end
 $$;
-comment on function two_tower.write_readable_functions(two_tower.sources) is 'Writes the functions that ask an attached table, as the caller, which posts are readable.';
+comment on function two_tower.write_readable_functions(two_tower.sources) is 'Writes the functions that ask an attached table, as the caller, which posts are readable, and which of them have words in their texts.';
 
 -- One source that does not answer, because its table was changed a moment ago, leaves the others: a
 -- tick writes its functions anew. Only events about it are refused meanwhile, with what happened. A
@@ -361,6 +376,7 @@ declare
   end;';
   v_readable text;
   v_newest text;
+  v_muted text;
   v_callers text;
 begin
   select string_agg(
@@ -376,8 +392,10 @@ begin
     string_agg(format(E'\n  if p_source is null or p_source = %L then', s.name)
       || format(v_block, 'newest_readable_' || s.name, 'p_limit', s.name, '')
       || E'\n  end if;', '' order by s.id),
+    string_agg(format(v_block, 'muted_in_' || s.name, 'p_post_ids, p_words', s.name, ''), ''
+      order by s.id),
     coalesce(max(two_tower.list_callers(s)), 'authenticated, service_role')
-  into v_readable, v_newest, v_callers
+  into v_readable, v_newest, v_muted, v_callers
   from two_tower.sources s where s.role = 'posts' and s.state <> 'detached';
   perform two_tower.create_source_function(
     'find_readable(p_post_ids bigint[], p_is_event boolean default false) returns setof bigint',
@@ -388,6 +406,11 @@ begin
     'find_newest_readable(p_limit integer, p_source text default null) returns setof bigint',
     v_options, format(E'\nbegin%s\n  return;\nend\n', v_newest),
     'Returns the newest p_limit posts of each source whose rows the caller may read; p_source: of this source alone. Attaching a table writes it anew.',
+    v_callers);
+  perform two_tower.create_source_function(
+    'find_muted(p_post_ids bigint[], p_words tsquery) returns setof bigint',
+    v_options, format(E'\nbegin%s\n  return;\nend\n', v_muted),
+    'Returns those of the posts whose texts the caller may read in the app''s tables, and which match. Attaching a table writes it anew.',
     v_callers);
 end
 $$;

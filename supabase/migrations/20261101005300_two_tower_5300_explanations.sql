@@ -64,7 +64,7 @@ begin
     v_post.place := (
       select f.place
       from two_tower.page_for(p_user_id, 500) with ordinality as f (post_id, post_key, post_source,
-        author_id, created_at, score, source, arm, place)
+        author_id, created_at, score, source, arm, cursor, place)
       where f.post_id = p_post_id);
   end if;
   return next v_post;

@@ -12,7 +12,7 @@ declare
   v_function text;
 begin
   foreach v_function in array two_tower.list_page_functions(p_name) loop
-    execute format('drop function if exists public.%I(integer, text[])', v_function);
+    execute format('drop function if exists public.%I(integer, text[], jsonb, text)', v_function);
   end loop;
   execute format('drop view if exists public.%I', p_name || '_page');
 end
@@ -24,16 +24,19 @@ create function two_tower.write_page_function(p_source two_tower.sources, p_name
 returns void language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_view text := format('public.%I', p_source.name || '_page');
-  v_signature text := format('public.%I(integer, text[])', p_name);
+  v_signature text := format('public.%I(integer, text[], jsonb, text)', p_name);
 begin
   execute format('create or replace function public.%I(
-      p_limit integer default 20, p_exclude text[] default ''{}'')
+      p_limit integer default 20, p_exclude text[] default ''{}'', p_filter jsonb default null,
+      p_cursor text default null)
     returns setof %s language sql stable set search_path = pg_catalog, pg_temp rows 20 as %L',
     p_name, v_view, format('
-  select r.place, r.score, r.source, r.arm, %s
-  from (select f.place, f.score, f.source, f.arm, f.post_key::%s as key
-        from two_tower.page_for(%s, p_limit, p_exclude, %L, %L) with ordinality
-          as f (post_id, post_key, post_source, author_id, created_at, score, source, arm, place)
+  select r.place, r.score, r.source, r.arm, r.cursor, %s
+  from (select f.place, f.score, f.source, f.arm, f.cursor, f.post_key::%s as key
+        from two_tower.page_for(%s, p_limit, p_exclude, %L, %L, p_filter => p_filter,
+            p_cursor => p_cursor) with ordinality
+          as f (post_id, post_key, post_source, author_id, created_at, score, source, arm, cursor,
+            place)
         offset 0) r
     join %s v on v.%I = r.key
   order by r.place', p_columns, p_source.key_type, p_user, p_source.name, p_kind, v_view, p_key));
@@ -56,7 +59,7 @@ declare
   v_view text := format('public.%I', p_source.name || '_page');
   v_functions text[] := two_tower.list_page_functions(p_source.name);
   v_about text;
-  v_own text[] := '{place, score, source, arm}';
+  v_own text[] := '{place, score, source, arm, cursor}';
   v_names text[];
   v_columns text;
   v_rows text;
@@ -77,8 +80,10 @@ begin
     v_own := array(select 'page_' || o from unnest(v_own) o);
   end loop;
   v_rows := format('create or replace view %s with (security_invoker = true) as
-    select null::bigint as %I, null::double precision as %I, null::text as %I, null::text as %I, %s
-    from %s t', v_view, v_own[1], v_own[2], v_own[3], v_own[4], v_columns, p_source.relation);
+    select null::bigint as %I, null::double precision as %I, null::text as %I, null::text as %I,
+      null::text as %I, %s
+    from %s t', v_view, v_own[1], v_own[2], v_own[3], v_own[4], v_own[5], v_columns,
+    p_source.relation);
   begin
     execute v_rows;
   exception when invalid_table_definition then -- more changed than that columns were added
@@ -93,8 +98,8 @@ begin
   execute format('revoke all on %s from public, anon, authenticated, service_role', v_view);
   execute format('grant select on %s to %s', v_view, two_tower.list_callers(p_source));
   v_about := format(
-    'with %s, %s, %s and %s. Select, filter and embed as in a table. Order by %1$s: embedding does not keep the order.',
-    v_own[1], v_own[2], v_own[3], v_own[4]);
+    'with %s, %s, %s, %s and %s. Select, filter and embed as in a table. Order by %1$s: embedding does not keep the order.',
+    v_own[1], v_own[2], v_own[3], v_own[4], v_own[5]);
   perform two_tower.write_page_function(p_source, v_functions[1], 'recommended',
     'two_tower.require_user()', v_listed, v_key, 'authenticated, service_role', format(
       'Returns rows of %s for the signed-in user, best first, as recommend() does, %s',
@@ -121,7 +126,8 @@ begin
   for v_function in
     select p.oid from pg_proc p where p.pronamespace = 'two_tower'::regnamespace
       and p.proname = any ('{page_for, rank_for, turns_for, find_excluded, scan_limit,
-        find_keys, find_ids, is_operator, session_role}')
+        find_keys, find_ids, is_operator, session_role, filter_for, muted_for, shown_before,
+        cursor_after}')
   loop
     execute format(v_grant, 'execute', 'function ' || v_function);
   end loop;

@@ -61,7 +61,8 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
       find_in_source_%s}'::text[]) with ordinality as n (name, place)
     where n.place <= case p_source.role when 'posts' then 5 when 'profiles' then 4 else 3 end
     union all
-    select n.name || p_source.name from unnest('{readable_, newest_readable_}'::text[]) as n (name)
+    select n.name || p_source.name
+    from unnest('{readable_, newest_readable_, muted_in_}'::text[]) as n (name)
     where p_source.role = 'posts');
 $$;
 comment on function two_tower.list_source_functions(two_tower.sources) is 'Returns the names of the functions of a source in this schema.';
@@ -82,7 +83,8 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
       or to_regclass(format('public.%I', p_source.name || '_page')) is not null
         and not exists (
           select from unnest(two_tower.list_page_functions(p_source.name)) as n (name)
-          where to_regprocedure(format('public.%I(integer, text[])', n.name)) is null));
+          where to_regprocedure(format('public.%I(integer, text[], jsonb, text)', n.name))
+            is null));
 $$;
 comment on function two_tower.is_written(two_tower.sources) is 'Returns whether the functions, triggers and page of a source are there, and are for its table as it is now.';
 

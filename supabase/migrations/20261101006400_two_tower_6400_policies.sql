@@ -2,40 +2,45 @@
 -- default on new objects. A grant on a table would let a client write columns that are the
 -- server's, such as created_at.
 
-revoke all on public.author_blocks, public.engagement_events
+revoke all on public.author_blocks, public.muted_terms, public.engagement_events
   from public, anon, authenticated, service_role;
 revoke all on all tables in schema two_tower from public, anon, authenticated, service_role;
 revoke all on all sequences in schema two_tower from public, anon, authenticated, service_role;
 revoke execute on all functions in schema two_tower from public, anon, authenticated, service_role;
 revoke execute on function
-  public.recommend(integer, text[]), public.similar_posts(bigint, integer, text, text),
-  public.popular_posts(integer), public.recent_from_followed(integer),
+  public.recommend(integer, text[], jsonb, text),
+  public.similar_posts(bigint, integer, text, text, jsonb), public.popular_posts(integer, jsonb),
+  public.recent_from_followed(integer),
   public.explain_recommendation(bigint, text, text), public.record_engagements(jsonb, boolean),
-  public.recommend_for(uuid, integer, text[]), public.explain_for(uuid, bigint, text, text),
+  public.recommend_for(uuid, integer, text[], jsonb, text),
+  public.explain_for(uuid, bigint, text, text),
   public.remove_post(bigint, text, text, text), public.restore_post(bigint, text, text),
-  public.embed_text(text), public.search_posts(text, integer), public.read_metrics()
+  public.embed_text(text), public.search_posts(text, integer, jsonb), public.read_metrics()
   from public, anon, authenticated, service_role;
 
 -- The service role is the backend and the workers. It bypasses row level security everywhere in
 -- Supabase.
-grant all on public.author_blocks, public.engagement_events to service_role;
+grant all on public.author_blocks, public.muted_terms, public.engagement_events to service_role;
 grant all on all tables in schema two_tower to service_role;
 grant all on all sequences in schema two_tower to service_role;
 grant execute on all functions in schema two_tower to service_role;
 grant execute on function
-  public.recommend(integer, text[]), public.similar_posts(bigint, integer, text, text),
-  public.popular_posts(integer), public.recent_from_followed(integer),
+  public.recommend(integer, text[], jsonb, text),
+  public.similar_posts(bigint, integer, text, text, jsonb), public.popular_posts(integer, jsonb),
+  public.recent_from_followed(integer),
   public.explain_recommendation(bigint, text, text), public.record_engagements(jsonb, boolean),
-  public.embed_text(text), public.search_posts(text, integer)
+  public.embed_text(text), public.search_posts(text, integer, jsonb)
   to authenticated, service_role;
 grant execute on function
-  public.recommend_for(uuid, integer, text[]), public.explain_for(uuid, bigint, text, text),
+  public.recommend_for(uuid, integer, text[], jsonb, text),
+  public.explain_for(uuid, bigint, text, text),
   public.remove_post(bigint, text, text, text), public.restore_post(bigint, text, text),
   public.read_metrics()
   to service_role;
 
 -- What signed-in users may write, column by column. created_at is never among them.
 grant select, delete on public.author_blocks to authenticated;
+grant select, insert (user_id, kind, term), delete on public.muted_terms to authenticated;
 grant select, insert (user_id, post_id, post_key, post_source, event_type, dwell_ms,
     client_event_id, happened_at)
   on public.engagement_events to authenticated;
@@ -45,8 +50,12 @@ grant usage on sequence two_tower.engagement_event_ids to authenticated;
 grant execute on function
   two_tower.now(), two_tower.is_operator(), two_tower.session_role(), two_tower.require_user(),
   two_tower.require_caller(), two_tower.request_text(text),
-  two_tower.page_for(uuid, integer, text[], text, text, bigint, text),
-  two_tower.rank_for(uuid, integer, bigint[], text, bigint[], text, bigint, text),
+  two_tower.page_for(uuid, integer, text[], text, text, bigint, text, jsonb, text),
+  two_tower.rank_for(uuid, integer, bigint[], text, bigint[], text, bigint, text,
+    two_tower.page_filter),
+  two_tower.filter_for(uuid, jsonb, text), two_tower.muted_for(uuid),
+  two_tower.shown_before(uuid, text), two_tower.cursor_after(uuid, text, bigint[]),
+  two_tower.fold_text(text), two_tower.find_muted(bigint[], tsquery),
   two_tower.explain_post(uuid, bigint), two_tower.explain_readable(uuid, bigint),
   two_tower.find_excluded(text[], text), two_tower.identify_post(bigint, text, text),
   two_tower.turns_for(uuid, integer, uuid[]), two_tower.scan_limit(),
@@ -63,12 +72,13 @@ grant execute on function
 -- What users ask and decide about their own feed.
 revoke execute on function
   public.reset_my_feed(), public.more_from_author(text, integer),
-  public.trending_posts(text, integer), public.set_interests(text[], text[], text)
+  public.trending_posts(text, integer), public.set_interests(text[], text[], text),
+  public.what_is_known_of_me()
   from public, anon, authenticated, service_role;
 grant execute on function
   public.reset_my_feed(), two_tower.reset_feed(), public.more_from_author(text, integer),
   public.trending_posts(text, integer), public.set_interests(text[], text[], text),
-  two_tower.tell_interests(text[], bigint[])
+  two_tower.tell_interests(text[], bigint[]), public.what_is_known_of_me(), two_tower.list_known()
   to authenticated, service_role;
 
 -- A worker can do its work and nothing else: it calls these functions, and has no grant on a table.
@@ -113,11 +123,19 @@ grant execute on function
   to two_tower_worker;
 
 alter table public.author_blocks enable row level security;
+alter table public.muted_terms enable row level security;
 alter table public.engagement_events enable row level security;
 
 create policy "users read their own blocks" on public.author_blocks
   for select to authenticated using (user_id = (select auth.uid()));
 create policy "users lift their own blocks" on public.author_blocks
+  for delete to authenticated using (user_id = (select auth.uid()));
+
+create policy "users read their own muted terms" on public.muted_terms
+  for select to authenticated using (user_id = (select auth.uid()));
+create policy "users mute terms for themselves" on public.muted_terms
+  for insert to authenticated with check (user_id = (select auth.uid()));
+create policy "users lift their own muted terms" on public.muted_terms
   for delete to authenticated using (user_id = (select auth.uid()));
 
 create policy "users read their own engagements" on public.engagement_events

@@ -66,6 +66,7 @@ def test_a_deleted_user_leaves_nothing_but_what_posts_learned(db: Connection) ->
         "insert into public.follows (follower_id, followed_id) values (%s, %s), (%s, %s)",
         [user, other, other, user],
     )
+    db.execute("insert into public.muted_terms values (%s, 'word', 'rain')", [user])
     db.execute("select two_tower.freeze('a test')")
     insert_events(db, [Event(user, posts[1], "reply", None, START + timedelta(hours=1))])
     personal = mentions(db, user)
@@ -77,6 +78,7 @@ def test_a_deleted_user_leaves_nothing_but_what_posts_learned(db: Connection) ->
         "two_tower.user_embeddings.user_id",
         "two_tower.deferred_events.user_id",
         "author_blocks.user_id",
+        "muted_terms.user_id",
         "profiles.user_id",
         "posts.author_id",
     } <= {name.removeprefix("public.") for name in personal}

@@ -22,7 +22,7 @@ from python_jobs.local.postgres import SUPERUSER, Cluster, find_binaries, free_p
 from python_jobs.migrate import MigrationError, migrate, with_sslmode
 from python_jobs.migrations.files import find_migrations
 from python_jobs.migrations.statements import split_statements
-from tests.support.catalogue import INLINED, READABLE, describe
+from tests.support.catalogue import INLINED, INLINED_ROWS, READABLE, describe
 from tests.support.database import PROJECT, reachable_folder
 
 
@@ -205,7 +205,8 @@ def test_advisors_warn_of_nothing_but_functions_that_are_inlined(
     assert done.returncode == 0, done.stderr
     answer: dict[str, Any] = json.loads(done.stdout)
     without_a_path = {
-        f"Function `{name}` has a role mutable search_path" for name in (*INLINED, *READABLE)
+        f"Function `{name}` has a role mutable search_path"
+        for name in (*INLINED, *INLINED_ROWS, *READABLE)
     }
     assert {finding["detail"] for finding in answer["results"]} == without_a_path
 

@@ -11,9 +11,9 @@ from click.testing import CliRunner
 
 from python_jobs.cli import main
 from python_jobs.db import connect, rows, value
-from python_jobs.laboratory.bench import serving, sources
+from python_jobs.laboratory.bench import scarce, serving, sources
 from python_jobs.laboratory.bench.command import show_sources
-from python_jobs.laboratory.bench.feed import AUTHORS, READERS, fill_feed, user_id
+from python_jobs.laboratory.bench.feed import AUTHORS, READERS, fill_feed, readers, user_id
 from python_jobs.laboratory.bench.world import World, world
 
 ROUNDS = 2
@@ -93,3 +93,18 @@ def test_a_feed_too_small_to_measure_is_refused() -> None:
     answer = CliRunner().invoke(main, ["bench", "sources", "--posts", "3"])
     assert answer.exit_code == 2
     assert "1000" in answer.output
+
+
+def test_readers_for_whom_little_is_left_are_in_their_situations(feed: World) -> None:
+    figures = scarce.measure(feed, 1, {"transactions": 2}, lambda text: None)
+    assert [case["situation"] for case in figures] == list(scarce.SITUATIONS)
+    assert all(case["ratio"] > 0 for case in figures)
+    numbers = list(readers(1))[-3:]
+    with connect(feed.superuser_url, autocommit=True) as connection:
+        pages = [
+            rows(connection, "select author_id from two_tower.recommend_for(%s, 500)", user_id(n))
+            for n in numbers
+        ]
+    assert len(pages[0]) == 5
+    assert len(pages[1]) == 500
+    assert len({post.author_id for post in pages[2]}) == 1

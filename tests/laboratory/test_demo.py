@@ -177,6 +177,13 @@ def test_the_demo_shows_three_users_the_hit_rates_the_towers_and_where_to_look(d
     assert demo.url in demo.printed
 
 
+def test_the_demo_compares_online_learning_with_static_vectors(demo: Demo) -> None:
+    running = "select a.arm, a.share from two_tower.experiment_arms a join two_tower.experiments e"
+    running += " on e.name = a.experiment and e.started_at is not null order by 1"
+    assert [tuple(row) for row in demo.rows(running)] == [("online", 0.9), ("static", 0.1)]
+    assert "An experiment runs" in demo.printed
+
+
 def test_shown_users_are_recommended_nothing_that_they_rated(demo: Demo) -> None:
     for user in stored_report(demo)["shown"]:
         rated = {

@@ -37,6 +37,9 @@ TABLES = {
         " happened_at",
     ),
     "public.author_blocks": Table(owner="user_id", reads="own", deletes=True),
+    "public.muted_terms": Table(
+        owner="user_id", reads="own", inserts="user_id kind term", deletes=True
+    ),
     "public.profiles": Table(
         owner="user_id",
         reads="all",
@@ -91,6 +94,8 @@ CLIENT_FUNCTIONS = {
     "public.embed_text": "the vector of a text of the caller",
     "public.reset_my_feed": "the caller's own learning",
     "public.more_from_author": "a page",
+    "public.what_is_known_of_me": "about the caller alone",
+    "two_tower.list_known": "core of what_is_known_of_me",
     "public.set_interests": "the caller's own interests",
     "two_tower.tell_interests": "core of set_interests",
     "public.trending_posts": "a page",
@@ -108,6 +113,13 @@ CLIENT_FUNCTIONS = {
     "two_tower.find_excluded": "called by page_for",
     "two_tower.find_readable": "called by every page, as the caller",
     "two_tower.find_newest_readable": "called by page_for, as the caller",
+    "two_tower.find_muted": "called by page_for, as the caller",
+    "two_tower.muted_in_posts": "called by find_muted, as the caller",
+    "two_tower.fold_text": "called by muted_in_posts",
+    "two_tower.filter_for": "called by page_for",
+    "two_tower.muted_for": "called by page_for: what the caller has muted",
+    "two_tower.shown_before": "called by page_for: what the caller's cursor holds",
+    "two_tower.cursor_after": "called by page_for",
     "two_tower.readable_posts": "called by find_readable, as the caller",
     "two_tower.newest_readable_posts": "called by find_newest_readable, as the caller",
     "two_tower.find_keys": "called by readable functions",

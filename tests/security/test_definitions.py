@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from python_jobs.db import Connection
-from tests.support.catalogue import INLINED, READABLE
+from tests.support.catalogue import INLINED, INLINED_ROWS, READABLE
 from tests.support.database import add_user, as_user
 
 
@@ -50,7 +50,7 @@ def test_every_function_pins_its_search_path_with_temporary_objects_last(
         " and not exists (select from pg_depend d where d.objid = p.oid and d.deptype = 'e')"
         " and not coalesce('search_path=pg_catalog, pg_temp' = any (proconfig), false)"
         " order by 1",
-    ) == sorted((*INLINED, *READABLE))
+    ) == sorted((*INLINED, *INLINED_ROWS, *READABLE))
 
 
 def test_every_definer_function_says_why(db: Connection) -> None:

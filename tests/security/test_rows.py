@@ -32,6 +32,10 @@ def two(db: Connection) -> Two:
     posts = add_posts(db, 30, authors, np.random.default_rng(1))
     db.execute("update public.profiles set bio = 'sails' where user_id in (%s, %s)", [me, other])
     db.execute("insert into public.follows values (%s, %s), (%s, %s)", [me, other, other, me])
+    db.execute(
+        "insert into public.muted_terms select u, 'word', 'rain' from unnest(%s::uuid[]) u",
+        [[me, other]],
+    )
     for user, post in ((me, posts[1]), (other, posts[0])):
         for event_type in ("view", "like", "mute_author"):
             db.execute(
@@ -114,6 +118,10 @@ ABOUT_A_USER: dict[str, dict[str, Any]] = {
     "two_tower.page_for": {"p_limit": 5},
     "two_tower.rank_for": {"p_limit": 5, "p_excluded": []},
     "two_tower.turns_for": {"p_limit": 5, "p_author_ids": []},
+    "two_tower.filter_for": {"p_filter": None, "p_source": None},
+    "two_tower.muted_for": {},
+    "two_tower.shown_before": {"p_cursor": None},
+    "two_tower.cursor_after": {"p_cursor": None, "p_post_ids": []},
     "two_tower.explain_post": {"p_post_id": 0},
     "two_tower.explain_readable": {"p_post_id": 0},
 }

@@ -46,7 +46,8 @@ NOTE = """
 """
 # A call of each function that signed-in users may call. {post} and {me} are filled in.
 CALLS = {
-    "public.recommend": "(3, '{{1,x}}')",
+    "public.recommend": """(3, '{{1,x}}', '{{"authors": ["x"], "followed": true,
+      "max_age": "9 years", "languages": ["en"], "tags": ["x"], "keys": ["1"]}}')""",
     "public.recommended_posts": "(3, '{{1,x}}')",
     "public.most_popular_posts": "(3, '{{1,x}}')",
     "public.popular_posts": "(3)",
@@ -60,6 +61,8 @@ CALLS = {
     "public.reset_my_feed": "()",
     "public.set_interests": "('{{boats}}', '{{{post}}}')",
     "two_tower.tell_interests": "('{{boats}}', array[{post}])",
+    "public.what_is_known_of_me": "()",
+    "two_tower.list_known": "()",
     "public.more_from_author": "('{other}', 3)",
     "public.trending_posts": "('boats', 3)",
     "two_tower.reset_feed": "()",
@@ -78,6 +81,14 @@ CALLS = {
     "two_tower.find_newest_readable": "(3, 'posts')",
     "two_tower.readable_posts": "(array[{post}])",
     "two_tower.newest_readable_posts": "(3)",
+    "two_tower.find_muted": "(array[{post}], 'boat'::pg_catalog.tsquery)",
+    "two_tower.muted_in_posts": "(array[{post}], 'boat'::pg_catalog.tsquery)",
+    "two_tower.fold_text": "('a boat')",
+    "two_tower.filter_for": """('{me}', '{{"authors": ["x"], "max_age": "9 years",
+      "tags": ["x"], "keys": ["1"]}}', 'posts')""",
+    "two_tower.muted_for": "('{me}')",
+    "two_tower.shown_before": "('{me}', null)",
+    "two_tower.cursor_after": "('{me}', null, array[{post}])",
     "two_tower.find_keys": "(2::pg_catalog.int2, array[{post}])",
     "two_tower.find_ids": "(2::pg_catalog.int2, '{{1}}')",
     "two_tower.identify_post": "(null, '{post}', 'posts')",

@@ -375,12 +375,17 @@ def test_odd_names_are_attached_followed_read_and_detached(
     left = rows(
         db,
         "select proname from pg_proc where proname = any (%s)",
-        [f"recommended_{name}", f"readable_{name}", f"newest_readable_{name}"],
+        [
+            f"recommended_{name}",
+            f"readable_{name}",
+            f"newest_readable_{name}",
+            f"muted_in_{name}",
+        ],
     )
     assert left == []
 
 
-@pytest.mark.parametrize("column", ["place", "score", "source", "arm"])
+@pytest.mark.parametrize("column", ["place", "score", "source", "arm", "cursor"])
 def test_a_column_named_like_one_of_ours_keeps_its_name_on_the_page(app: App, column: str) -> None:
     app.run(
         f"create table public.things (id bigint primary key, title text, {column} text,"
@@ -393,7 +398,7 @@ def test_a_column_named_like_one_of_ours_keeps_its_name_on_the_page(app: App, co
         " where attrelid = 'public.things_page'::regclass and attnum > 0 order by attnum",
     )
     assert [row[0] for row in columns] == [
-        *(f"page_page_{own}" for own in ("place", "score", "source", "arm")),
+        *(f"page_page_{own}" for own in ("place", "score", "source", "arm", "cursor")),
         "id",
         "title",
         column,

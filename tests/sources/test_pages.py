@@ -12,7 +12,7 @@ from python_jobs.db import Connection, rows, value
 from tests.support.articles import Articles, create_articles, without_starter
 from tests.support.database import add_user, as_user
 
-PAGE = ["place", "score", "source", "arm"]
+PAGE = ["place", "score", "source", "arm", "cursor"]
 BEYOND = 2**63 - 1
 
 
@@ -44,7 +44,7 @@ def test_a_row_of_a_page_is_the_row_of_the_table_with_its_place(
     assert [(str(row.id), row.score, row.source) for row in own] == [
         (row.post_key, row.score, row.source) for row in page
     ]
-    assert [row[4:] for row in own] == [table[row.id] for row in own]
+    assert [row[5:] for row in own] == [table[row.id] for row in own]
 
 
 def test_only_the_columns_that_clients_may_read_are_on_a_page(
@@ -129,7 +129,7 @@ def test_columns_of_the_app_with_the_names_of_the_page_keep_theirs(
     db.execute("alter table public.articles add column score integer default 7")
     articles.attach()
     seen = columns(db, reader)
-    assert seen[:4] == ["page_place", "page_score", "page_source", "page_arm"]
+    assert seen[:5] == [f"page_{name}" for name in PAGE]
     with as_user(db, reader):
         found = rows(db, "select page_place, score from public.recommended_articles()")
     assert found == [(1, 7), (2, 7), (3, 7)]
@@ -232,7 +232,8 @@ def test_the_view_tells_postgrest_which_columns_of_the_table_its_own_are(
     returned = value(
         db,
         "select prorettype::regtype::text from pg_proc"
-        " where oid = 'public.recommended_articles(integer, text[])'::regprocedure and proretset",
+        " where proretset and oid ="
+        " 'public.recommended_articles(integer, text[], jsonb, text)'::regprocedure",
     )
     assert returned == "articles_page"
 

@@ -81,9 +81,10 @@ def test_of_a_table_with_few_of_the_posts_the_exact_best_come(
         [reader, written[:3]],
     )
     db.execute("analyze two_tower.posts")
-    for table, is_small in ((articles, False), (notes, True)):
-        found = value(db, "select two_tower.is_small_source(%s::smallint)", table.source_id)
-        assert found is is_small
+    db.execute("update two_tower.settings set exact_scan_limit = %s", [len(few)])
+    for table, is_few in ((articles, False), (notes, True)):
+        found = value(db, "select two_tower.list_few(null, %s::smallint)", table.source_id)
+        assert (found is not None) is is_few
     with as_user(db, reader):
         mixed = rows(db, "select source from public.recommend(20)")
         own = rows(db, "select source from public.recommended_articles(20)")

@@ -106,7 +106,11 @@ SCHEMAS = ("public", "two_tower", "supabase_migrations")
 
 # Written for each attached table of posts: invoker functions, which become part of the query that
 # asks, as the caller.
-READABLE = ("two_tower.newest_readable_posts", "two_tower.readable_posts")
+READABLE = (
+    "two_tower.muted_in_posts",
+    "two_tower.newest_readable_posts",
+    "two_tower.readable_posts",
+)
 
 # SQL functions without a search_path of their own, which would keep them from being inlined: their
 # bodies are expressions, bound to what they name when they are made. With a call of each.
@@ -126,6 +130,8 @@ INLINED = {
     "two_tower.author_id_of": "two_tower.author_id_of(t)",
     "two_tower.combine_user": "two_tower.combine_user(v, r, v)",
 }
+# Those of them that return rows.
+INLINED_ROWS = {"two_tower.matching_posts": "two_tower.matching_posts(null)"}
 
 
 def describe(connection: Connection, schemas: tuple[str, ...] = SCHEMAS) -> dict[str, list[str]]:

@@ -259,6 +259,12 @@ def show_serving(report: dict[str, Any]) -> None:
             )
         head = ["", "interests", "clients", "recall@50", "p50 ms", "p95 ms", "p99 ms", "pages/s"]
         console.print(table(f"{title}: pages of 50, 1,000 seen, 20 blocked", head, rows))
+    rows = [
+        [case["situation"], *(f"{case[name]:.1f}" for name in ("p50_ms", "scan_ms"))]
+        for case in report["scarce"]
+    ]
+    head = ["where", "page, p50 ms", "exact scan, p50 ms"]
+    console.print(table("Readers for whom little is left", head, rows))
     if faiss := report["faiss"]:
         columns = {"ef": 0, "recall": 3, "p50_ms": 2, "p99_ms": 2}
         rows = [

@@ -14,6 +14,7 @@ import numpy as np
 from pgvector import HalfVector
 
 from python_jobs.db import Connection, array, connect, rows, value
+from python_jobs.laboratory.bench import scarce
 from python_jobs.laboratory.bench.feed import ENGAGE, live_vectors, readers, user_id
 from python_jobs.laboratory.bench.pgbench import Run, pgbench
 from python_jobs.laboratory.bench.world import World
@@ -276,6 +277,7 @@ def measure(
                 interests: recall_of_pages(connection, find_truth(connection, vectors, interests))
                 for interests in INTERESTS
             }
+    report["scarce"] = scarce.measure(world, rounds, length, say)
     report["budgets"] = budgets(report, world.posts)
     return report
 
@@ -348,6 +350,10 @@ def budgets(report: dict[str, Any], posts: int) -> list[dict[str, Any]]:
             lines.append(
                 (f"{who}: recall lost by {report['engagements']:,}", lost, "at most", 0.02, "")
             )
+    lines += [
+        (f"where {case['situation']}: against an exact scan", case["ratio"], "at most", 2, "x")
+        for case in report["scarce"]
+    ]
     return [
         {
             "budget": name,
