@@ -30,7 +30,8 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   order by p.created_at desc limit p_limit;
 $$;
 comment on function two_tower.list_of_author(uuid, text, integer, bigint[], bigint[],
-  two_tower.page_filter) is 'Returns the newest p_limit posts of an author, whom the app''s key names, of the newest 1,000 and as many that wait for the encoder, with their time as score. Leaves out what the user hid.';
+  two_tower.page_filter) is
+  'Returns the newest p_limit posts of an author, whom the app''s key names, of the newest 1,000 and as many that wait for the encoder, with their time as score. Leaves out what the user hid.';
 
 -- A tag that few use would not be among the most popular posts of all. So the newest posts are
 -- looked at, as far back as settings.trending_window says, and no more than 20,000 of them.
@@ -60,4 +61,5 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
       select from two_tower.matching_posts(p_filter) m where m.id = p.id)));
 $$;
 comment on function two_tower.list_trending(uuid, text, bigint[], bigint[],
-  two_tower.page_filter) is 'Returns posts of the last settings.trending_window with this tag (null: with any or none) that somebody engaged with, with their popularity in likes of now. Leaves out what the user hid.';
+  two_tower.page_filter) is
+  'Returns posts of the last settings.trending_window with this tag (null: with any or none) that somebody engaged with, with their popularity in likes of now. Leaves out what the user hid.';

@@ -123,7 +123,8 @@ begin
 end
 $$;
 comment on function two_tower.list_similar(extensions.vector, integer, bigint[], bigint[],
-  two_tower.page_filter) is 'Returns posts near to a vector, with their cosine: three times p_limit, for which the authors of the nearest 1,000 take turns. Returns nothing for null.';
+  two_tower.page_filter) is
+  'Returns posts near to a vector, with their cosine: three times p_limit, for which the authors of the nearest 1,000 take turns. Returns nothing for null.';
 
 -- A vector is never an argument of what clients may call: they would measure others by it.
 create function two_tower.find_vector(p_user_id uuid, p_post_id bigint, p_text text)
@@ -193,7 +194,8 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
     select from two_tower.matching_posts(p_filter) m where m.id = p.id));
 $$;
 comment on function two_tower.list_followed(uuid, integer, bigint[], bigint[],
-  two_tower.page_filter) is 'Returns posts of followed authors, with their time as score: the newest p_limit of each, and as many that wait for the encoder.';
+  two_tower.page_filter) is
+  'Returns posts of followed authors, with their time as score: the newest p_limit of each, and as many that wait for the encoder.';
 
 -- Beside what is recommended, posts are looked up from the best one down until the page is full.
 -- Authors take turns on these pages too.
