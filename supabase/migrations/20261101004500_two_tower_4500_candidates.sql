@@ -70,7 +70,7 @@ create type two_tower.reader as (
   followed_author_cap integer,
   over_fetch integer,
   told_places integer,
-  told_similarity double precision,
+  about_similarity double precision,
   told_ids bigint[]
 );
 comment on type two_tower.reader is 'A user at the moment of a request, with the settings that serve this user.';
@@ -120,7 +120,7 @@ begin
     two_tower.cap_posts(v_settings.followed_author_share, p_limit),
     v_settings.over_fetch, round(p_limit * v_settings.told_share * greatest(0, 1 - coalesce(
       (select u.engagement_count from two_tower.user_embeddings u where u.user_id = p_user_id), 0)
-      / v_settings.told_until::double precision)), v_settings.told_similarity,
+      / v_settings.told_until::double precision)), v_settings.about_similarity,
     '{}'::bigint[])::two_tower.reader;
 end
 $$;

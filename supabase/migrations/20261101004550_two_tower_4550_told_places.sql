@@ -45,7 +45,7 @@ begin
         join two_tower.live_embeddings v
           on v.slot = (select active_slot from two_tower.state) and v.post_id = n.post_id
       where v.is_listed and v.author_id is distinct from p_reader.user_id
-        and -(v.embedding operator(extensions.<#>) t.vector) >= p_reader.told_similarity
+        and -(v.embedding operator(extensions.<#>) t.vector) >= p_reader.about_similarity
         and not (select exists (select from two_tower.withheld_authors a
           where a.user_id = p_reader.user_id and a.author_id = v.author_id))
         and (select exists (select from two_tower.listed_posts p where p.id = n.post_id))
@@ -62,4 +62,4 @@ begin
 end
 $$;
 comment on function two_tower.choose_told_posts(two_tower.reader, bigint[], bigint[]) is
-  'Returns posts for the places that the reader''s told interests are owed. The interests take turns, each with its nearest post first. Leaves out what is not as near as settings.told_similarity: of a subject without posts nothing comes. p_among: of these alone, none of which the reader has seen.';
+  'Returns posts for the places that the reader''s told interests are owed. The interests take turns, each with its nearest post first. Leaves out what is not as near as settings.about_similarity: of a subject without posts nothing comes. p_among: of these alone, none of which the reader has seen.';

@@ -152,7 +152,7 @@ def test_a_subject_without_posts_takes_no_place(world: Subjects) -> None:
     page = world.page()
     assert len(page) == 10
     assert "told" not in {each.source for each in page}
-    with settings(world.db, told_similarity=-1):
+    with settings(world.db, about_similarity=-1):
         assert "told" in {each.source for each in world.page()}
 
 
