@@ -29,9 +29,10 @@
 --   what is     models       weights of both towers, and the candidate tower in SQL
 --   known       state        which slot serves, and the locks of a switch
 --               vectors, embeddings, eligibility, training_examples, post_steps
---   a like      lessons, locks, verdicts, draws, rules, withdrawals, learning: the trigger, in its
---               order
+--   a like      lessons, locks, verdicts, draws, rules, interests, withdrawals, learning: the
+--               trigger, in its order
 --               learning_later  events that wait for an embedding, a minute or the end of a freeze
+--               regrouping   interests by the vectors of today
 --               folding      the steps that it left for later
 --   a post      text_queue   which texts wait for a worker, and whose turn it is
 --               encoding     from a text to vectors, and the events that waited for them
@@ -39,7 +40,7 @@
 --   a user      author_blocks, checkpoints, erasure, told_interests
 --   a version   jobs, priors, resets, model_switch, training_data, promotion_gate, first_projection
 --   a page      experiments, serving_index, exploration, likeness, serving_upkeep,
---               candidates, told_places, ranking
+--               candidates, exploring, copies, told_places, owed_places, ranking
 --   a search    texts       what callers want encoded
 --               telling     what readers say of themselves
 --               encoder     from one encoder to another

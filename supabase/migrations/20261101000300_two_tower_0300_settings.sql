@@ -24,6 +24,12 @@ create table two_tower.settings (
     constraint history_length_is_bounded check (history_length between 1 and 200),
   negative_strength_factor real not null default 0.3
     constraint negative_strength_factor_is_a_share check (negative_strength_factor between 0 and 1),
+  interest_threshold real not null default 0.4
+    constraint interest_threshold_is_a_cosine check (interest_threshold between 0 and 1),
+  interest_decay real not null default 0.97
+    constraint interest_decay_is_a_share check (interest_decay between 0.5::real and 0.999::real),
+  interest_length integer not null default 100
+    constraint interest_length_is_bounded check (interest_length between 1 and 200),
 
   negatives_per_positive integer not null default 8
     constraint negatives_per_positive_is_in_the_range_of_the_spec
@@ -142,10 +148,20 @@ create table two_tower.settings (
     constraint recency_half_life_is_an_hour_or_more check (recency_half_life >= '1 hour'),
   exploration_share real not null default 0.05
     constraint exploration_share_is_a_share check (exploration_share between 0 and 0.5),
+  interest_share real not null default 0.8
+    constraint interest_share_is_a_share check (interest_share between 0 and 1),
   author_share real not null default 0.05
     constraint author_share_is_a_share check (author_share between 0 and 1),
   followed_author_share real not null default 0.25
     constraint followed_author_share_is_a_share check (followed_author_share between 0 and 1),
+  followed_share real not null default 0.25
+    constraint followed_share_is_a_share check (followed_share between 0 and 1),
+  followed_new_for interval not null default '2 days'
+    constraint followed_new_for_is_an_hour_or_more check (followed_new_for >= '1 hour'),
+  copy_similarity real default 0.95
+    constraint copy_similarity_is_a_high_cosine check (copy_similarity between 0.5 and 1),
+  seen_again_after interval default '30 days'
+    constraint seen_again_after_is_an_hour_or_more check (seen_again_after >= '1 hour'),
   likeness_batch integer not null default 10
     constraint likeness_batch_is_positive check (likeness_batch > 0),
   told_share real not null default 0.7
@@ -168,6 +184,8 @@ create table two_tower.settings (
   exploration_impressions integer not null default 20
     constraint exploration_impressions_is_bounded
       check (exploration_impressions between 0 and 100000),
+  exploration_age interval not null default '14 days'
+    constraint exploration_age_is_an_hour_or_more check (exploration_age >= '1 hour'),
   serving_drift_tolerance real not null default 0.01
     constraint serving_drift_tolerance_is_small
       check (serving_drift_tolerance between 0 and 0.2::real),
@@ -189,6 +207,9 @@ comment on column two_tower.settings.temperature is 'Advanced. Softmax temperatu
 comment on column two_tower.settings.history_decay is 'Advanced. Factor by which each later engagement shrinks an engagement''s weight in the engaged sum.';
 comment on column two_tower.settings.history_length is 'Advanced. A user is encoded from at most this number of last engagements.';
 comment on column two_tower.settings.negative_strength_factor is 'Advanced. Factor of a negative strength in the contrastive rule, in the engaged sum and on the post.';
+comment on column two_tower.settings.interest_threshold is 'Advanced. A positive belongs to the interest that it is nearest to if their cosine is at least this. Otherwise it begins a new one.';
+comment on column two_tower.settings.interest_decay is 'Advanced. Factor by which each later positive shrinks the weight of a positive in its interest, and so of the interest.';
+comment on column two_tower.settings.interest_length is 'Advanced. Interests are made of at most this number of last positives.';
 comment on column two_tower.settings.negatives_per_positive is 'Advanced. Negatives recorded with each positive training pair (5 to 10).';
 comment on column two_tower.settings.pushes_per_positive is 'Advanced. Posts that a positive pushes away in the contrastive rule. They are drawn uniformly.';
 comment on column two_tower.settings.viewed_negative_window is 'Advanced. A post that the user viewed at most this long before, and left alone, counts as a viewed negative.';
@@ -234,12 +255,18 @@ comment on column two_tower.settings.cold_until is 'Engagements over which a use
 comment on column two_tower.settings.popularity_half_life is 'Advanced. Half-life of a post''s popularity. Set it before the first event: stored popularity is counted in it.';
 comment on column two_tower.settings.popularity_weight is 'Weight of popularity (0 to 1) in the score for a warm user, beside the cosine.';
 comment on column two_tower.settings.followed_weight is 'What a post of a followed author gains in score.';
-comment on column two_tower.settings.recency_weight is 'Weight of freshness (0 to 1) in the score for a cold user.';
-comment on column two_tower.settings.recency_half_life is 'Advanced. Half-life of the freshness of a post, in the ranking for cold users.';
-comment on column two_tower.settings.exploration_share is 'Share of a page that goes to new posts that few have seen.';
+comment on column two_tower.settings.recency_weight is 'Weight of freshness (0 to 1) in the score.';
+comment on column two_tower.settings.recency_half_life is 'Advanced. Half-life of the freshness of a post.';
+comment on column two_tower.settings.exploration_share is 'Share of a page that goes to new posts that few have seen: half of it to those nearest to the reader, half by chance.';
+comment on column two_tower.settings.interest_share is 'Share of a page that interests are owed: each has its weight of it, and the rest goes by the score alone. 0 for pages by one vector.';
 comment on column two_tower.settings.author_share is 'At most this share of a page (but one post) is of one author, while posts of others are left. 1 for no bound, as for a catalogue whose authors are brands.';
 comment on column two_tower.settings.followed_author_share is 'The same, of an author whom the reader follows.';
-comment on column two_tower.settings.exploration_impressions is 'Advanced. A new post is explored until it had this number of impressions, or somebody engaged with it.';
+comment on column two_tower.settings.exploration_impressions is 'Advanced. A new post is explored until this number of readers saw it, or somebody engaged with it.';
+comment on column two_tower.settings.exploration_age is 'Advanced. An older post is not new, and is not explored. Imported posts are as old as they were.';
+comment on column two_tower.settings.followed_share is 'New posts of followed authors stand first on a page, up to this share of it. 0 ranks them with all others.';
+comment on column two_tower.settings.followed_new_for is 'Advanced. How long a post of a followed author is new.';
+comment on column two_tower.settings.copy_similarity is 'A post whose text is as near as this to that of a better post on the page, or of one that the reader engaged with lately, is a copy: it comes behind all others. The cosine of their base embeddings; 1 for the same text alone. Null: nothing is a copy.';
+comment on column two_tower.settings.seen_again_after is 'A post that a reader viewed this long ago, and did no more with, comes back where nothing else is left: those that were not seen for longest first. Null: never.';
 comment on column two_tower.settings.likeness_batch is 'Advanced. similar_posts() and search_posts() show what engagements did to a post once there are this many more. 1 shows each reader''s.';
 comment on column two_tower.settings.told_share is 'Share of a new reader''s page that goes to what the reader told: interests (set_interests()) and the profile.';
 comment on column two_tower.settings.told_until is 'Engagements over which that share falls to nothing.';

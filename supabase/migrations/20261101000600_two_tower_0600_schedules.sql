@@ -46,9 +46,12 @@ insert into two_tower.schedules (kind, every, every_events, runs_in, description
   ('checkpoint', '1 day', null, 'database',
     'Takes a snapshot to roll back to. Runs after each promotion too.'),
   ('run_audit', '7 days', null, 'database', 'Audits the quality of the embeddings.'),
+  ('request_regrouping', '7 days', null, 'database',
+    'Asks that the positives of users are grouped into interests anew.'),
   ('prune_weights', '1 day', null, 'database', 'Deletes the tensors of old versions.'),
   ('record_metrics', '1 minute', null, 'database',
     'Records the metrics of the view health, and raises alerts.');
 
--- Nothing is known yet that a user tower could learn.
-update two_tower.schedules set last_run_at = two_tower.now() where kind = 'train_user_tower';
+-- Nothing is known yet that a user tower could learn, or that could be grouped.
+update two_tower.schedules set last_run_at = two_tower.now()
+where kind in ('train_user_tower', 'request_regrouping');

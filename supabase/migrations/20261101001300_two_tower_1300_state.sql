@@ -14,6 +14,7 @@ create table two_tower.state (
   filled_up_to bigint not null default two_tower.first_bigint(),
   filling_checkpoint bigint,
   restored_up_to uuid,
+  regrouped_up_to uuid,
   epoch integer not null default 0,
   frozen_at timestamptz,
   frozen_reason text,
@@ -30,6 +31,7 @@ comment on column two_tower.state.filling_version is 'The candidate tower for wh
 comment on column two_tower.state.filled_up_to is 'The other slot is filled for posts up to this id.';
 comment on column two_tower.state.filling_checkpoint is 'The checkpoint that is being rolled back to. Null when none is.';
 comment on column two_tower.state.restored_up_to is 'In a rollback, users up to this id have their state of the checkpoint again. Null when none is in progress.';
+comment on column two_tower.state.regrouped_up_to is 'In a walk that groups positives anew, users up to this id are done. Null when none is in progress.';
 comment on column two_tower.state.epoch is 'Raised by a rollback. Deferred steps of an older epoch are void.';
 comment on column two_tower.state.frozen_at is 'Since when learning is frozen. Null when it is not.';
 comment on column two_tower.state.frozen_reason is 'The reason that freeze() was given. Null when learning is not frozen.';

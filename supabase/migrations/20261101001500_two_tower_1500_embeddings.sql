@@ -89,6 +89,9 @@ create table two_tower.user_embeddings (
   prior_source two_tower.prior_source,
   recent_post_ids bigint[] not null default '{}',
   recent_strengths real[] not null default '{}',
+  positive_ids bigint[] not null default '{}',
+  positive_interests smallint[] not null default '{}',
+  interest_sums extensions.halfvec(128)[] not null default '{}',
   engagement_count integer not null default 0,
   active_days integer not null default 0,
   minute timestamptz,
@@ -104,6 +107,9 @@ comment on column two_tower.user_embeddings.prior is 'What is known of the user 
 comment on column two_tower.user_embeddings.prior_weight is 'What the prior weighs beside the engaged sum.';
 comment on column two_tower.user_embeddings.recent_post_ids is 'The posts of the last learned events, oldest first. For a page, the user is encoded from them.';
 comment on column two_tower.user_embeddings.recent_strengths is 'Strengths of recent_post_ids, as the rule weighs them.';
+comment on column two_tower.user_embeddings.positive_ids is 'The posts of the last learned positives (settings.interest_length), each once, oldest first.';
+comment on column two_tower.user_embeddings.positive_interests is 'The number of the interest, 1 to 4, of each of positive_ids.';
+comment on column two_tower.user_embeddings.interest_sums is 'For each interest i = decay * i + post at each of its positives, not normalised. It only gives positives their number: list_interests() tells what the interests are. Null where the number is free.';
 comment on column two_tower.user_embeddings.engagement_count is 'Learned events of the user, less withdrawn ones.';
 comment on column two_tower.user_embeddings.active_days is 'On how many days (UTC) an event of the user was learned. weigh_account() makes a weight of it.';
 comment on column two_tower.user_embeddings.minute is 'The minute that minute_count is about.';

@@ -31,4 +31,4 @@ begin
 end
 $$;
 comment on function two_tower.is_eligible(uuid, bigint, uuid) is
-  'Returns whether a user may get a post. Not eligible are the user''s own posts and those of withheld authors. Nor are posts with a row in user_posts: seen, engaged with or hidden. Does not ask whether the post is listed: the caller does. Serves few posts at a time; what serves many has the same three conditions inline.';
+  'Returns whether a user may get a post. Not eligible are the user''s own posts and those of withheld authors. Nor are posts with a row in user_posts: seen, engaged with or hidden. (What was only viewed comes back by a rule of its own: find_posts_by_rule().) Does not ask whether the post is listed: the caller does. Serves few posts at a time; what serves many has the same three conditions inline.';

@@ -71,6 +71,9 @@ begin
     p_user.recent_strengths :=
       p_user.recent_strengths[:v_place - 1] || p_user.recent_strengths[v_place + 1:];
   end if;
+  if v_strength > 0 then
+    p_user := two_tower.withdraw_positive(p_lesson.post_id, v_taught, p_settings, p_user);
+  end if;
   if p_user.recent_post_ids = '{}' then
     p_user.engaged_sum := two_tower.zero_vector();
   end if;
@@ -84,7 +87,7 @@ begin
 end
 $$;
 comment on function two_tower.withdraw_lesson(two_tower.lesson, two_tower.settings, two_tower.state, two_tower.training_examples, extensions.vector, two_tower.user_embeddings) is
-  'Takes back what a signal taught, and nothing else: the recorded steps on the post and on those that it pushed away, what it added to the popularity, and the post''s part in the engaged sum. Approximate in one way: steps on a sphere do not add up, so a vector that has moved since does not come back to the same place.';
+  'Takes back what a signal taught, and nothing else: the recorded steps on the post and on those that it pushed away, what it added to the popularity, and the post''s part in the engaged sum and its interest. Approximate in one way: steps on a sphere do not add up, so a vector that has moved since does not come back to the same place.';
 
 create function two_tower.withdraw_example(p_lesson two_tower.lesson)
 returns two_tower.training_examples language plpgsql set search_path = pg_catalog, pg_temp as $$

@@ -52,6 +52,9 @@ begin
   v_first := greatest(1, cardinality(p_user.recent_post_ids) + 2 - p_settings.history_length);
   p_user.recent_post_ids := (p_user.recent_post_ids || p_lesson.post_id)[v_first:];
   p_user.recent_strengths := (p_user.recent_strengths || v_strength)[v_first:];
+  if v_strength > 0 then
+    p_user := two_tower.add_positive(p_lesson.post_id, p_post, p_settings, p_user);
+  end if;
   p_user.updated_at := greatest(p_user.updated_at, p_lesson.created_at);
 end
 $$;
@@ -70,6 +73,8 @@ begin
     update two_tower.user_embeddings set
       embedding = v_user.embedding, engaged_sum = v_user.engaged_sum,
       recent_post_ids = v_user.recent_post_ids, recent_strengths = v_user.recent_strengths,
+      positive_ids = v_user.positive_ids, positive_interests = v_user.positive_interests,
+      interest_sums = v_user.interest_sums,
       engagement_count = v_user.engagement_count, active_days = v_user.active_days,
       minute = v_user.minute, minute_count = v_user.minute_count, updated_at = v_user.updated_at
     where user_id = v_user.user_id;

@@ -44,6 +44,9 @@ create table two_tower.checkpoint_users (
   prior_source two_tower.prior_source,
   recent_post_ids bigint[] not null,
   recent_strengths real[] not null,
+  positive_ids bigint[] not null,
+  positive_interests smallint[] not null,
+  interest_sums extensions.halfvec(128)[] not null,
   engagement_count integer not null,
   reset_count integer not null,
   primary key (checkpoint_id, user_id)

@@ -49,6 +49,7 @@ begin
     embedding = two_tower.combine_user(two_tower.zero_vector(), v_prior.weight, v_prior.embedding),
     engaged_sum = default, prior = v_prior.embedding, prior_weight = v_prior.weight,
     prior_source = v_prior.source, recent_post_ids = default, recent_strengths = default,
+    positive_ids = default, positive_interests = default, interest_sums = default,
     engagement_count = default, waits_until = default, reset_count = u.reset_count + 1
   where u.user_id = v_user_id;
 end

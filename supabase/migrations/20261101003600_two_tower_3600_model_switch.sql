@@ -161,6 +161,8 @@ begin
   end if;
   update two_tower.state set active_slot = 1 - active_slot, filling_version = null,
     filling_checkpoint = null, restored_up_to = null,
+    regrouped_up_to = case when v_state.filling_checkpoint is null
+      then '00000000-0000-0000-0000-000000000000'::uuid end,
     serving_side = case when p_has_index then serving_side end
   where id;
   return true;
@@ -169,7 +171,7 @@ exception when lock_not_available then
 end
 $$;
 comment on function two_tower.flip_slots(boolean) is
-  'Makes the filled slot the one that serves, if it is complete, with the serving index just built for it or with none. Waits for at most 2 s for statements that are learning. Returns whether it flipped; the next tick tries again. The old slot stays as what served before.';
+  'Makes the filled slot the one that serves, if it is complete, with the serving index just built for it or with none. Waits for at most 2 s for statements that are learning. Returns whether it flipped; the next tick tries again. The old slot stays as what served before. After a promotion, asks for a regrouping: posts have new vectors.';
 
 create function two_tower.prune_weights() returns integer
 language plpgsql set search_path = pg_catalog, pg_temp as $$

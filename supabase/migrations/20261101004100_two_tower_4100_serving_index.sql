@@ -228,7 +228,8 @@ create trigger remove_from_serving_index after delete on two_tower.live_embeddin
 -- seen. The limit that the planner sees is a constant, or it would plan for a tenth of the table.
 create function two_tower.find_nearest_posts(p_vector extensions.vector, p_limit integer,
   p_user_id uuid default null, p_excluded bigint[] default '{}', p_is_wide boolean default false,
-  p_source_id smallint default null, p_filter two_tower.page_filter default null)
+  p_source_id smallint default null, p_filter two_tower.page_filter default null,
+  p_breadth integer default null)
 returns bigint[] language plpgsql stable set search_path = pg_catalog, pg_temp
   set plan_cache_mode = force_generic_plan as $$
 declare
@@ -238,7 +239,8 @@ begin
   if v_side is null then
     return null;
   end if;
-  perform set_config('hnsw.ef_search', least(1000, greatest(s.ef_search, p_limit))::text, true),
+  perform set_config('hnsw.ef_search',
+      least(1000, greatest(coalesce(p_breadth, s.ef_search), p_limit))::text, true),
     set_config('hnsw.iterative_scan', case when p_is_wide then 'relaxed_order' else 'off' end, true)
   from two_tower.settings s;
   if v_side = 0 then
@@ -268,5 +270,5 @@ begin
 end
 $$;
 comment on function two_tower.find_nearest_posts(extensions.vector, integer, uuid, bigint[], boolean, smallint,
-  two_tower.page_filter) is
-  'Returns about the nearest p_limit posts (at most 1,000), by their served copies, that the user has not seen. Returns null where there is no serving index. p_is_wide: searches on beyond ef_search while posts are missing, to hnsw.max_scan_tuples; otherwise fewer come back. p_source_id: posts of this source alone; null: of all. p_filter: those that match alone.';
+  two_tower.page_filter, integer) is
+  'Returns about the nearest p_limit posts (at most 1,000), by their served copies, that the user has not seen. Returns null where there is no serving index. p_is_wide: searches on beyond ef_search while posts are missing, to hnsw.max_scan_tuples; otherwise fewer come back. p_source_id: posts of this source alone; null: of all. p_filter: those that match alone. p_breadth: of the search, in place of settings.ef_search.';

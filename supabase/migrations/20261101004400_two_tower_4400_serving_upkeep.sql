@@ -38,15 +38,22 @@ begin
   select greatest(position, v_newest - 20 * p_limit) into v_last
   from two_tower.cursors where name = 'followed_events';
   with next as materialized (
-    select e.id, e.user_id, e.post_id,
+    select e.id, e.user_id, e.post_id, e.created_at,
       case when e.event_type <> 'dwell' or e.dwell_ms > c.long_dwell_ms then s.strength
         when e.dwell_ms < c.short_dwell_ms then -1 else 0 end as strength
-    from (select id, user_id, post_id, event_type, dwell_ms from public.engagement_events
+    from (select id, user_id, post_id, event_type, dwell_ms, created_at
+          from public.engagement_events
           where id > v_last order by id limit p_limit) e
       join two_tower.signals s using (event_type) cross join two_tower.settings c
   ), shown as (
-    select post_id, count(distinct user_id)::integer as times from next where strength = 0
-    group by post_id
+    select n.post_id, count(distinct n.user_id)::integer as times
+    from next n join two_tower.exploration_pool p using (post_id)
+      join two_tower.posts r on r.id = n.post_id and r.author_id is distinct from n.user_id
+    where n.strength = 0
+      -- A reader counts once: in a step that reaches from before the first time to after it.
+      and not exists (select from two_tower.user_posts u
+        where u.user_id = n.user_id and u.post_id = n.post_id and u.first_seen_at < n.created_at)
+    group by n.post_id
   ), cold as (
     select bool_or(n.strength = 0) as is_shown, bool_or(n.strength > 0) as is_engaged
     from next n join two_tower.exploration_pool p using (post_id)
@@ -98,7 +105,8 @@ begin
   where name = 'serving_round';
   delete from two_tower.exploration_pool p using two_tower.live_embeddings v
   where p.post_id = any (v_post_ids) and v.slot = v_slot and v.post_id = p.post_id
-    and not v.is_listed;
+    and (not v.is_listed or p.created_at < two_tower.now()
+      - (select exploration_age from two_tower.settings));
   v_written := v_written + two_tower.copy_to_serving_index(v_post_ids);
   if v_written > 0 then
     update two_tower.serving_builds set replaced = replaced + v_written
@@ -108,7 +116,7 @@ begin
 end
 $$;
 comment on function two_tower.refresh_serving_index(integer) is
-  'Keeps the index fresh, in one bounded step: posts of the newest events, then the next p_limit posts of an endless round. Takes deleted posts of the round out of the exploration pool. Returns how many copies it wrote.';
+  'Keeps the index fresh, in one bounded step: posts of the newest events, then the next p_limit posts of an endless round. Takes posts of the round that are deleted or no longer new out of the exploration pool. Returns how many copies it wrote.';
 
 create function two_tower.check_serving_index(p_sample integer default 30)
 returns double precision

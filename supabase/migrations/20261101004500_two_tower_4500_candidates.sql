@@ -33,9 +33,14 @@ language sql set search_path = pg_catalog, pg_temp as $$
   ), top as materialized (
     select p.post_id, p.author_id, p.popularity, p.number
     from (
-      select p.*, row_number() over (
-        partition by p.author_id order by p.popularity desc, p.number desc) as place
-      from popular p
+      select o.*, row_number() over (
+        partition by o.author_id order by o.popularity desc, o.number desc) as place
+      from (
+        select p.*, row_number() over (
+          partition by q.content_hash order by p.popularity desc, p.number desc) as copy
+        from popular p join two_tower.posts q on q.id = p.post_id
+      ) o
+      where o.copy = 1
     ) p
       cross join (select two_tower.cap_posts(author_share, 1000) as cap
                   from two_tower.settings) s
@@ -50,7 +55,7 @@ language sql set search_path = pg_catalog, pg_temp as $$
   on conflict (post_id) do update set author_id = excluded.author_id,
     popularity = excluded.popularity, number = excluded.number;
 $$;
-comment on function two_tower.refresh_popular_candidates() is 'Lists the 1,000 most popular posts. At most settings.author_share of them is of one author, while others are among the 20,000 most popular.';
+comment on function two_tower.refresh_popular_candidates() is 'Lists the 1,000 most popular posts, one of each text. At most settings.author_share of them is of one author, while others are among the 20,000 most popular.';
 
 create type two_tower.reader as (
   user_id uuid,
@@ -65,10 +70,16 @@ create type two_tower.reader as (
   recency_weight double precision,
   recency_half_life double precision,
   followed_weight double precision,
+  followed_places integer,
+  followed_since timestamptz,
   exploration_share double precision,
+  explored_since timestamptz,
+  copy_similarity double precision,
   author_cap integer,
   followed_author_cap integer,
   over_fetch integer,
+  interest_vectors extensions.vector[],
+  interest_places integer[],
   told_places integer,
   about_similarity double precision,
   told_ids bigint[]
@@ -82,10 +93,21 @@ comment on column two_tower.reader."time" is 'The moment of the request.';
 comment on column two_tower.reader.popularity_unit is 'compute_popularity() of one like of now.';
 comment on column two_tower.reader.popularity_scale is 'The log of 1 + the highest popularity in likes of now.';
 comment on column two_tower.reader.recency_half_life is 'In seconds.';
+comment on column two_tower.reader.followed_places is 'How many new posts of followed authors stand first on the page.';
+comment on column two_tower.reader.followed_since is 'Posts of followed authors are new if they are younger.';
+comment on column two_tower.reader.explored_since is 'New posts are explored if they are younger.';
 comment on column two_tower.reader.author_cap is 'The most posts of one author on the page, while others are left: settings.author_share of it.';
+comment on column two_tower.reader.interest_vectors is 'The interests of a reader who has several. Null for others, and while warmth is below 1.';
+comment on column two_tower.reader.interest_places is 'How many places of the page each of them is owed.';
 comment on column two_tower.reader.told_places is 'How many places of the page go to what the reader told.';
 comment on column two_tower.reader.told_ids is 'The posts for these places.';
 comment on column two_tower.reader.followed_author_cap is 'The same, of an author whom the reader follows.';
+
+create type two_tower.ranked_post as (
+  post_id bigint, author_id uuid, score double precision, source text, turn bigint
+);
+comment on type two_tower.ranked_post is 'A candidate in its place.';
+comment on column two_tower.ranked_post.turn is 'In which turn its author has it: 0 within the cap.';
 
 -- A user's ranking goes from popular and fresh to personal over the first settings.cold_until
 -- engagements. Warmth is the root of their share: the first ones say most, and there is no cliff.
@@ -100,14 +122,25 @@ declare
   v_unit double precision :=
     two_tower.compute_popularity(1, v_now, v_settings.popularity_half_life);
   v_share double precision := 0;
+  v_has_several boolean;
+  v_interest_vectors extensions.vector[];
+  v_interest_places integer[];
 begin
   if extensions.vector_norm(v_vector) > 0 then
     select greatest(case when u.prior is null then 0 else 0.1 end,
-      u.engagement_count / greatest(1, v_settings.cold_until)::double precision)
-    into v_share from two_tower.user_embeddings u where u.user_id = p_user_id;
+      u.engagement_count / greatest(1, v_settings.cold_until)::double precision),
+      u.positive_interests <> array_fill(u.positive_interests[1],
+        array[cardinality(u.positive_interests)])
+    into v_share, v_has_several from two_tower.user_embeddings u where u.user_id = p_user_id;
     if v_settings.cold_until = 0 then
       v_share := 1;
     end if;
+  end if;
+  if v_share >= 1 and v_has_several and v_settings.interest_share > 0 then
+    select array_agg(i.vector),
+      array_agg(floor(v_settings.interest_share::numeric * i.weight::numeric * p_limit)::integer)
+    into v_interest_vectors, v_interest_places
+    from two_tower.list_interests(p_user_id) i having count(*) > 1;
   end if;
   return row(
     p_user_id, p_source_id, p_filter, v_vector, sqrt(least(1, v_share)), v_now, v_unit,
@@ -116,9 +149,12 @@ begin
                         order by p.popularity desc, p.number desc limit 1))),
     v_settings.popularity_weight, v_settings.recency_weight,
     extract(epoch from v_settings.recency_half_life), v_settings.followed_weight,
-    v_settings.exploration_share, two_tower.cap_posts(v_settings.author_share, p_limit),
+    floor(v_settings.followed_share::numeric * p_limit), v_now - v_settings.followed_new_for,
+    v_settings.exploration_share, v_now - v_settings.exploration_age, v_settings.copy_similarity,
+    two_tower.cap_posts(v_settings.author_share, p_limit),
     two_tower.cap_posts(v_settings.followed_author_share, p_limit),
-    v_settings.over_fetch, round(p_limit * v_settings.told_share * greatest(0, 1 - coalesce(
+    v_settings.over_fetch, v_interest_vectors, v_interest_places,
+    round(p_limit * v_settings.told_share * greatest(0, 1 - coalesce(
       (select u.engagement_count from two_tower.user_embeddings u where u.user_id = p_user_id), 0)
       / v_settings.told_until::double precision)), v_settings.about_similarity,
     '{}'::bigint[])::two_tower.reader;
@@ -206,61 +242,6 @@ end
 $$;
 comment on function two_tower.list_newest_of(two_tower.reader, uuid, integer, bigint[]) is
   'Returns the newest p_limit posts of an author that the reader has not seen, among the newest 1,000. Null: of posts without an author.';
-
--- Authors are met one by one, in the order of the pool. Then they are met again.
-create function two_tower.choose_explored_posts(p_reader two_tower.reader, p_limit integer,
-  p_excluded bigint[])
-returns bigint[] language plpgsql stable set search_path = pg_catalog, pg_temp as $$
-declare
-  v_place bigint := two_tower.choose_place(p_reader.user_id, p_reader.time);
-  -- A share of less than a post is a post on that share of the pages.
-  v_count integer := floor(p_limit * p_reader.exploration_share + (v_place & 1023) / 1024.0);
-  v_place_of_post bigint := hashint8extended(v_place, (select hash_seed from two_tower.state));
-  v_slot smallint := (select active_slot from two_tower.state);
-  v_round integer := 0;
-  v_first bigint;
-  v_author bigint := v_place;
-  v_post_id bigint;
-  v_chosen bigint[] := '{}';
-begin
-  for v_try in 1 .. case when v_count > 0 then 20 + 5 * v_count else 0 end loop
-    v_author := coalesce(
-      (select e.author_shuffled from two_tower.exploration_pool e
-       where e.author_shuffled > v_author order by e.author_shuffled limit 1),
-      (select min(e.author_shuffled) from two_tower.exploration_pool e));
-    v_first := coalesce(v_first, v_author);
-    v_round := v_round + (v_author = v_first)::integer;
-    exit when v_author is null or v_round > p_reader.author_cap;
-    v_post_id := (
-      select c.post_id
-      from (
-        (select e.post_id from two_tower.exploration_pool e
-         where e.author_shuffled = v_author and e.shuffled >= v_place_of_post
-         order by e.shuffled limit 5)
-        union all
-        (select e.post_id from two_tower.exploration_pool e
-         where e.author_shuffled = v_author and e.shuffled < v_place_of_post
-         order by e.shuffled limit 5)
-      ) c
-      where c.post_id <> all (p_excluded || v_chosen)
-        and (select exists (
-          select from two_tower.live_embeddings v
-          where v.slot = v_slot and v.post_id = c.post_id and v.is_pretrained and v.is_listed
-            and (p_reader.source_id is null or v.source_id = p_reader.source_id)
-            and (p_reader.filter is null or exists (
-              select from two_tower.matching_posts(p_reader.filter) m where m.id = v.post_id))
-            and two_tower.is_eligible(p_reader.user_id, v.post_id, v.author_id)))
-      limit 1);
-    if v_post_id is not null then
-      v_chosen := v_chosen || v_post_id;
-      exit when cardinality(v_chosen) = v_count;
-    end if;
-  end loop;
-  return v_chosen;
-end
-$$;
-comment on function two_tower.choose_explored_posts(two_tower.reader, integer, bigint[]) is
-  'Returns new posts that few have seen, to fill settings.exploration_share of a page. Each is of another author, while there are others. Authors and their posts stand in a shuffled order, and are taken from a place that depends on reader and hour. Gives up after 20 + 5 tries a post.';
 
 -- Of many followed authors, at most 100 are asked each hour, from a place that moves.
 create function two_tower.list_candidates(p_reader two_tower.reader, p_limit integer,

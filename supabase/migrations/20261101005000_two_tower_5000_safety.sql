@@ -175,7 +175,8 @@ begin
   ), users as (
     insert into two_tower.checkpoint_users
     select v_id, u.user_id, u.embedding, u.engaged_sum, u.prior, u.prior_weight,
-      u.prior_source, u.recent_post_ids, u.recent_strengths, u.engagement_count, u.reset_count
+      u.prior_source, u.recent_post_ids, u.recent_strengths, u.positive_ids,
+      u.positive_interests, u.interest_sums, u.engagement_count, u.reset_count
     from two_tower.user_embeddings u
     returning user_id
   )
@@ -261,6 +262,9 @@ begin
     prior = p.prior, prior_weight = coalesce(p.prior_weight, 0), prior_source = p.prior_source,
     recent_post_ids = coalesce(c.recent_post_ids, '{}'),
     recent_strengths = coalesce(c.recent_strengths, '{}'),
+    positive_ids = coalesce(c.positive_ids, '{}'),
+    positive_interests = coalesce(c.positive_interests, '{}'),
+    interest_sums = coalesce(c.interest_sums, '{}'),
     engagement_count = coalesce(c.engagement_count, 0)
   from two_tower.user_embeddings i
     cross join (select two_tower.zero_vector() as zero) n

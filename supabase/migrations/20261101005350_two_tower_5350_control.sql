@@ -72,6 +72,19 @@ language sql stable security definer set search_path = pg_catalog, pg_temp as $$
     from me join two_tower.user_embeddings e using (user_id)
       cross join lateral unnest(e.recent_post_ids, e.recent_strengths) as r (post_id, strength)
     union all
+    select 6, 'interest', format('%s %% of your interests: posts like this', round(100 * i.weight)),
+      n.post_id, i.weight, null
+    from me cross join lateral two_tower.list_interests(me.user_id) i
+      cross join lateral (
+        select v.post_id
+        from two_tower.user_embeddings e
+          cross join lateral unnest(e.positive_ids, e.positive_interests)
+            as p (post_id, interest)
+          join two_tower.live_embeddings v
+            on v.slot = (select active_slot from two_tower.state) and v.post_id = p.post_id
+        where e.user_id = me.user_id and p.interest = i.interest
+        order by v.embedding operator(extensions.<#>) i.vector limit 3) n
+    union all
     select 7, 'told interest', t.content, t.post_id, null, t.told_at
     from me join two_tower.told_interests t using (user_id)
     union all
@@ -114,4 +127,4 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   select * from two_tower.list_known();
 $$;
 comment on function public.what_is_known_of_me() is
-  'Returns what the engine keeps of the signed-in user, as rows to read: kind, what, the post if it is about one, an amount, and when. account; events by type, and the last 20; events that taught nothing, and why; posts seen, engaged with and hidden; the engagements that the taste is made of, with their strengths; told interests; profile; texts; blocked and muted authors, muted words and tags; follows; the arm of an experiment; how often the user began anew. Vectors are computed from these. Raises 42501 when nobody is signed in.';
+  'Returns what the engine keeps of the signed-in user, as rows to read: kind, what, the post if it is about one, an amount, and when. account; events by type, and the last 20; events that taught nothing, and why; posts seen, engaged with and hidden; the engagements that the taste is made of, with their strengths; interests, each by the three posts in its middle that the user liked, with its weight; told interests; profile; texts; blocked and muted authors, muted words and tags; follows; the arm of an experiment; how often the user began anew. Vectors are computed from these. Raises 42501 when nobody is signed in.';

@@ -34,7 +34,8 @@ def learned(connection: Connection) -> dict[str, list[Any]]:
         ).fetchall(),
         "users": connection.execute(
             "select user_id, embedding::text, engaged_sum::text, prior::text, prior_weight,"
-            " recent_post_ids, recent_strengths, engagement_count"
+            " recent_post_ids, recent_strengths, positive_ids, positive_interests,"
+            " interest_sums::text, engagement_count"
             " from two_tower.user_embeddings order by 1"
         ).fetchall(),
     }

@@ -13,6 +13,12 @@ from tests.support.database import add_user, as_user
 from tests.support.engagements import add_posts, base_vectors, store
 
 
+@pytest.fixture(autouse=True)
+def _copies_count(db: Connection) -> None:
+    """The bound on authors holds by itself: see test_copies for what else keeps copies away."""
+    db.execute("update two_tower.settings set copy_similarity = null")
+
+
 def add_flood(db: Connection, author: str, count: int, vector: list[float]) -> list[int]:
     """Near-duplicates of one vector."""
     posts = add_posts(db, count, [author])

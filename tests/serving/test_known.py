@@ -43,6 +43,7 @@ def test_a_user_reads_all_that_is_kept_and_nothing_of_others(db: Connection) -> 
     assert about["posts", "engaged with", None].amount == 1
     assert about["taste", "last learned", str(first)].amount == 1
     assert about["taste", "last learned", str(second)].amount == pytest.approx(-0.15)
+    assert about["interest", "100 % of your interests: posts like this", str(first)].amount == 1
     assert about["told interest", "boats", None].at
     assert about["told interest", None, str(fourth)].post_source == "posts"
     assert about["text", "searched for or told, kept for a while", None].amount == 1
@@ -56,7 +57,7 @@ def test_a_user_reads_all_that_is_kept_and_nothing_of_others(db: Connection) -> 
     with as_user(db, me):
         value(db, "select public.reset_my_feed()")
     kinds = {row.kind for row in known(db, me)}
-    assert "taste" not in kinds
+    assert not kinds & {"taste", "interest"}
     assert {"events", "told interest", "forgotten"} <= kinds
 
 

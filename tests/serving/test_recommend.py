@@ -113,24 +113,27 @@ def test_a_user_of_whom_nothing_is_known_gets_popular_and_fresh_posts(
 
 def test_warmth_grows_without_a_cliff(db: Connection) -> None:
     world = World(db, seed=6)
+    db.execute("update two_tower.settings set cold_until = 10")
     user = add_user(db)
     world.gone[user] = set()
-    largest = []
+    warmth, popular = [], []
     for post in [p for p in world.posts if p not in world.deleted][:20]:
         row = db.execute(
-            "select max(abs(personal)) as personal, max(fresh) as fresh"
-            " from two_tower.score_posts(two_tower.load_reader(%s), %s::bigint[])",
-            [user, world.posts],
+            "select r.warmth, (select max(s.popular)"
+            " from two_tower.score_posts(r, %s::bigint[]) s) as popular"
+            " from two_tower.load_reader(%s) r",
+            [world.posts, user],
         ).fetchone()
         assert row is not None
-        largest.append(row.fresh)
+        warmth.append(row.warmth)
+        popular.append(row.popular)
         world.act(user, post, "like")
-    steps = np.abs(np.diff(largest))
-    assert largest[0] > 0.19
-    assert largest[-1] == 0
+    steps = np.diff(warmth)
+    assert (warmth[0], warmth[-1]) == (0, 1)
     # The first engagement says most: the root of its share. Each later one changes less.
-    assert steps.max() < 0.2 * np.sqrt(1 / 10) + 1e-6
+    assert steps.max() < np.sqrt(1 / 10) + 1e-6
     assert np.all(np.diff(steps[:10]) < 1e-6)
+    assert popular[0] > 2 * popular[-1] > 0
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(None, 20), (0, 1), (-5, 1), (10**6, 120)])
@@ -294,6 +297,7 @@ def test_an_author_fills_no_page_while_others_are_left(db: Connection) -> None:
 
 def test_one_reader_who_skips_a_new_post_does_not_end_its_exploration(db: Connection) -> None:
     author, reader, other = (add_user(db) for _ in range(3))
+    db.execute("update two_tower.settings set exploration_age = '100 years'")
     posts = add_posts(db, 4, [author], np.random.default_rng(15))
     send = (
         "insert into public.engagement_events (user_id, post_id, event_type, dwell_ms)"

@@ -32,10 +32,14 @@ def add_posts(
     author_ids: Sequence[str],
     rng: np.random.Generator | None = None,
 ) -> list[int]:
-    """Inserts posts, the authors in turn, and encodes them at random; without rng, not at all."""
+    """Inserts posts, the authors in turn, and encodes them at random; without rng, not at all.
+
+    Each has a text of its own: of equal ones all but one would count as copies.
+    """
     rows = connection.execute(
         "insert into public.posts (author_id, content, created_at)"
-        " select (%s::uuid[])[1 + g %% %s], 'post ' || g, %s from generate_series(1, %s) g"
+        " select (%s::uuid[])[1 + g %% %s], 'post ' || gen_random_uuid(), %s"
+        " from generate_series(1, %s) g"
         " returning id",
         [list(author_ids), len(author_ids), START - timedelta(days=1), count],
     ).fetchall()

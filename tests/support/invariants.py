@@ -54,6 +54,17 @@ def assert_consistent(connection: Connection) -> None:
         "            or extensions.vector_norm(embedding) = 0)",
     )
     none(
+        "the interests of a user are not those of the positives",
+        "select user_id, positive_ids, positive_interests from two_tower.user_embeddings u"
+        " cross join lateral (select array_agg(distinct n order by n) as used"
+        "   from unnest(u.positive_interests) n) x"
+        " where cardinality(positive_ids) <> cardinality(positive_interests)"
+        " or cardinality(positive_ids) <> (select count(distinct p) from unnest(positive_ids) p)"
+        " or x.used is distinct from (select array_agg(n::smallint order by n)"
+        "   from generate_subscripts(u.interest_sums, 1) n where u.interest_sums[n] is not null)"
+        " or not x.used <@ '{1, 2, 3, 4}'::smallint[]",
+    )
+    none(
         "a post has another number in the other slot",
         "select post_id from two_tower.live_embeddings group by 1"
         " having count(number) not in (0, count(*)) or count(distinct number) > 1",

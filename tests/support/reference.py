@@ -16,6 +16,7 @@ import numpy as np
 
 DIMENSIONS = 128
 BASE_DIMENSIONS = 384
+TIE = 2e-5
 
 # The numbers of the design: strengths by signal, and which of them make a training pair.
 STRENGTHS = {
@@ -102,7 +103,11 @@ class Post:
 
 @dataclass
 class User:
-    """A user: the live vector, the sum of what was engaged with, and the prior."""
+    """A user: the live vector, the sum of what was engaged with, and the prior.
+
+    positives: the last ones, each with the number of its interest. interests: their sums.
+    is_tied: a number was chosen by less than what half precision can tell apart.
+    """
 
     vector: Vector = field(default_factory=lambda: np.zeros(DIMENSIONS))
     engaged_sum: Vector = field(default_factory=lambda: np.zeros(DIMENSIONS))
@@ -114,6 +119,9 @@ class User:
     late: list[tuple[int, Event]] = field(default_factory=list)
     has_late: bool = False
     freed: int = 0
+    positives: list[tuple[int, int]] = field(default_factory=list)
+    interests: dict[int, Vector] = field(default_factory=dict)
+    is_tied: bool = False
 
 
 @dataclass
@@ -171,6 +179,10 @@ class Reference:
     movement_per_hour = 2.0
     withdrawals_per_day = 3
     untouched_push_limit = 0.5
+    interest_threshold = 0.4
+    interest_decay = 0.97
+    interest_length = 100
+    interest_count = 4
 
     def __init__(self, rule: str = "contrastive") -> None:
         self.rule = rule
@@ -299,7 +311,50 @@ class Reference:
         self.taught[key] = Snapshot(event_id, u, p, step, at, factors)
         self._step(event_id, u, factors, Step(key[1], step, 1, at, self.taught[key]), drawn)
         user.recent = [*user.recent, (key[1], weight)][-self.history_length :]
+        if strength > 0:
+            self._add_positive(user, key[1], p)
         user.engagement_count += 1
+
+    def _add_positive(self, user: User, post_id: int, p: Vector) -> None:
+        """The nearest interest that is near enough, else a new one in a free or the lightest's
+        place."""
+        if post_id in [known for known, _ in user.positives]:
+            return
+        cosines = {number: norm(total) @ p for number, total in user.interests.items()}
+        near = {n: c for n, c in cosines.items() if c >= self.interest_threshold}
+        free = set(range(1, self.interest_count + 1)) - set(user.interests)
+        if near:
+            number = max(near, key=lambda n: (near[n], -n))
+        elif free:
+            number = min(free)
+        else:
+            weights = dict.fromkeys(sorted(user.interests), 0.0)
+            for age, (_, own) in enumerate(reversed(user.positives)):
+                weights[own] += self.interest_decay**age
+            number = min(weights, key=lambda n: weights[n])
+            user.positives = [entry for entry in user.positives if entry[1] != number]
+            del user.interests[number]
+        ordered = sorted([self.interest_threshold, *cosines.values()])
+        user.is_tied |= min(np.diff(ordered), default=1) < TIE
+        total = self.interest_decay * user.interests.get(number, np.zeros(DIMENSIONS)) + p
+        user.interests[number] = total.astype(np.float16).astype(float)
+        user.positives = [*user.positives, (post_id, number)][-self.interest_length :]
+        self._forget_empty(user)
+
+    def _withdraw_positive(self, user: User, post_id: int, taught: Vector) -> None:
+        places = [k for k, (known, _) in enumerate(user.positives) if known == post_id]
+        if not places:
+            return
+        _, number = user.positives.pop(places[0])
+        age = sum(own == number for _, own in user.positives[places[0] :])
+        total = user.interests[number] - self.interest_decay**age * taught
+        user.interests[number] = total.astype(np.float16).astype(float)
+        self._forget_empty(user)
+
+    @staticmethod
+    def _forget_empty(user: User) -> None:
+        left = {number for _, number in user.positives}
+        user.interests = {n: total for n, total in user.interests.items() if n in left}
 
     def _seen(self, post_id: int, drawn: Draw) -> Vector:
         """The post as the event found it."""
@@ -387,6 +442,8 @@ class Reference:
             age = len(user.recent) - 1 - places[-1]
             user.engaged_sum = user.engaged_sum - weight * self.decay**age * taken.post_vector
             del user.recent[places[-1]]
+        if strength > 0:
+            self._withdraw_positive(user, key[1], taken.post_vector)
         if not user.recent:
             user.engaged_sum = np.zeros(DIMENSIONS)
         if self.rule == "contrastive":
@@ -437,6 +494,18 @@ class Reference:
         """After what was taken is applied: who has events left waits on."""
         for user in self.users.values():
             user.has_late = bool(user.late)
+
+    def list_interests(self, user_id: str) -> dict[int, tuple[Vector, float]]:
+        """Vector and weight of each interest of a tenth or more, by the posts as they are now."""
+        user, sums, weights = self.users[user_id], {}, dict[int, float]()
+        for age, (post_id, number) in enumerate(reversed(user.positives)):
+            weight, vector = self.interest_decay**age, self.posts[post_id].vector
+            weights[number] = weights.get(number, 0) + weight
+            if vector is not None:
+                sums[number] = sums.get(number, 0) + weight * vector
+        everything = sum(weights.values())
+        kept = {n: w for n, w in weights.items() if w >= 0.1 * everything and n in sums}
+        return {n: (norm(sums[n]), w / sum(kept.values())) for n, w in kept.items()}
 
     def encode_user(self, user_id: str) -> Vector:
         """The user as served: contrastive re-encodes from the posts as they are now."""

@@ -46,6 +46,9 @@ class Twin:
         self.rng = rng
         self.reference = Reference(rule)
         self.set_rule(rule)
+        # Vectors are random here: some are to be near enough to one interest, and most to none.
+        self.reference.interest_threshold = 0.1
+        connection.execute("update two_tower.settings set interest_threshold = 0.1")
         self.authors = [add_user(connection) for _ in range(5)]
         # One of them writes posts too.
         self.user_ids = [*(add_user(connection) for _ in range(users - 1)), self.authors[0]]
@@ -172,10 +175,13 @@ class Twin:
             largest = max(largest, float(np.abs(np.array(vector) - post.vector).max()))
         users = connection.execute(
             "select user_id::text, embedding::real[], engaged_sum::real[], engagement_count,"
-            "  recent_post_ids, recent_strengths, two_tower.encode_user(user_id)::real[]"
+            "  recent_post_ids, recent_strengths, two_tower.encode_user(user_id)::real[],"
+            "  positive_ids, positive_interests"
             " from two_tower.user_embeddings"
         ).fetchall()
-        for user_id, vector, engaged_sum, count, recent_ids, strengths, encoded in users:
+        for (
+            user_id, vector, engaged_sum, count, recent_ids, strengths, encoded, positives, numbers,
+        ) in users:  # fmt: skip
             user = reference.users.get(user_id, User())
             assert (user_id, count) == (user_id, user.engagement_count)
             assert recent_ids == [entry[0] for entry in user.recent]
@@ -185,10 +191,25 @@ class Twin:
                 pairs.append((np.array(engaged_sum), user.engaged_sum))
                 if encoded is not None:
                     pairs.append((np.array(encoded), reference.encode_user(user_id)))
+            if not user.is_tied:
+                assert list(zip(positives, numbers, strict=True)) == user.positives
+                pairs += self._interest_pairs(user_id)
             for got, wanted in pairs:
                 if len(wanted):
                     largest = max(largest, float(np.abs(got - wanted).max()))
         return largest
+
+    def _interest_pairs(self, user_id: str) -> list[tuple[Vector, Vector]]:
+        """What list_interests() tells, and what it must."""
+        wanted = self.reference.list_interests(user_id) if user_id in self.reference.users else {}
+        listed = self.connection.execute(
+            "select interest, vector::real[], weight from two_tower.list_interests(%s)", [user_id]
+        ).fetchall()
+        assert {row[0] for row in listed} == set(wanted)
+        return [
+            (np.array([*vector, weight]), np.array([*wanted[number][0], wanted[number][1]]))
+            for number, vector, weight in listed
+        ]
 
     def assert_same_verdicts(self) -> None:
         """What was learned, what was not, and why, is what the reference says of each event."""

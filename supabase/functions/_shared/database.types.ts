@@ -86,6 +86,28 @@ type Generated = {
         };
         Relationships: [];
       };
+      "muted_terms": {
+        Row: {
+          "created_at": string;
+          "kind": string;
+          "term": string;
+          "user_id": string;
+        };
+        ComputedFields: never;
+        Insert: {
+          "created_at"?: string;
+          "kind": string;
+          "term": string;
+          "user_id"?: string;
+        };
+        Update: {
+          "created_at"?: string;
+          "kind"?: string;
+          "term"?: string;
+          "user_id"?: string;
+        };
+        Relationships: [];
+      };
       "posts": {
         Row: {
           "author_id": string | null;
@@ -152,6 +174,7 @@ type Generated = {
           "author_id": string | null;
           "content": string;
           "created_at": string;
+          "cursor": string | null;
           "deleted_at": string | null;
           "id": number;
           "place": number | null;
@@ -164,6 +187,7 @@ type Generated = {
           "author_id"?: string | null;
           "content"?: string | null;
           "created_at"?: string | null;
+          "cursor"?: never;
           "deleted_at"?: string | null;
           "id"?: number | null;
           "place"?: never;
@@ -175,6 +199,7 @@ type Generated = {
           "author_id"?: string | null;
           "content"?: string | null;
           "created_at"?: string | null;
+          "cursor"?: never;
           "deleted_at"?: string | null;
           "id"?: number | null;
           "place"?: never;
@@ -233,13 +258,29 @@ type Generated = {
           "reason": string;
         }[];
       };
+      "more_from_author": {
+        Args: { "p_author_key": string; "p_limit"?: number };
+        Returns: {
+          "author_id": string;
+          "created_at": string;
+          "post_id": number;
+          "post_key": string;
+          "post_source": string;
+        }[];
+      };
       "most_popular_posts": {
-        Args: { "p_exclude"?: (string)[]; "p_limit"?: number };
+        Args: {
+          "p_cursor"?: string;
+          "p_exclude"?: (string)[];
+          "p_filter"?: Json;
+          "p_limit"?: number;
+        };
         Returns: {
           "arm": string | null;
           "author_id": string | null;
           "content": string;
           "created_at": string;
+          "cursor": string | null;
           "deleted_at": string | null;
           "id": number;
           "place": number | null;
@@ -254,7 +295,7 @@ type Generated = {
         };
       };
       "popular_posts": {
-        Args: { "p_limit"?: number };
+        Args: { "p_filter"?: Json; "p_limit"?: number };
         Returns: {
           "author_id": string;
           "created_at": string;
@@ -289,11 +330,17 @@ type Generated = {
         }[];
       };
       "recommend": {
-        Args: { "p_exclude"?: (string)[]; "p_limit"?: number };
+        Args: {
+          "p_cursor"?: string;
+          "p_exclude"?: (string)[];
+          "p_filter"?: Json;
+          "p_limit"?: number;
+        };
         Returns: {
           "arm": string;
           "author_id": string;
           "created_at": string;
+          "cursor": string;
           "post_id": number;
           "post_key": string;
           "post_source": string;
@@ -302,11 +349,18 @@ type Generated = {
         }[];
       };
       "recommend_for": {
-        Args: { "p_exclude"?: (string)[]; "p_limit"?: number; "p_user_id": string };
+        Args: {
+          "p_cursor"?: string;
+          "p_exclude"?: (string)[];
+          "p_filter"?: Json;
+          "p_limit"?: number;
+          "p_user_id": string;
+        };
         Returns: {
           "arm": string;
           "author_id": string;
           "created_at": string;
+          "cursor": string;
           "post_id": number;
           "post_key": string;
           "post_source": string;
@@ -315,12 +369,18 @@ type Generated = {
         }[];
       };
       "recommended_posts": {
-        Args: { "p_exclude"?: (string)[]; "p_limit"?: number };
+        Args: {
+          "p_cursor"?: string;
+          "p_exclude"?: (string)[];
+          "p_filter"?: Json;
+          "p_limit"?: number;
+        };
         Returns: {
           "arm": string | null;
           "author_id": string | null;
           "content": string;
           "created_at": string;
+          "cursor": string | null;
           "deleted_at": string | null;
           "id": number;
           "place": number | null;
@@ -356,12 +416,13 @@ type Generated = {
         };
         Returns: undefined;
       };
+      "reset_my_feed": { Args: Record<PropertyKey, never>; Returns: undefined };
       "restore_post": {
         Args: { "p_post_id"?: number; "p_post_key"?: string; "p_post_source"?: string };
         Returns: undefined;
       };
       "search_posts": {
-        Args: { "p_limit"?: number; "p_text": string };
+        Args: { "p_filter"?: Json; "p_limit"?: number; "p_text": string };
         Returns: {
           "author_id": string;
           "created_at": string;
@@ -373,11 +434,23 @@ type Generated = {
       };
       "similar_posts": {
         Args: {
+          "p_filter"?: Json;
           "p_limit"?: number;
           "p_post_id"?: number;
           "p_post_key"?: string;
           "p_post_source"?: string;
         };
+        Returns: {
+          "author_id": string;
+          "created_at": string;
+          "post_id": number;
+          "post_key": string;
+          "post_source": string;
+          "score": number;
+        }[];
+      };
+      "trending_posts": {
+        Args: { "p_limit"?: number; "p_tag"?: string };
         Returns: {
           "author_id": string;
           "created_at": string;

@@ -1,0 +1,129 @@
+-- A page by one vector is full of one interest. So each interest of a reader is owed places by its
+-- weight.
+
+-- The one vector of a reader of several interests is nearest to the heaviest.
+create function two_tower.find_interest_posts(p_reader two_tower.reader, p_excluded bigint[],
+  p_among bigint[] default null)
+returns bigint[] language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  v_slot smallint := (select active_slot from two_tower.state);
+  v_count integer;
+  v_posts bigint[] := '{}';
+begin
+  for v_place in 1..coalesce(cardinality(p_reader.interest_vectors), 0) loop
+    continue when p_reader.interest_places[v_place] = 0;
+    v_count := greatest(40, 2 * p_reader.interest_places[v_place]);
+    p_reader.vector := p_reader.interest_vectors[v_place];
+    v_posts := v_posts || case
+      when p_among is not null then array(
+        select v.post_id from two_tower.live_embeddings v
+        where v.slot = v_slot and v.post_id = any (p_among)
+        order by v.embedding operator(extensions.<#>) p_reader.vector limit v_count)
+      else coalesce(
+        two_tower.find_nearest_posts(p_reader.vector, v_count, p_reader.user_id, p_excluded,
+          p_reader.filter is not null, p_reader.source_id, p_reader.filter, v_count * 3 / 2),
+        two_tower.scan_posts(p_reader, v_count, p_excluded)) end;
+  end loop;
+  return v_posts;
+end
+$$;
+comment on function two_tower.find_interest_posts(two_tower.reader, bigint[], bigint[]) is
+  'Returns for each interest that is owed places the nearest 40 posts, or twice its places, that the reader has not seen. p_among: of these, none of which is seen. Nothing for a reader of one interest.';
+
+-- A post is of the interest that it is nearest to. What an interest lacks comes from the candidates
+-- nearest to it, within the caps on authors. It takes the places of the last posts whose interests
+-- have more than they are owed. So the best of a page, and what is explored, stay.
+create function two_tower.settle_interests(p_reader two_tower.reader, p_limit integer,
+  p_candidates bigint[], p_page bigint[], p_explored bigint[],
+  out added_ids bigint[], out removed_ids bigint[])
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  with post as materialized (
+    select v.post_id, v.author_id, n.interest, n.cosine, array_position(p_page, v.post_id) as place,
+      case when v.author_id is null then p_limit when f.follower_id is null
+        then p_reader.author_cap else p_reader.followed_author_cap end as cap
+    from two_tower.live_embeddings v
+      left join two_tower.follows f
+        on f.follower_id = p_reader.user_id and f.followed_id = v.author_id
+      cross join lateral (
+        select i.interest, -(v.embedding operator(extensions.<#>) i.vector) as cosine
+        from unnest(p_reader.interest_vectors) with ordinality as i (vector, interest)
+        order by v.embedding operator(extensions.<#>) i.vector limit 1) n
+    where v.slot = (select active_slot from two_tower.state)
+      and v.post_id = any (p_page || p_candidates) and v.is_listed
+      and (p_reader.source_id is null or v.source_id = p_reader.source_id)
+      and v.author_id is distinct from p_reader.user_id
+  ), interest as materialized (
+    select o.interest, o.places - count(p.post_id) as missing
+    from unnest(p_reader.interest_places) with ordinality as o (places, interest)
+      left join post p on p.interest = o.interest and p.place is not null
+        and p.post_id <> all (p_explored)
+    group by o.interest, o.places
+  ), shared as (
+    select c.*, row_number() over (partition by c.interest order by c.cosine desc) as nearness
+    from (
+      select p.*, i.missing,
+        row_number() over (partition by p.author_id order by p.cosine desc)
+          + (select count(*) from post o where o.place is not null and o.author_id = p.author_id)
+          as of_author
+      from post p join interest i using (interest)
+      where i.missing > 0 and p.place is null and p.post_id <> all (p_explored)
+    ) c
+    where c.author_id is null or c.of_author <= c.cap
+  ), allowed as (
+    select s.*, row_number() over (partition by s.interest order by s.nearness) as turn
+    from shared s
+    where s.nearness <= 3 * s.missing
+      and not (select exists (select from two_tower.withheld_authors a
+        where a.user_id = p_reader.user_id and a.author_id = s.author_id))
+      and (select exists (select from two_tower.listed_posts l where l.id = s.post_id))
+  ), spare as materialized (
+    select s.post_id, s.place
+    from (
+      select p.*, row_number() over (partition by p.interest order by p.place desc) as from_bottom
+      from post p where p.place is not null and p.post_id <> all (p_explored)
+    ) s
+      join interest i using (interest)
+    where s.from_bottom <= -i.missing
+  ), added as materialized (
+    select a.post_id from allowed a where a.turn <= a.missing
+    order by a.turn, a.cosine desc
+    limit p_limit - cardinality(p_page) + (select count(*) from spare)
+  )
+  select array(select post_id from added),
+    array(select s.post_id from spare s order by s.place desc
+      limit greatest(0, cardinality(p_page) + (select count(*) from added) - p_limit))
+  into added_ids, removed_ids;
+end
+$$;
+comment on function two_tower.settle_interests(two_tower.reader, integer, bigint[], bigint[], bigint[]) is
+  'Returns which candidates a page lacks so that each interest of the reader has the places that it is owed, and which posts they replace. p_page: best first. p_explored: those of the page that stay. The reader has seen no candidate.';
+
+create function two_tower.settle_page(p_reader two_tower.reader, p_limit integer, p_owed bigint[],
+  p_page two_tower.ranked_post[])
+returns two_tower.ranked_post[] language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  v_ids bigint[] := array(select p.post_id from unnest(p_page) p);
+  v_copies bigint[] := two_tower.find_copies(p_reader, v_ids || p_owed,
+    cardinality(v_ids || p_owed));
+  v_change record;
+begin
+  v_change := two_tower.settle_interests(p_reader, p_limit,
+    array(select o from unnest(p_owed) o where o <> all (v_copies)), v_ids,
+    array(select p.post_id from unnest(p_page) p where p.source in ('exploration', 'told')));
+  if v_change.added_ids = '{}' then
+    return p_page;
+  end if;
+  return array(
+    select row(k.post_id, k.author_id, k.score, k.source, k.turn)::two_tower.ranked_post
+    from unnest(p_page) with ordinality as k (post_id, author_id, score, source, turn, place)
+    where k.post_id <> all (v_change.removed_ids) order by k.place)
+  || array(
+    select row(s.post_id, s.author_id, x.score, 'personal', 0)::two_tower.ranked_post
+    from two_tower.score_posts(p_reader, v_change.added_ids) s
+      cross join lateral (select s.personal + s.popular + s.fresh + s.followed as score) x
+    order by x.score desc, s.post_id desc);
+end
+$$;
+comment on function two_tower.settle_page(two_tower.reader, integer, bigint[], two_tower.ranked_post[]) is
+  'Returns a page on which each interest of the reader has the places that it is owed. What it lacks comes from p_owed, no copies among them, and stands last.';
