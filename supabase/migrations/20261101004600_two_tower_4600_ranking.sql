@@ -1,7 +1,6 @@
--- From candidates to a page. Authors are looked up from the best post down until the page is full.
--- A page is also short while posts of an author beyond the cap, or copies, stand on it: others may
--- be left. One that is short is made again by a wider search, then from a scan of all posts. One
--- that is short after that, or fails, is filled by simpler rules. Nothing here writes.
+-- From candidates to a page. A page is also short while posts of an author beyond the cap, or
+-- copies, stand on it. One that is short is made again by a wider search, then from a scan of all
+-- posts. One that is short after that, or fails, is filled by simpler rules. Nothing here writes.
 
 -- The score is a sum of named parts, so that explain_recommendation can show it.
 create function two_tower.score_posts(p_reader two_tower.reader, p_post_ids bigint[])
@@ -144,7 +143,7 @@ comment on function two_tower.leave_out_seen(uuid, bigint[], bigint[]) is 'Retur
 create function two_tower.make_page(p_user_id uuid, p_limit integer, p_excluded bigint[],
   p_source_id smallint default null, p_among bigint[] default null,
   p_filter two_tower.page_filter default null,
-  out ids bigint[], out scores double precision[], out sources text[])
+  out ids bigint[], out scores double precision[], out sources text[], out is_all boolean)
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
   v_reader two_tower.reader := two_tower.load_reader(p_user_id, p_source_id, p_limit, p_filter);
@@ -173,6 +172,9 @@ begin
     case when v_reader.warmth < 1 then v_count else p_limit end, p_excluded);
   v_owed := two_tower.find_interest_posts(v_reader, p_excluded);
   foreach v_search in array '{index, wide, scan}'::text[] loop
+    -- A wide search finds some fifty times as many. Where that is little, it is left out.
+    continue when v_search = 'wide'
+      and least(cardinality(v_near), coalesce(cardinality(ids), 0)) < p_limit / 8;
     if v_search = 'wide' and cardinality(ids) >= p_limit then
       select o.post_ids, o.is_all or p_source_id is not null into v_others, v_has_met_all
       from two_tower.list_others(v_reader, p_limit / v_reader.author_cap + 1, ids, p_excluded) o;
@@ -181,6 +183,7 @@ begin
     end if;
     if v_search = 'scan' then
       v_near := two_tower.scan_posts(v_reader, v_count, p_excluded);
+      is_all := cardinality(v_near) < v_count;
     elsif v_reader.vector is not null then
       v_near := two_tower.find_nearest_posts(v_reader.vector,
         case v_search when 'wide' then 3 * v_count else v_count end, p_user_id, p_excluded,
@@ -195,7 +198,7 @@ begin
 end
 $$;
 comment on function two_tower.make_page(uuid, integer, bigint[], smallint, bigint[], two_tower.page_filter) is
-  'Returns a page by the live embeddings, best first. The candidates come from the serving index. Where that leaves the page short, they come from a wider search, then from a scan of all posts. Without an index they come from the scan. A page that is full, but has posts beyond the cap on authors, or copies, is made again by a wider search and new posts of other authors, unless there are none. p_source_id: posts of this source alone. p_filter: those that match alone. p_among: these are the candidates, all of which match, and nothing is searched.';
+  'Returns a page by the live embeddings, best first. The candidates come from the serving index. Where that leaves the page short, they come from a wider search, then from a scan of all posts. Without an index they come from the scan. A page that is full, but has posts beyond the cap on authors, or copies, is made again by a wider search and new posts of other authors, unless there are none. p_source_id: posts of this source alone. p_filter: those that match alone. p_among: these are the candidates, all of which match, and nothing is searched. is_all: no other encoded post is left.';
 
 -- For pages that are not ranked by rank_posts().
 create function two_tower.take_turns(p_user_id uuid, p_limit integer, p_author_ids uuid[])
@@ -374,7 +377,8 @@ begin
     if (select s.ranks_by from two_tower.choose_settings(p_user_id) s) = 'text' then
       v_rules := '{content, popular, recent, waiting, again}';
     else
-      select l.ids, l.scores, l.sources into v_ids, v_scores, v_sources
+      select l.ids, l.scores, l.sources, case when l.is_all then '{}' else v_few end
+      into v_ids, v_scores, v_sources, v_few
       from two_tower.make_page(p_user_id, v_limit, v_excluded, p_source_id, v_few, p_filter) l;
     end if;
   exception when others then
