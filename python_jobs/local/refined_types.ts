@@ -40,6 +40,7 @@ type Explanation = {
   popular: number | null;
   fresh: number | null;
   followed: number | null;
+  because: Json | null;
 };
 type KnownColumns = {
   recommend: Page;

@@ -38,11 +38,12 @@
 --   a post      text_queue   which texts wait for a worker, and whose turn it is
 --               encoding     from a text to vectors, and the events that waited for them
 --               numbering    keeps the numbers dense by which posts are drawn
---   a user      author_blocks, checkpoints, erasure
+--   a user      author_blocks, checkpoints, erasure, told_interests
 --   a version   jobs, priors, resets, model_switch, training_data, promotion_gate, first_projection
 --   a page      experiments, filters, serving_index, exploration, likeness, serving_upkeep,
---               candidates, exploring, copies, owed_places, ranking
+--               candidates, exploring, copies, told_places, owed_places, ranking
 --   a search    texts       what callers want encoded
+--               telling     what readers say of themselves
 --               encoder     from one encoder to another
 --   around it   monitoring, safety
 --   a client    source_functions  what is written for each attached table
@@ -134,8 +135,8 @@ insert into two_tower.error_codes (sqlstate, name, meaning) values
     'created_at lies in the future, or further back than settings.oldest_event_age.'),
   ('TT002', 'too_large',
     'A batch has more than 500 events or a megabyte, p_exclude more than 1,000 keys, a list of'
-      || ' p_filter too many texts, a reader more than 200 muted terms, or a text more than'
-      || ' settings.requested_text_length characters.'),
+      || ' p_filter too many texts, a reader more than 200 muted terms or 20 told interests, a told'
+      || ' one more than 200 characters, or a text more than settings.requested_text_length.'),
   ('TT003', 'lease_lost',
     'This worker no longer has the job. Its lease ended, and another worker may have taken it.'),
   ('TT004', 'weights_invalid',

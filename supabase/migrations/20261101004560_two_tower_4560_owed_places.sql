@@ -110,7 +110,7 @@ declare
 begin
   v_change := two_tower.settle_interests(p_reader, p_limit,
     array(select o from unnest(p_owed) o where o <> all (v_copies)), v_ids,
-    array(select p.post_id from unnest(p_page) p where p.source = 'exploration'));
+    array(select p.post_id from unnest(p_page) p where p.source in ('exploration', 'told')));
   if v_change.added_ids = '{}' then
     return p_page;
   end if;

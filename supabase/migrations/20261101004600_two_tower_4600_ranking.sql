@@ -55,6 +55,7 @@ begin
             / case when s.is_followed then p_reader.followed_author_cap
                 else p_reader.author_cap end end as turn,
           case when x.is_explored then 'exploration'
+            when s.post_id = any (p_reader.told_ids) then 'told'
             when s.personal >= greatest(s.popular, s.fresh, s.followed) then 'personal'
             when s.is_followed and s.followed >= greatest(s.popular, s.fresh) then 'followed'
             when s.popular >= s.fresh then 'popular' else 'fresh' end as source
@@ -64,12 +65,12 @@ begin
               s.post_id = any (p_explored) as is_explored) x
       ) t
     ) o
-    order by not (o.is_explored and o.turn = 0), not o.is_promised, o.turn, o.score desc,
-      o.post_id desc);
+    order by not (o.is_explored and o.turn = 0), not o.is_promised,
+      o.post_id <> all (p_reader.told_ids), o.turn, o.score desc, o.post_id desc);
 end
 $$;
 comment on function two_tower.order_candidates(two_tower.reader, bigint[], bigint[]) is
-  'Returns the candidates in the order in which they are wanted: first those to explore (within the cap on their authors), then new posts of followed authors (as many as the reader is promised), then by score. Posts of an author beyond the cap of the reader come behind those of all others.';
+  'Returns the candidates in the order in which they are wanted: first those to explore (within the cap on their authors), then new posts of followed authors (as many as the reader is promised), then those for what the reader told, then by score. Posts of an author beyond the cap of the reader come behind those of all others.';
 
 -- The first of the list that may stand on the page. Copies come behind all others.
 create function two_tower.fill_page(p_reader two_tower.reader, p_limit integer,
@@ -158,12 +159,15 @@ declare
 begin
   if p_among is not null then
     v_near := two_tower.leave_out_seen(p_user_id, p_among, p_excluded);
+    v_reader.told_ids := two_tower.choose_told_posts(v_reader, p_excluded, v_near);
     select r.ids, r.scores, r.sources into ids, scores, sources
     from two_tower.rank_posts(v_reader, p_limit, v_near, '{}',
       two_tower.find_interest_posts(v_reader, p_excluded, v_near)) r;
     return;
   end if;
-  v_explored := two_tower.choose_explored_posts(v_reader, p_limit, p_excluded);
+  v_reader.told_ids := two_tower.choose_told_posts(v_reader, p_excluded);
+  v_explored := two_tower.choose_explored_posts(v_reader, p_limit,
+    p_excluded || v_reader.told_ids);
   v_listed := two_tower.list_candidates(v_reader,
     case when v_reader.warmth < 1 then v_count else p_limit end, p_excluded);
   v_owed := two_tower.find_interest_posts(v_reader, p_excluded);
@@ -187,7 +191,8 @@ begin
       continue when v_near is null;
     end if;
     select r.ids, r.scores, r.sources, r.shared into ids, scores, sources, v_shared
-    from two_tower.rank_posts(v_reader, p_limit, v_listed || v_near, v_explored, v_owed) r;
+    from two_tower.rank_posts(v_reader, p_limit, v_listed || v_near || v_reader.told_ids,
+      v_explored, v_owed) r;
     exit when v_shared >= p_limit or v_has_met_all and cardinality(ids) >= p_limit;
   end loop;
 end
@@ -293,7 +298,12 @@ begin
        where p_rule = 'again' and a.user_id = p_user_id
          and (p_among is null or a.post_id = any (p_among))
          and a.last_event_at <= two_tower.now() - v_seen_again_after
-         and not (a.is_engaged or a.is_hidden or a.was_withdrawn)
+         and not (a.is_engaged or a.is_hidden)
+         and (not a.was_withdrawn or not exists (
+           select from two_tower.training_examples x
+             join two_tower.signals g on g.event_type = x.event_type
+           where x.user_id = a.user_id and x.post_id = a.post_id and x.is_withdrawn
+             and g.strength > 0))
          and a.signals & ~(select bit_or(s.bit) from two_tower.signals s
            where s.event_type in ('view', 'skip')) = 0
        order by a.last_event_at, a.post_id)
@@ -337,7 +347,7 @@ create type two_tower.page_row as (
 comment on type two_tower.page_row is 'A post on a page.';
 comment on column two_tower.page_row.post_key is 'The key of its row in the app''s table.';
 comment on column two_tower.page_row.post_source is 'The table: sources.name.';
-comment on column two_tower.page_row.source is 'What brought it here: personal, popular, fresh, followed, exploration, content or recent; again: it was seen before.';
+comment on column two_tower.page_row.source is 'What brought it here: personal, told (by the reader: set_interests()), popular, fresh, followed, exploration, content or recent; again: it was seen before.';
 comment on column two_tower.page_row.arm is 'The arm of the experiment that served it.';
 comment on column two_tower.page_row.cursor is 'On the last row of a page: what the next page is asked for with.';
 

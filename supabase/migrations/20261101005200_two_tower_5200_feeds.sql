@@ -171,10 +171,11 @@ begin
     select * from two_tower.list_followed(v_user_id, p_limit, p_excluded, v_among, v_filter)
     where p_kind = 'followed'
     union all
-    select * from two_tower.list_of_author(v_user_id, p_text, p_limit, p_excluded, p_among)
+    select * from two_tower.list_of_author(v_user_id, p_text, p_limit, p_excluded, v_among,
+      v_filter)
     where p_kind = 'author'
     union all
-    select * from two_tower.list_trending(v_user_id, p_text, p_excluded, p_among)
+    select * from two_tower.list_trending(v_user_id, p_text, p_excluded, v_among, v_filter)
     where p_kind = 'trending'
   ) u;
   return query
