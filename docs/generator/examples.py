@@ -50,7 +50,7 @@ class Example:
 
 
 EXAMPLES = (
-    Example("recommend", {"p_limit": 10, "p_exclude": ["4", "5"]}),
+    Example("recommend", {"p_limit": 10, "p_filter": {"max_age": "90 days"}}),
     Example("recommended_posts", {"p_limit": 10, "p_exclude": ["4", "5"]}, shows=".order('place')"),
     Example("similar_posts", {**BY_KEY, "p_limit": 5}, {"p_post_id": 1}),
     Example("embed_text", {"p_text": SEARCH}),
@@ -58,6 +58,11 @@ EXAMPLES = (
     Example("popular_posts", {"p_limit": 5}),
     Example("most_popular_posts", {"p_limit": 5, "p_exclude": ["4"]}, shows=".order('place')"),
     Example("recent_from_followed", {"p_limit": 5}),
+    Example("more_from_author", {"p_author_key": FOLLOWED, "p_limit": 5}),
+    Example("trending_posts", {"p_limit": 5}),
+    Example("set_interests", {"p_texts": ["amateur radio"], "p_post_keys": ["3"]}),
+    Example("what_is_known_of_me", {}),
+    Example("reset_my_feed", {}),
     Example("explain_recommendation", {"p_post_id": 3}, {**BY_KEY, "p_post_key": "3"}),
     Example(
         "record_engagements",

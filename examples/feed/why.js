@@ -11,6 +11,7 @@ const BROUGHT = {
   popular: "It is here because many like it.",
   fresh: "It is here because it is new.",
   followed: "It is here because you follow its author.",
+  told: "It is here because of what you said you like.",
   exploration: "It is here to find out whether you like something else.",
   content: "It is here because its text is close to what you engaged with.",
   recent: "It is here because it is new.",

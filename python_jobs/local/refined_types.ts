@@ -33,13 +33,14 @@ type Event = Override<
 >;
 
 /** Pages: a post may have no known author, and most readers are in no arm of an experiment. */
-type Page = { author_id: string | null; arm: string | null };
+type Page = { author_id: string | null; arm: string | null; cursor: string | null };
 type Explanation = {
   place: number | null;
   personal: number | null;
   popular: number | null;
   fresh: number | null;
   followed: number | null;
+  because: Json | null;
 };
 type KnownColumns = {
   recommend: Page;

@@ -28,7 +28,7 @@ create table two_tower.settings (
     constraint interest_threshold_is_a_cosine check (interest_threshold between 0 and 1),
   interest_decay real not null default 0.97
     constraint interest_decay_is_a_share check (interest_decay between 0.5::real and 0.999::real),
-  interest_length integer not null default 100
+  interest_length integer not null default 80
     constraint interest_length_is_bounded check (interest_length between 1 and 200),
 
   negatives_per_positive integer not null default 8
@@ -164,6 +164,12 @@ create table two_tower.settings (
     constraint seen_again_after_is_an_hour_or_more check (seen_again_after >= '1 hour'),
   likeness_batch integer not null default 10
     constraint likeness_batch_is_positive check (likeness_batch > 0),
+  told_share real not null default 0.7
+    constraint told_share_is_a_share check (told_share between 0 and 1),
+  told_until integer not null default 30
+    constraint told_until_is_positive check (told_until > 0),
+  about_similarity real not null default 0.3
+    constraint about_similarity_is_a_cosine check (about_similarity between -1 and 1),
   trending_window interval not null default '7 days'
     constraint trending_looks_back_an_hour_to_90_days
       check (trending_window between '1 hour' and '90 days'),
@@ -203,7 +209,7 @@ comment on column two_tower.settings.history_length is 'Advanced. A user is enco
 comment on column two_tower.settings.negative_strength_factor is 'Advanced. Factor of a negative strength in the contrastive rule, in the engaged sum and on the post.';
 comment on column two_tower.settings.interest_threshold is 'Advanced. A positive belongs to the interest that it is nearest to if their cosine is at least this. Otherwise it begins a new one.';
 comment on column two_tower.settings.interest_decay is 'Advanced. Factor by which each later positive shrinks the weight of a positive in its interest, and so of the interest.';
-comment on column two_tower.settings.interest_length is 'Advanced. Interests are made of at most this number of last positives.';
+comment on column two_tower.settings.interest_length is 'Advanced. Interests are made of at most this number of last positives. With more, the row of a user grows beyond half a page, and each like rewrites an index entry.';
 comment on column two_tower.settings.negatives_per_positive is 'Advanced. Negatives recorded with each positive training pair (5 to 10).';
 comment on column two_tower.settings.pushes_per_positive is 'Advanced. Posts that a positive pushes away in the contrastive rule. They are drawn uniformly.';
 comment on column two_tower.settings.viewed_negative_window is 'Advanced. A post that the user viewed at most this long before, and left alone, counts as a viewed negative.';
@@ -262,6 +268,9 @@ comment on column two_tower.settings.followed_new_for is 'Advanced. How long a p
 comment on column two_tower.settings.copy_similarity is 'A post whose text is as near as this to that of a better post on the page, or of one that the reader engaged with lately, is a copy: it comes behind all others. The cosine of their base embeddings; 1 for the same text alone. Null: nothing is a copy.';
 comment on column two_tower.settings.seen_again_after is 'A post that a reader viewed this long ago, and did no more with, comes back where nothing else is left: those that were not seen for longest first. Null: never.';
 comment on column two_tower.settings.likeness_batch is 'Advanced. similar_posts() and search_posts() show what engagements did to a post once there are this many more. 1 shows each reader''s.';
+comment on column two_tower.settings.told_share is 'Share of a new reader''s page that goes to what the reader told: interests (set_interests()) and the profile.';
+comment on column two_tower.settings.told_until is 'Engagements over which that share falls to nothing.';
+comment on column two_tower.settings.about_similarity is 'Advanced. A post with at least this cosine to what a reader told, or to a post that the reader engaged with, is about the same. One-line texts of another subject are so near in 1 of 60 cases.';
 comment on column two_tower.settings.trending_window is 'trending_posts() shows posts of this time alone.';
 comment on column two_tower.settings.exact_scan_limit is 'Advanced. With at most this number of posts, all are scanned. With more, the serving index proposes candidates.';
 comment on column two_tower.settings.ranks_by is 'learned: pages by the live embeddings. text: pages by the encoder alone, of the newest 20,000 posts, and popular ones after them: what an experiment compares learning with (compare_with_static()).';

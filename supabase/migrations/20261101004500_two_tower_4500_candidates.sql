@@ -79,7 +79,10 @@ create type two_tower.reader as (
   followed_author_cap integer,
   over_fetch integer,
   interest_vectors extensions.vector[],
-  interest_places integer[]
+  interest_places integer[],
+  told_places integer,
+  about_similarity double precision,
+  told_ids bigint[]
 );
 comment on type two_tower.reader is 'A user at the moment of a request, with the settings that serve this user.';
 comment on column two_tower.reader.source_id is 'The source that is asked for. Null for all.';
@@ -96,6 +99,8 @@ comment on column two_tower.reader.explored_since is 'New posts are explored if 
 comment on column two_tower.reader.author_cap is 'The most posts of one author on the page, while others are left: settings.author_share of it.';
 comment on column two_tower.reader.interest_vectors is 'The interests of a reader who has several. Null for others, and while warmth is below 1.';
 comment on column two_tower.reader.interest_places is 'How many places of the page each of them is owed.';
+comment on column two_tower.reader.told_places is 'How many places of the page go to what the reader told.';
+comment on column two_tower.reader.told_ids is 'The posts for these places.';
 comment on column two_tower.reader.followed_author_cap is 'The same, of an author whom the reader follows.';
 
 create type two_tower.ranked_post as (
@@ -148,7 +153,11 @@ begin
     v_settings.exploration_share, v_now - v_settings.exploration_age, v_settings.copy_similarity,
     two_tower.cap_posts(v_settings.author_share, p_limit),
     two_tower.cap_posts(v_settings.followed_author_share, p_limit),
-    v_settings.over_fetch, v_interest_vectors, v_interest_places)::two_tower.reader;
+    v_settings.over_fetch, v_interest_vectors, v_interest_places,
+    round(p_limit * v_settings.told_share * greatest(0, 1 - coalesce(
+      (select u.engagement_count from two_tower.user_embeddings u where u.user_id = p_user_id), 0)
+      / v_settings.told_until::double precision)), v_settings.about_similarity,
+    '{}'::bigint[])::two_tower.reader;
 end
 $$;
 comment on function two_tower.load_reader(uuid, smallint, integer, two_tower.page_filter) is

@@ -1,7 +1,6 @@
--- From candidates to a page. Authors are looked up from the best post down until the page is full.
--- A page is also short while posts of an author beyond the cap, or copies, stand on it: others may
--- be left. One that is short is made again by a wider search, then from a scan of all posts. One
--- that is short after that, or fails, is filled by simpler rules. Nothing here writes.
+-- From candidates to a page. A page is also short while posts of an author beyond the cap, or
+-- copies, stand on it. One that is short is made again by a wider search, then from a scan of all
+-- posts. One that is short after that, or fails, is filled by simpler rules. Nothing here writes.
 
 -- The score is a sum of named parts, so that explain_recommendation can show it.
 create function two_tower.score_posts(p_reader two_tower.reader, p_post_ids bigint[])
@@ -56,6 +55,7 @@ begin
             / case when s.is_followed then p_reader.followed_author_cap
                 else p_reader.author_cap end end as turn,
           case when x.is_explored then 'exploration'
+            when s.post_id = any (p_reader.told_ids) then 'told'
             when s.personal >= greatest(s.popular, s.fresh, s.followed) then 'personal'
             when s.is_followed and s.followed >= greatest(s.popular, s.fresh) then 'followed'
             when s.popular >= s.fresh then 'popular' else 'fresh' end as source
@@ -65,12 +65,12 @@ begin
               s.post_id = any (p_explored) as is_explored) x
       ) t
     ) o
-    order by not (o.is_explored and o.turn = 0), not o.is_promised, o.turn, o.score desc,
-      o.post_id desc);
+    order by not (o.is_explored and o.turn = 0), not o.is_promised,
+      o.post_id <> all (p_reader.told_ids), o.turn, o.score desc, o.post_id desc);
 end
 $$;
 comment on function two_tower.order_candidates(two_tower.reader, bigint[], bigint[]) is
-  'Returns the candidates in the order in which they are wanted: first those to explore (within the cap on their authors), then new posts of followed authors (as many as the reader is promised), then by score. Posts of an author beyond the cap of the reader come behind those of all others.';
+  'Returns the candidates in the order in which they are wanted: first those to explore (within the cap on their authors), then new posts of followed authors (as many as the reader is promised), then those for what the reader told, then by score. Posts of an author beyond the cap of the reader come behind those of all others.';
 
 -- The first of the list that may stand on the page. Copies come behind all others.
 create function two_tower.fill_page(p_reader two_tower.reader, p_limit integer,
@@ -143,7 +143,7 @@ comment on function two_tower.leave_out_seen(uuid, bigint[], bigint[]) is 'Retur
 create function two_tower.make_page(p_user_id uuid, p_limit integer, p_excluded bigint[],
   p_source_id smallint default null, p_among bigint[] default null,
   p_filter two_tower.page_filter default null,
-  out ids bigint[], out scores double precision[], out sources text[])
+  out ids bigint[], out scores double precision[], out sources text[], out is_all boolean)
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
   v_reader two_tower.reader := two_tower.load_reader(p_user_id, p_source_id, p_limit, p_filter);
@@ -159,16 +159,22 @@ declare
 begin
   if p_among is not null then
     v_near := two_tower.leave_out_seen(p_user_id, p_among, p_excluded);
+    v_reader.told_ids := two_tower.choose_told_posts(v_reader, p_excluded, v_near);
     select r.ids, r.scores, r.sources into ids, scores, sources
     from two_tower.rank_posts(v_reader, p_limit, v_near, '{}',
       two_tower.find_interest_posts(v_reader, p_excluded, v_near)) r;
     return;
   end if;
-  v_explored := two_tower.choose_explored_posts(v_reader, p_limit, p_excluded);
+  v_reader.told_ids := two_tower.choose_told_posts(v_reader, p_excluded);
+  v_explored := two_tower.choose_explored_posts(v_reader, p_limit,
+    p_excluded || v_reader.told_ids);
   v_listed := two_tower.list_candidates(v_reader,
     case when v_reader.warmth < 1 then v_count else p_limit end, p_excluded);
   v_owed := two_tower.find_interest_posts(v_reader, p_excluded);
   foreach v_search in array '{index, wide, scan}'::text[] loop
+    -- A wide search finds some fifty times as many. Where that is little, it is left out.
+    continue when v_search = 'wide'
+      and least(cardinality(v_near), coalesce(cardinality(ids), 0)) < p_limit / 8;
     if v_search = 'wide' and cardinality(ids) >= p_limit then
       select o.post_ids, o.is_all or p_source_id is not null into v_others, v_has_met_all
       from two_tower.list_others(v_reader, p_limit / v_reader.author_cap + 1, ids, p_excluded) o;
@@ -177,6 +183,7 @@ begin
     end if;
     if v_search = 'scan' then
       v_near := two_tower.scan_posts(v_reader, v_count, p_excluded);
+      is_all := cardinality(v_near) < v_count;
     elsif v_reader.vector is not null then
       v_near := two_tower.find_nearest_posts(v_reader.vector,
         case v_search when 'wide' then 3 * v_count else v_count end, p_user_id, p_excluded,
@@ -184,13 +191,14 @@ begin
       continue when v_near is null;
     end if;
     select r.ids, r.scores, r.sources, r.shared into ids, scores, sources, v_shared
-    from two_tower.rank_posts(v_reader, p_limit, v_listed || v_near, v_explored, v_owed) r;
+    from two_tower.rank_posts(v_reader, p_limit, v_listed || v_near || v_reader.told_ids,
+      v_explored, v_owed) r;
     exit when v_shared >= p_limit or v_has_met_all and cardinality(ids) >= p_limit;
   end loop;
 end
 $$;
 comment on function two_tower.make_page(uuid, integer, bigint[], smallint, bigint[], two_tower.page_filter) is
-  'Returns a page by the live embeddings, best first. The candidates come from the serving index. Where that leaves the page short, they come from a wider search, then from a scan of all posts. Without an index they come from the scan. A page that is full, but has posts beyond the cap on authors, or copies, is made again by a wider search and new posts of other authors, unless there are none. p_source_id: posts of this source alone. p_filter: those that match alone. p_among: these are the candidates, all of which match, and nothing is searched.';
+  'Returns a page by the live embeddings, best first. The candidates come from the serving index. Where that leaves the page short, they come from a wider search, then from a scan of all posts. Without an index they come from the scan. A page that is full, but has posts beyond the cap on authors, or copies, is made again by a wider search and new posts of other authors, unless there are none. p_source_id: posts of this source alone. p_filter: those that match alone. p_among: these are the candidates, all of which match, and nothing is searched. is_all: no other encoded post is left.';
 
 -- For pages that are not ranked by rank_posts().
 create function two_tower.take_turns(p_user_id uuid, p_limit integer, p_author_ids uuid[])
@@ -290,7 +298,12 @@ begin
        where p_rule = 'again' and a.user_id = p_user_id
          and (p_among is null or a.post_id = any (p_among))
          and a.last_event_at <= two_tower.now() - v_seen_again_after
-         and not (a.is_engaged or a.is_hidden or a.was_withdrawn)
+         and not (a.is_engaged or a.is_hidden)
+         and (not a.was_withdrawn or not exists (
+           select from two_tower.training_examples x
+             join two_tower.signals g on g.event_type = x.event_type
+           where x.user_id = a.user_id and x.post_id = a.post_id and x.is_withdrawn
+             and g.strength > 0))
          and a.signals & ~(select bit_or(s.bit) from two_tower.signals s
            where s.event_type in ('view', 'skip')) = 0
        order by a.last_event_at, a.post_id)
@@ -334,7 +347,7 @@ create type two_tower.page_row as (
 comment on type two_tower.page_row is 'A post on a page.';
 comment on column two_tower.page_row.post_key is 'The key of its row in the app''s table.';
 comment on column two_tower.page_row.post_source is 'The table: sources.name.';
-comment on column two_tower.page_row.source is 'What brought it here: personal, popular, fresh, followed, exploration, content or recent; again: it was seen before.';
+comment on column two_tower.page_row.source is 'What brought it here: personal, told (by the reader: set_interests()), popular, fresh, followed, exploration, content or recent; again: it was seen before.';
 comment on column two_tower.page_row.arm is 'The arm of the experiment that served it.';
 comment on column two_tower.page_row.cursor is 'On the last row of a page: what the next page is asked for with.';
 
@@ -364,7 +377,8 @@ begin
     if (select s.ranks_by from two_tower.choose_settings(p_user_id) s) = 'text' then
       v_rules := '{content, popular, recent, waiting, again}';
     else
-      select l.ids, l.scores, l.sources into v_ids, v_scores, v_sources
+      select l.ids, l.scores, l.sources, case when l.is_all then '{}' else v_few end
+      into v_ids, v_scores, v_sources, v_few
       from two_tower.make_page(p_user_id, v_limit, v_excluded, p_source_id, v_few, p_filter) l;
     end if;
   exception when others then

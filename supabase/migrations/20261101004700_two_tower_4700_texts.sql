@@ -163,15 +163,24 @@ begin
   if p_encoder <> two_tower.active_encoder() then
     return 0;
   end if;
-  update two_tower.requested_texts t set base_embedding = g.embedding, content = null
-  from unnest(p_text_ids, p_embeddings) as g (text_id, embedding)
-  where t.id = g.text_id and t.content is not null;
-  get diagnostics v_stored = row_count;
+  with stored as (
+    update two_tower.requested_texts t set base_embedding = g.embedding, content = null
+    from unnest(p_text_ids, p_embeddings) as g (text_id, embedding)
+    where t.id = g.text_id and t.content is not null
+    returning t.user_id, t.hash, t.base_embedding
+  ), told as (
+    update two_tower.told_interests i set
+      base_embedding = s.base_embedding, encoder = two_tower.active_encoder(),
+      embedding = two_tower.run_candidate_tower(s.base_embedding),
+      model_version = two_tower.active_version('candidate_tower')
+    from stored s where i.user_id = s.user_id and i.hash = s.hash
+  )
+  select count(*) into v_stored from stored;
   return v_stored;
 end
 $$;
 comment on function two_tower.store_text_embeddings(bigint[], extensions.vector[], text) is
-  'Stores encoded texts, and forgets their wording. null: the encoder cannot read the text. p_encoder: the model that read them; stores nothing of another one than that at work. Passes over those that are gone or encoded. Returns how many it stored. Raises 22023 for arrays of different lengths. Definer: workers have no grant on tables.';
+  'Stores encoded texts, and forgets their wording. Hands what users told (told_interests) over to them. null: the encoder cannot read the text. p_encoder: the model that read them; stores nothing of another one than that at work. Passes over those that are gone or encoded. Returns how many it stored. Raises 22023 for arrays of different lengths. Definer: workers have no grant on tables.';
 
 create function two_tower.prune_requested_texts(p_limit integer default 1000) returns integer
 language plpgsql set search_path = pg_catalog, pg_temp as $$

@@ -112,6 +112,15 @@ begin
   end if;
   if v_position = two_tower.first_bigint() then
     delete from two_tower.requested_texts t where t.content is null;
+    update two_tower.told_interests i set encoder = null
+    where (i.user_id, i.place) in (
+      select o.user_id, o.place from two_tower.told_interests o
+      where o.encoder <> two_tower.active_encoder()
+      limit p_limit for no key update);
+    get diagnostics v_asked = row_count;
+    if v_asked > 0 then
+      return v_asked;
+    end if;
     update two_tower.profile_embeddings e set
       base_embedding = null, requested_at = two_tower.now()
     where e.user_id = any (array(
@@ -141,4 +150,4 @@ begin
   return v_asked;
 end
 $$;
-comment on function two_tower.encode_anew(integer) is 'After a change of the encoder, asks for the texts that the old one read: first profiles, then posts, of which it walks at most p_limit. Does nothing while p_limit posts wait for the encoder. Returns how many it looked at.';
+comment on function two_tower.encode_anew(integer) is 'After a change of the encoder, asks for the texts that the old one read: first what users told, then profiles, then posts, of which it walks at most p_limit. Does nothing while p_limit posts wait for the encoder. Returns how many it looked at.';

@@ -72,11 +72,13 @@ grant execute on function
 -- What users ask and decide about their own feed.
 revoke execute on function
   public.reset_my_feed(), public.more_from_author(text, integer),
-  public.trending_posts(text, integer)
+  public.trending_posts(text, integer), public.set_interests(text[], text[], text),
+  public.what_is_known_of_me()
   from public, anon, authenticated, service_role;
 grant execute on function
   public.reset_my_feed(), two_tower.reset_feed(), public.more_from_author(text, integer),
-  public.trending_posts(text, integer)
+  public.trending_posts(text, integer), public.set_interests(text[], text[], text),
+  two_tower.tell_interests(text[], bigint[]), public.what_is_known_of_me(), two_tower.list_known()
   to authenticated, service_role;
 
 -- A worker can do its work and nothing else: it calls these functions, and has no grant on a table.

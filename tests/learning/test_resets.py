@@ -22,8 +22,8 @@ from tests.support.patience import wait_until
 
 RESET = "select public.reset_my_feed()"
 KNOWN = """
-  select engagement_count, recent_post_ids, extensions.vector_norm(engaged_sum) as length,
-    reset_count
+  select engagement_count, recent_post_ids || positive_ids as post_ids,
+    extensions.vector_norm(engaged_sum) as length, reset_count
   from two_tower.user_embeddings where user_id = %s
 """
 SERVED = "select two_tower.encode_user(%s)::real[]"
@@ -56,7 +56,8 @@ def test_a_reader_begins_anew_and_posts_keep_what_they_learned(world: World, rul
     assert np.array_equal(user_vector(db, world.user_ids[1]), other)
     assert sorted(world.pairs()) == pairs
     world.send("like", world.post_ids[7])
-    assert known(db, world.user)[:2] == (1, [world.post_ids[7]])
+    assert known(db, world.user)[:2] == (1, [world.post_ids[7]] * 2)
+    assert value(db, "select count(*) from two_tower.list_interests(%s)", world.user) == 1
     assert_consistent(db)
 
 
@@ -147,7 +148,7 @@ def test_a_rollback_does_not_bring_back_what_was_forgotten(world: World) -> None
     finish_rollback(db)
     assert known(db, world.user) == (0, [], 0, 1)
     assert user_vector(db, world.user) @ prior == pytest.approx(1, abs=1e-5)
-    assert known(db, world.user_ids[1])[:2] == (1, [world.post_ids[0]])
+    assert known(db, world.user_ids[1])[:2] == (1, [world.post_ids[0]] * 2)
 
 
 def test_what_the_user_tower_made_of_engagements_goes_and_reads_nothing_from_before(
@@ -204,7 +205,7 @@ def test_a_like_in_flight_is_wholly_before_or_wholly_after_a_reset(
             has_waited.set()
         waiting.result()
     assert has_waited.is_set()
-    expected = (0, []) if first == "like" else (1, [world.post_ids[1]])
+    expected = (0, []) if first == "like" else (1, [world.post_ids[1]] * 2)
     assert known(watcher, world.user)[:2] == expected
     insert = like.replace("'like'", "'unlike'")
     watcher.execute(insert.encode())

@@ -69,8 +69,8 @@ PRIVATE_TABLES = _words("""
     post_changes post_embeddings posts profile_embeddings recent_posts requested_texts rollbacks
     schedule_counts schedules serving_builds serving_embeddings_0 serving_embeddings_1
     serving_index setting_changes settings signals source_reports sources state
-    training_examples training_pairs unlearned_events update_latencies user_embeddings
-    user_posts users users_to_erase vanished_posts withheld_authors workers
+    told_interests training_examples training_pairs unlearned_events update_latencies
+    user_embeddings user_posts users users_to_erase vanished_posts withheld_authors workers
 """)
 
 # Of these the service role may do less. Pages are written for attached tables: rows are changed in
@@ -94,6 +94,10 @@ CLIENT_FUNCTIONS = {
     "public.embed_text": "the vector of a text of the caller",
     "public.reset_my_feed": "the caller's own learning",
     "public.more_from_author": "a page",
+    "public.what_is_known_of_me": "about the caller alone",
+    "two_tower.list_known": "core of what_is_known_of_me",
+    "public.set_interests": "the caller's own interests",
+    "two_tower.tell_interests": "core of set_interests",
     "public.trending_posts": "a page",
     "two_tower.reset_feed": "core of reset_my_feed",
     "two_tower.now": "default of created_at",

@@ -92,6 +92,22 @@ def test_what_was_engaged_with_or_refused_never_comes_back(
     assert page(db, reader) == (again([post]) if comes_back else [])
 
 
+@pytest.mark.parametrize(
+    ("kind", "undone"), [("hide", "unhide"), ("not_interested", "undo_not_interested")]
+)
+def test_what_is_hidden_no_more_comes_back_as_what_was_seen(
+    db: Connection, kind: str, undone: str
+) -> None:
+    at(db, 0)
+    (post,) = add_posts(db, 1, [add_user(db)], np.random.default_rng(2))
+    reader = add_user(db)
+    act(db, reader, [post], kind)
+    act(db, reader, [post], undone)
+    assert page(db, reader) == []
+    at(db, 400)
+    assert page(db, reader) == again([post])
+
+
 def test_what_was_taken_back_was_engaged_with(db: Connection) -> None:
     at(db, 0)
     (post,) = add_posts(db, 1, [add_user(db)], np.random.default_rng(3))

@@ -235,6 +235,7 @@ type Generated = {
           "p_user_id": string;
         };
         Returns: {
+          "because": Json;
           "followed": number;
           "fresh": number;
           "is_eligible": boolean;
@@ -248,6 +249,7 @@ type Generated = {
       "explain_recommendation": {
         Args: { "p_post_id"?: number; "p_post_key"?: string; "p_post_source"?: string };
         Returns: {
+          "because": Json;
           "followed": number;
           "fresh": number;
           "is_eligible": boolean;
@@ -432,6 +434,10 @@ type Generated = {
           "score": number;
         }[];
       };
+      "set_interests": {
+        Args: { "p_post_keys"?: (string)[]; "p_post_source"?: string; "p_texts"?: (string)[] };
+        Returns: undefined;
+      };
       "similar_posts": {
         Args: {
           "p_filter"?: Json;
@@ -458,6 +464,17 @@ type Generated = {
           "post_key": string;
           "post_source": string;
           "score": number;
+        }[];
+      };
+      "what_is_known_of_me": {
+        Args: Record<PropertyKey, never>;
+        Returns: {
+          "amount": number;
+          "at": string;
+          "kind": string;
+          "post_key": string;
+          "post_source": string;
+          "what": string;
         }[];
       };
     };
@@ -628,13 +645,14 @@ type Event = Override<
 >;
 
 /** Pages: a post may have no known author, and most readers are in no arm of an experiment. */
-type Page = { author_id: string | null; arm: string | null };
+type Page = { author_id: string | null; arm: string | null; cursor: string | null };
 type Explanation = {
   place: number | null;
   personal: number | null;
   popular: number | null;
   fresh: number | null;
   followed: number | null;
+  because: Json | null;
 };
 type KnownColumns = {
   recommend: Page;

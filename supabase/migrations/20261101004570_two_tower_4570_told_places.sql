@@ -1,0 +1,65 @@
+-- What a reader told is owed places. As engagements come, they tell more, and the places go.
+
+create function two_tower.find_told_posts(p_reader two_tower.reader, p_vector extensions.vector,
+  p_limit integer, p_excluded bigint[], p_among bigint[])
+returns bigint[] language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  if p_among is not null then
+    return array(
+      select v.post_id from two_tower.live_embeddings v
+      where v.slot = (select active_slot from two_tower.state) and v.post_id = any (p_among)
+      order by v.embedding operator(extensions.<#>) p_vector limit p_limit);
+  end if;
+  p_reader.vector := p_vector;
+  return coalesce(
+    two_tower.find_nearest_posts(p_vector, p_limit, p_reader.user_id, p_excluded, true,
+      p_reader.source_id, p_reader.filter),
+    two_tower.scan_posts(p_reader, p_limit, p_excluded));
+end
+$$;
+comment on function two_tower.find_told_posts(two_tower.reader, extensions.vector, integer, bigint[], bigint[]) is
+  'Returns the p_limit posts nearest to a vector that the reader has not seen, nearest first. p_among: of these alone, none of which the reader has seen.';
+
+-- Each search takes a millisecond. So of many interests eight are asked for on a page, by a hash
+-- that another hour changes. Three times as many posts as are needed leave authors to choose from.
+create function two_tower.choose_told_posts(p_reader two_tower.reader, p_excluded bigint[],
+  p_among bigint[] default null)
+returns bigint[] language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  v_hour bigint := two_tower.choose_place(p_reader.user_id, p_reader.time);
+begin
+  if p_reader.told_places = 0 then
+    return '{}';
+  end if;
+  return array(
+    with told as materialized (
+      select t.place as interest, t.vector, 3 * p_reader.told_places / count(*) over () + 3 as posts
+      from (select l.* from two_tower.list_told(p_reader.user_id) l
+            order by hashint8extended(l.place, v_hour) limit 8) t
+    ), near as materialized (
+      select t.interest, n.post_id, v.author_id,
+        row_number() over (partition by t.interest order by n.nearness) as turn
+      from told t
+        cross join lateral unnest(two_tower.find_told_posts(p_reader, t.vector, t.posts::integer,
+          p_excluded, p_among)) with ordinality as n (post_id, nearness)
+        join two_tower.live_embeddings v
+          on v.slot = (select active_slot from two_tower.state) and v.post_id = n.post_id
+      where v.is_listed and v.author_id is distinct from p_reader.user_id
+        and -(v.embedding operator(extensions.<#>) t.vector) >= p_reader.about_similarity
+        and not (select exists (select from two_tower.withheld_authors a
+          where a.user_id = p_reader.user_id and a.author_id = v.author_id))
+        and (select exists (select from two_tower.listed_posts p where p.id = n.post_id))
+    ), once as (
+      select distinct on (n.post_id) n.* from near n order by n.post_id, n.turn
+    )
+    select c.post_id
+    from (
+      select o.*, row_number() over (partition by o.author_id order by o.turn, o.interest) as number
+      from once o
+    ) c
+    where c.author_id is null or c.number <= p_reader.author_cap
+    order by c.turn, c.interest limit p_reader.told_places);
+end
+$$;
+comment on function two_tower.choose_told_posts(two_tower.reader, bigint[], bigint[]) is
+  'Returns posts for the places that the reader''s told interests are owed. The interests take turns, each with its nearest post first. Leaves out what is not as near as settings.about_similarity: of a subject without posts nothing comes. p_among: of these alone, none of which the reader has seen.';
