@@ -133,7 +133,7 @@ create table two_tower.settings (
     constraint requested_texts_are_kept_for_a_minute_or_more
       check (requested_texts_kept_for between '1 minute' and '7 days'),
 
-  cold_until integer not null default 10
+  cold_until integer not null default 3
     constraint cold_until_is_bounded check (cold_until between 0 and 1000),
   popularity_half_life interval not null default '7 days'
     constraint popularity_half_life_is_an_hour_or_more

@@ -114,13 +114,18 @@ create function two_tower.settle_page(p_reader two_tower.reader, p_limit integer
 returns two_tower.ranked_post[] language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
   v_ids bigint[] := array(select p.post_id from unnest(p_page) p);
-  v_copies bigint[] := two_tower.find_copies(p_reader, v_ids || p_owed,
-    cardinality(v_ids || p_owed));
-  v_change record;
+  v_staying bigint[] := array(select p.post_id from unnest(p_page) p
+    where p.source in ('exploration', 'told'));
+  v_copies bigint[];
+  v_change record := two_tower.settle_interests(p_reader, p_limit, p_owed, v_ids, v_staying);
 begin
-  v_change := two_tower.settle_interests(p_reader, p_limit,
-    array(select o from unnest(p_owed) o where o <> all (v_copies)), v_ids,
-    array(select p.post_id from unnest(p_page) p where p.source in ('exploration', 'told')));
+  -- Copies are rare: what was chosen is compared first, and all of what could be only then.
+  v_copies := two_tower.find_copies(p_reader, v_ids || v_change.added_ids, 1000);
+  if v_change.added_ids && v_copies then
+    v_copies := two_tower.find_copies(p_reader, v_ids || p_owed, 1000);
+    v_change := two_tower.settle_interests(p_reader, p_limit,
+      array(select o from unnest(p_owed) o where o <> all (v_copies)), v_ids, v_staying);
+  end if;
   if v_change.added_ids = '{}' then
     return p_page;
   end if;

@@ -72,7 +72,7 @@ def test_of_a_table_with_few_of_the_posts_the_exact_best_come(
         db.execute("update two_tower.settings set ef_search = 40, over_fetch = 40")
         db.execute("select two_tower.build_serving_index('test')")
     db.execute(
-        "update two_tower.settings set cold_until = 0, popularity_weight = 0,"
+        "update two_tower.settings set cold_until = 0, popularity_weight = 0, recency_weight = 0,"
         " exploration_share = 0, author_share = 1, interest_share = 0"
     )
     db.execute(
