@@ -50,7 +50,7 @@ class Example:
 
 
 EXAMPLES = (
-    Example("recommend", {"p_limit": 10, "p_exclude": ["4", "5"]}),
+    Example("recommend", {"p_limit": 10, "p_filter": {"max_age": "90 days"}}),
     Example("recommended_posts", {"p_limit": 10, "p_exclude": ["4", "5"]}, shows=".order('place')"),
     Example("similar_posts", {**BY_KEY, "p_limit": 5}, {"p_post_id": 1}),
     Example("embed_text", {"p_text": SEARCH}),

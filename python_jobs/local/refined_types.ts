@@ -33,7 +33,7 @@ type Event = Override<
 >;
 
 /** Pages: a post may have no known author, and most readers are in no arm of an experiment. */
-type Page = { author_id: string | null; arm: string | null };
+type Page = { author_id: string | null; arm: string | null; cursor: string | null };
 type Explanation = {
   place: number | null;
   personal: number | null;

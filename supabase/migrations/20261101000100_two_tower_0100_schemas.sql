@@ -26,6 +26,7 @@
 --   app writes  registration  how rows come into them
 --               users         of whom anything is stored, and how their erasure begins
 --               engagement    events, and what each user did with each post
+--               muted_terms   words and tags that a reader does not want to meet
 --   what is     models       weights of both towers, and the candidate tower in SQL
 --   known       state        which slot serves, and the locks of a switch
 --               vectors, embeddings, eligibility, training_examples, post_steps
@@ -39,13 +40,16 @@
 --               numbering    keeps the numbers dense by which posts are drawn
 --   a user      author_blocks, checkpoints, erasure, told_interests
 --   a version   jobs, priors, resets, model_switch, training_data, promotion_gate, first_projection
---   a page      experiments, serving_index, exploration, likeness, serving_upkeep,
+--   a page      experiments, filters, serving_index, exploration, likeness, serving_upkeep,
 --               candidates, exploring, copies, told_places, owed_places, ranking
 --   a search    texts       what callers want encoded
 --               telling     what readers say of themselves
 --               encoder     from one encoder to another
 --   around it   monitoring, safety
---   a client    source_functions  what is written for each attached table, and asks its policies
+--   a client    source_functions  what is written for each attached table
+--               readable     what asks its policies
+--               cursors      what a scroll has shown
+--               requests     what a caller names
 --               shelves      an author's posts, a tag's
 --               feeds, explanations, control, moderation, recording
 --   any app     pages         rows of an attached table, as pages
@@ -130,9 +134,9 @@ insert into two_tower.error_codes (sqlstate, name, meaning) values
   ('TT001', 'event_time_out_of_range',
     'created_at lies in the future, or further back than settings.oldest_event_age.'),
   ('TT002', 'too_large',
-    'A batch has more than 500 events or a megabyte, p_exclude more than 1,000 keys, a text more'
-      || ' than settings.requested_text_length characters. Or more than 20 interests are told, or'
-      || ' one of more than 200 characters.'),
+    'A batch has more than 500 events or a megabyte, p_exclude more than 1,000 keys, a list of'
+      || ' p_filter too many texts, a reader more than 200 muted terms or 20 told interests, a told'
+      || ' one more than 200 characters, or a text more than settings.requested_text_length.'),
   ('TT003', 'lease_lost',
     'This worker no longer has the job. Its lease ended, and another worker may have taken it.'),
   ('TT004', 'weights_invalid',

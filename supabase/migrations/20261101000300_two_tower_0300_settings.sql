@@ -28,7 +28,7 @@ create table two_tower.settings (
     constraint interest_threshold_is_a_cosine check (interest_threshold between 0 and 1),
   interest_decay real not null default 0.97
     constraint interest_decay_is_a_share check (interest_decay between 0.5::real and 0.999::real),
-  interest_length integer not null default 100
+  interest_length integer not null default 80
     constraint interest_length_is_bounded check (interest_length between 1 and 200),
 
   negatives_per_positive integer not null default 8
@@ -209,7 +209,7 @@ comment on column two_tower.settings.history_length is 'Advanced. A user is enco
 comment on column two_tower.settings.negative_strength_factor is 'Advanced. Factor of a negative strength in the contrastive rule, in the engaged sum and on the post.';
 comment on column two_tower.settings.interest_threshold is 'Advanced. A positive belongs to the interest that it is nearest to if their cosine is at least this. Otherwise it begins a new one.';
 comment on column two_tower.settings.interest_decay is 'Advanced. Factor by which each later positive shrinks the weight of a positive in its interest, and so of the interest.';
-comment on column two_tower.settings.interest_length is 'Advanced. Interests are made of at most this number of last positives.';
+comment on column two_tower.settings.interest_length is 'Advanced. Interests are made of at most this number of last positives. With more, the row of a user grows beyond half a page, and each like rewrites an index entry.';
 comment on column two_tower.settings.negatives_per_positive is 'Advanced. Negatives recorded with each positive training pair (5 to 10).';
 comment on column two_tower.settings.pushes_per_positive is 'Advanced. Posts that a positive pushes away in the contrastive rule. They are drawn uniformly.';
 comment on column two_tower.settings.viewed_negative_window is 'Advanced. A post that the user viewed at most this long before, and left alone, counts as a viewed negative.';

@@ -1,6 +1,6 @@
--- What a reader likes is more than one thing. Each positive of a user gets the number of an interest
--- when it is learned. The user row keeps the last positives with their numbers. A page reads vectors
--- and weights of the interests from there, as the posts stand at that moment.
+-- What a reader likes is more than one thing. Each positive of a user gets the number of an
+-- interest when it is learned. The user row keeps the last positives with their numbers. A page
+-- reads vectors and weights of the interests from there, as the posts stand at that moment.
 
 -- Numbers are given by vectors of the past. They go by what a sum of each interest's own positives
 -- points to, so that a like looks at no other post.

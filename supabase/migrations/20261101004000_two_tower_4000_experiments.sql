@@ -35,7 +35,7 @@ language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_served text[] := '{cold_until, popularity_weight, followed_weight, recency_weight,
     recency_half_life, exploration_share, author_share, followed_author_share, over_fetch,
-    ranks_by}';
+    ranks_by, followed_share, followed_new_for, copy_similarity, seen_again_after}';
   v_unknown text;
   v_row two_tower.settings;
 begin
@@ -52,7 +52,9 @@ begin
       recency_half_life = v_row.recency_half_life, exploration_share = v_row.exploration_share,
       author_share = v_row.author_share,
       followed_author_share = v_row.followed_author_share, over_fetch = v_row.over_fetch,
-      ranks_by = v_row.ranks_by
+      ranks_by = v_row.ranks_by, followed_share = v_row.followed_share,
+      followed_new_for = v_row.followed_new_for, copy_similarity = v_row.copy_similarity,
+      seen_again_after = v_row.seen_again_after
     where id;
     raise exception using errcode = 'TT000';
   exception

@@ -16,7 +16,8 @@ comment on column two_tower.page_filter.follower_id is 'The reader, where only a
 comment on column two_tower.page_filter.tags is 'A post has one of these at least.';
 comment on column two_tower.page_filter.muted_tags is 'A post has none of these.';
 
-create index posts_tags_idx on two_tower.posts using gin (tags)
+-- No list of what waits to be indexed: each search would read it.
+create index posts_tags_idx on two_tower.posts using gin (tags) with (fastupdate = off)
   where is_listed and encoded_hash is not null;
 create index posts_language_idx on two_tower.posts (language, created_at desc)
   where is_listed and encoded_hash is not null and language is not null;
@@ -141,6 +142,19 @@ $$;
 comment on function two_tower.read_filter(jsonb, uuid, text) is
   'Returns what a filter says, with the tags that the user has muted. Names: authors (keys), followed (true), max_age (an interval), languages, tags (any of them), keys (of posts). An empty list lets nothing through. Raises 22023 for another name or a value of the wrong type, and TT002 for a list or text that is too long.';
 
+-- Whoever asks for followed authors is met by way of them.
+create function two_tower.write_match_query(p_filter two_tower.page_filter) returns text
+language sql immutable set search_path = pg_catalog, pg_temp as $$
+  select 'select m.id from two_tower.matching_posts(row(
+      ($1).author_ids, null, ($1).created_after, ($1).languages, ($1).tags, ($1).post_ids,
+      ($1).muted_tags)::two_tower.page_filter) m'
+    || case when (p_filter).follower_id is not null then ' join two_tower.follows f
+      on f.follower_id = ($1).follower_id and f.followed_id = m.author_id' else '' end
+    || ' where m.is_listed and m.encoded_hash is not null and ($2 is null or m.source_id = $2)
+      limit $3';
+$$;
+comment on function two_tower.write_match_query(two_tower.page_filter) is 'Returns the SQL of a search for encoded posts that match a filter. Its parameters: the filter, a source or null, a limit.';
+
 -- The planner's estimate knows all conditions together, and asking for it runs nothing. A volatile
 -- function, because no other may ask.
 create function two_tower.estimate_matches(p_filter two_tower.page_filter, p_source_id smallint)
@@ -148,34 +162,39 @@ returns double precision language plpgsql volatile set search_path = pg_catalog,
 declare
   v_plan jsonb;
 begin
-  execute 'explain (format json) select from two_tower.matching_posts($1) m
-    where m.is_listed and m.encoded_hash is not null and ($2 is null or m.source_id = $2)'
-  into v_plan using p_filter, p_source_id;
+  execute 'explain (format json) ' || two_tower.write_match_query(p_filter)
+  into v_plan using p_filter, p_source_id, null::bigint;
   return v_plan #>> '{0,Plan,Plan Rows}';
 end
 $$;
 comment on function two_tower.estimate_matches(two_tower.page_filter, smallint) is 'Returns about how many encoded posts match a filter, as of the last analyze.';
 
+-- To rank m of n posts takes about as long as a search that meets over_fetch * n / m of them. So
+-- they are few where m is at most the root of over_fetch * n.
 create function two_tower.list_few(p_filter two_tower.page_filter, p_source_id smallint)
 returns bigint[] language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
-  v_most integer := (select exact_scan_limit from two_tower.settings);
+  v_most integer;
   v_ids bigint[];
 begin
   if p_filter is null and (p_source_id is null or not exists (
-      select from two_tower.sources s
-      where s.role = 'posts' and s.state <> 'detached' and s.id <> p_source_id))
-    or two_tower.estimate_matches(p_filter, p_source_id) > v_most then
+    select from two_tower.sources s
+    where s.role = 'posts' and s.state <> 'detached' and s.id <> p_source_id)) then
     return null;
   end if;
-  execute 'select array(select m.id from two_tower.matching_posts($1) m
-    where m.is_listed and m.encoded_hash is not null and ($2 is null or m.source_id = $2)
-    limit $3)'
+  select least(s.exact_scan_limit, sqrt(s.over_fetch * nullif(greatest(c.reltuples, 0), 0)))
+  into v_most
+  from two_tower.settings s cross join pg_catalog.pg_class c
+  where c.oid = 'two_tower.posts'::regclass;
+  if two_tower.estimate_matches(p_filter, p_source_id) > v_most then
+    return null;
+  end if;
+  execute format('select array(%s)', two_tower.write_match_query(p_filter))
   into v_ids using p_filter, p_source_id, v_most + 1;
   return case when cardinality(v_ids) <= v_most then v_ids end;
 end
 $$;
-comment on function two_tower.list_few(two_tower.page_filter, smallint) is 'Returns all encoded posts of a source (null: of all) that match a filter, if they are at most settings.exact_scan_limit. Returns null where they are more, or nothing is asked for.';
+comment on function two_tower.list_few(two_tower.page_filter, smallint) is 'Returns all encoded posts of a source (null: of all) that match a filter, if these are few: at most settings.exact_scan_limit, and at most the root of settings.over_fetch times all posts. Returns null where they are more, or nothing is asked for.';
 
 create function two_tower.narrow_posts(p_filter two_tower.page_filter, p_source_id smallint,
   p_among bigint[])

@@ -6,8 +6,8 @@
 -- nobody is shown too. Authors take turns in both halves, however much each of them wrote.
 --
 -- Nearest are looked for among a few hundred: the newest first posts of all authors, then their
--- second ones. By chance, authors stand in the order of a keyed hash, and so do the posts of each. A
--- reader starts at a random author, and takes the next ones. An author is met as often as the gap
+-- second ones. By chance, authors stand in the order of a keyed hash, and so do the posts of each.
+-- A reader starts at a random author, and takes the next ones. An author is met as often as the gap
 -- before the author's hash is wide: 1 / authors on average.
 
 create table two_tower.exploration_pool (

@@ -1,5 +1,5 @@
--- Which of the new posts in the exploration pool a reader explores. Half of them are those nearest to
--- the reader, and half are met by chance.
+-- Which of the new posts in the exploration pool a reader explores. Half of them are those nearest
+-- to the reader, and half are met by chance.
 
 create function two_tower.explore_nearest(p_reader two_tower.reader, p_limit integer,
   p_excluded bigint[])
@@ -31,6 +31,8 @@ begin
         partition by f.author_id order by f.away) end > p_reader.author_cap, f.away offset 0
     ) n
     where n.post_id <> all (p_excluded)
+      and (p_reader.filter is null or (select exists (
+        select from two_tower.matching_posts(p_reader.filter) m where m.id = n.post_id)))
       and (select two_tower.is_eligible(p_reader.user_id, n.post_id, n.author_id))
     limit p_limit);
 end

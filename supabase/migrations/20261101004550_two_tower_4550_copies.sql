@@ -1,6 +1,7 @@
--- Posts that say the same. A crowd of accounts with one text, or an author who repeats a post, would
--- fill pages: what is near to a reader comes with all that is near to it. Of a ranked list the best
--- one of each text counts. The others are copies, and so are posts that say what the reader knows.
+-- Posts that say the same. A crowd of accounts with one text, or an author who repeats a post,
+-- would fill pages: what is near to a reader comes with all that is near to it. Of a ranked list
+-- the best one of each text counts. The others are copies, and so are posts that say what the
+-- reader knows.
 
 -- Part by part of the list, and no further than the page needs. What was found good so far is
 -- compared with, so that a long list costs little more than a long page.
@@ -18,7 +19,7 @@ declare
 begin
   while p_reader.copy_similarity is not null and v_from <= cardinality(p_ranked)
     and coalesce(cardinality(v_kept), 0) - v_known < p_wanted loop
-    v_part := p_ranked[v_from:v_from + greatest(20, p_wanted / 2) - 1];
+    v_part := p_ranked[v_from:v_from + case v_from when 1 then p_wanted else 20 end - 1];
     v_from := v_from + cardinality(v_part);
     v_found := array(
       with listed as materialized (
@@ -36,7 +37,8 @@ begin
             or l.vector operator(extensions.<#>) c.vector < -p_reader.copy_similarity))
         or exists (
           select from (select p.id from two_tower.posts p
-            where p.content_hash = c.content_hash and p.encoded_hash is not null limit 100) e
+            where p.content_hash = c.content_hash and p.encoded_hash is not null and p.id <> c.id
+            limit 100) e
           where exists (select from two_tower.user_posts u
             where u.user_id = p_reader.user_id and u.post_id = e.id))));
     v_copies := v_copies || v_found;

@@ -38,7 +38,10 @@ create function two_tower.settle_interests(p_reader two_tower.reader, p_limit in
   out added_ids bigint[], out removed_ids bigint[])
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 begin
-  with post as materialized (
+  with vector as materialized (
+    select i.vector, i.interest
+    from unnest(p_reader.interest_vectors) with ordinality as i (vector, interest)
+  ), post as materialized (
     select v.post_id, v.author_id, n.interest, n.cosine, array_position(p_page, v.post_id) as place,
       case when v.author_id is null then p_limit when f.follower_id is null
         then p_reader.author_cap else p_reader.followed_author_cap end as cap
@@ -47,8 +50,7 @@ begin
         on f.follower_id = p_reader.user_id and f.followed_id = v.author_id
       cross join lateral (
         select i.interest, -(v.embedding operator(extensions.<#>) i.vector) as cosine
-        from unnest(p_reader.interest_vectors) with ordinality as i (vector, interest)
-        order by v.embedding operator(extensions.<#>) i.vector limit 1) n
+        from vector i order by v.embedding operator(extensions.<#>) i.vector limit 1) n
     where v.slot = (select active_slot from two_tower.state)
       and v.post_id = any (p_page || p_candidates) and v.is_listed
       and (p_reader.source_id is null or v.source_id = p_reader.source_id)
@@ -62,14 +64,12 @@ begin
   ), shared as (
     select c.*, row_number() over (partition by c.interest order by c.cosine desc) as nearness
     from (
-      select p.*, i.missing,
-        row_number() over (partition by p.author_id order by p.cosine desc)
-          + (select count(*) from post o where o.place is not null and o.author_id = p.author_id)
-          as of_author
+      select p.*, i.missing, count(p.place) over (partition by p.author_id)
+          + row_number() over (partition by p.author_id, p.place is null and i.missing > 0
+            order by p.cosine desc) as of_author
       from post p join interest i using (interest)
-      where i.missing > 0 and p.place is null and p.post_id <> all (p_explored)
     ) c
-    where c.author_id is null or c.of_author <= c.cap
+    where c.place is null and c.missing > 0 and (c.author_id is null or c.of_author <= c.cap)
   ), allowed as (
     select s.*, row_number() over (partition by s.interest order by s.nearness) as turn
     from shared s

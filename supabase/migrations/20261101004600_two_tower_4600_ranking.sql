@@ -100,9 +100,9 @@ language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
   v_ranked two_tower.ranked_post[] :=
     two_tower.order_candidates(p_reader, p_candidates || p_owed, p_explored);
-  -- Some of the best are of withheld authors: a quarter more is compared.
+  -- A few of the best may be of withheld authors.
   v_copies bigint[] := two_tower.find_copies(p_reader,
-    array(select r.post_id from unnest(v_ranked) r), p_limit + p_limit / 4);
+    array(select r.post_id from unnest(v_ranked) r), p_limit + 5);
   v_page two_tower.ranked_post[] := two_tower.fill_page(p_reader, p_limit, v_ranked, v_copies);
   v_hour bigint := two_tower.choose_place(p_reader.user_id, p_reader.time);
 begin

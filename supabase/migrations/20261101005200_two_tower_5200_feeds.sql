@@ -4,83 +4,11 @@
 -- and no text. Which posts the caller may read, the app's row level security says: every page
 -- passes through find_readable(), which runs as the caller.
 
-create function two_tower.require_reader(p_user_id uuid) returns uuid
-language plpgsql stable set search_path = pg_catalog, pg_temp as $$
-begin
-  if p_user_id is distinct from auth.uid() and not two_tower.is_operator() then
-    raise exception 'the caller is not user %', p_user_id using errcode = '42501',
-      hint = 'Call recommend(), or call with the service role.';
-  end if;
-  return p_user_id;
-end
-$$;
-comment on function two_tower.require_reader(uuid) is 'Returns the user, if the caller may ask for this user''s page: the user, or an operator. Raises 42501 to others.';
-
 create function two_tower.turns_for(p_user_id uuid, p_limit integer, p_author_ids uuid[])
 returns integer[] language sql stable security definer set search_path = pg_catalog, pg_temp as $$
   select two_tower.take_turns(two_tower.require_reader(p_user_id), p_limit, p_author_ids);
 $$;
 comment on function two_tower.turns_for(uuid, integer, uuid[]) is 'Returns what take_turns() does, to the user and to operators. Raises 42501 to others. Definer: clients have no grant on settings and follows.';
-
-create function two_tower.find_excluded(p_keys text[], p_source text) returns bigint[]
-language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
-begin
-  if cardinality(p_keys) > 1000 then
-    raise exception 'p_exclude has % keys: at most 1000 are left out', cardinality(p_keys)
-      using errcode = 'TT002',
-        hint = 'Leave out the last ones shown. Record views: what was viewed does not come again.';
-  end if;
-  return case when p_keys = '{}' then '{}' else two_tower.find_keyed_posts(p_keys, p_source) end;
-end
-$$;
-comment on function two_tower.find_excluded(text[], text) is 'Returns the ids of posts by their keys, in one source or, for null, in all. Passes over unknown keys. Raises TT002 for more than 1,000. Definer: clients have no grant on the registry.';
-
-create function two_tower.filter_for(p_user_id uuid, p_filter jsonb, p_source text)
-returns two_tower.page_filter
-language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
-begin
-  return two_tower.read_filter(p_filter, two_tower.require_reader(p_user_id), p_source);
-end
-$$;
-comment on function two_tower.filter_for(uuid, jsonb, text) is 'Returns what read_filter() does, to the user and to operators. Raises 42501 to others. Definer: clients have no grant on the registry.';
-
-create function two_tower.muted_for(p_user_id uuid) returns tsquery
-language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
-declare
-  v_words text[] := (select array_agg(m.term) from public.muted_terms m
-    where m.user_id = two_tower.require_reader(p_user_id) and m.kind = 'word');
-begin
-  return case when v_words is not null then two_tower.write_word_query(v_words) end;
-end
-$$;
-comment on function two_tower.muted_for(uuid) is 'Returns what a text with a muted word matches, to the user and to operators. Returns null for who has muted none. Raises 42501 to others. Definer: the service role asks for a user.';
-
-create function two_tower.shown_before(p_user_id uuid, p_cursor text) returns bigint[]
-language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
-begin
-  return two_tower.read_blocks(
-    two_tower.open_cursor(two_tower.require_reader(p_user_id), p_cursor));
-end
-$$;
-comment on function two_tower.shown_before(uuid, text) is 'Returns the posts that a cursor says were shown. Raises 22023 for what is no cursor of the user. Definer: clients have no grant on state.hash_seed.';
-
-create function two_tower.cursor_after(p_user_id uuid, p_cursor text, p_post_ids bigint[])
-returns text
-language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
-begin
-  return two_tower.write_cursor(two_tower.require_reader(p_user_id), p_cursor, p_post_ids);
-end
-$$;
-comment on function two_tower.cursor_after(uuid, text, bigint[]) is 'Returns the cursor of a page, as write_cursor() does. Definer: clients have no grant on state.hash_seed.';
-
-create function two_tower.identify_post(p_post_id bigint, p_key text, p_source text) returns bigint
-language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
-begin
-  return coalesce(p_post_id, case when p_key is not null
-    then two_tower.find_post(p_key, p_source) end);
-end
-$$;
-comment on function two_tower.identify_post(bigint, text, text) is 'Returns the id of a post that a caller names by id or by key; null for an unknown key. Definer: clients have no grant on the registry.';
 
 -- What a page is made of beside recommend_for(). Each takes its candidates from all posts or, of
 -- p_among, from these alone. The nearest 1,000 posts leave authors to choose from.
@@ -122,9 +50,7 @@ begin
     join two_tower.posts p on p.id = v.post_id;
 end
 $$;
-comment on function two_tower.list_similar(extensions.vector, integer, bigint[], bigint[],
-  two_tower.page_filter) is
-  'Returns posts near to a vector, with their cosine: three times p_limit, for which the authors of the nearest 1,000 take turns. Returns nothing for null.';
+comment on function two_tower.list_similar(extensions.vector, integer, bigint[], bigint[], two_tower.page_filter) is 'Returns posts near to a vector, with their cosine: three times p_limit, for which the authors of the nearest 1,000 take turns. Returns nothing for null.';
 
 -- A vector is never an argument of what clients may call: they would measure others by it.
 create function two_tower.find_vector(p_user_id uuid, p_post_id bigint, p_text text)
@@ -170,6 +96,8 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
         select q.id, q.created_at from two_tower.posts q
         where q.author_id = f.followed_id and q.is_listed and q.encoded_hash is not null
           and q.created_at <= two_tower.now() and q.id <> all (p_excluded)
+          and (p_filter is null or (select exists (
+            select from two_tower.matching_posts(p_filter) m where m.id = q.id)))
         order by q.created_at desc limit p_limit) n
     where f.follower_id = p_user_id and p_among is null
     union all
@@ -193,9 +121,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   where p_filter is null or (select exists (
     select from two_tower.matching_posts(p_filter) m where m.id = p.id));
 $$;
-comment on function two_tower.list_followed(uuid, integer, bigint[], bigint[],
-  two_tower.page_filter) is
-  'Returns posts of followed authors, with their time as score: the newest p_limit of each, and as many that wait for the encoder.';
+comment on function two_tower.list_followed(uuid, integer, bigint[], bigint[], two_tower.page_filter) is 'Returns posts of followed authors, with their time as score: the newest p_limit of each, and as many that wait for the encoder.';
 
 -- Beside what is recommended, posts are looked up from the best one down until the page is full.
 -- Authors take turns on these pages too.
@@ -227,8 +153,8 @@ begin
       v_filter);
     return;
   end if;
-  v_among := case when v_filter is null then p_among
-    else two_tower.narrow_posts(v_filter, v_source_id, p_among) end;
+  v_among := case when v_filter is null or p_kind in ('followed', 'author', 'trending')
+    then p_among else two_tower.narrow_posts(v_filter, v_source_id, p_among) end;
   -- Of equal ones the newest first: ids that no key lent count down.
   select array_agg(u.post_id order by u.score desc, greatest(u.post_id, ~u.post_id) desc),
     array_agg(u.score order by u.score desc, greatest(u.post_id, ~u.post_id) desc),
@@ -265,6 +191,8 @@ begin
     ) c
     where (select exists (select from two_tower.listed_posts p
       where p.id = c.post_id and (v_source_id is null or p.source_id = v_source_id)
+        and (v_filter is null
+          or exists (select from two_tower.matching_posts(v_filter) m where m.id = p.id))
         and not exists (select from two_tower.withheld_authors a
           where a.user_id = v_user_id and a.author_id = p.author_id)))
     limit p_limit

@@ -283,3 +283,16 @@ def test_the_longest_lists_are_taken(db: Connection) -> None:
     with as_user(db, add_user(db)):
         found = db.execute("select * from public.recommend(p_filter => %s)", [Jsonb(asked)])
         assert found.fetchall() == []
+
+
+@pytest.mark.parametrize("call", ["recent_from_followed(100)", "more_from_author(%s, 100)"])
+def test_pages_of_authors_go_round_muted_tags(world: World, way: str, call: str) -> None:
+    author = world.authors[0]
+    (new,) = world.articles.write(1, author, is_encoded=False)
+    with as_user(world.db, world.reader):
+        world.db.execute("insert into public.muted_terms (kind, term) values ('tag', 'boats')")
+        given = [author] if "%s" in call else []
+        found = rows(world.db, f"select post_id from public.{call}", *given)
+    wanted = {"authors": [author]} if given else {"followed": True}
+    expected = world.matches(wanted) - world.matches({"tags": ["boats"]})
+    assert {row.post_id for row in found} == expected | {new}

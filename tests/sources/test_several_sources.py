@@ -73,12 +73,12 @@ def test_of_a_table_with_few_of_the_posts_the_exact_best_come(
         db.execute("select two_tower.build_serving_index('test')")
     db.execute(
         "update two_tower.settings set cold_until = 0, popularity_weight = 0,"
-        " exploration_share = 0, author_share = 1"
+        " exploration_share = 0, author_share = 1, interest_share = 0"
     )
     db.execute(
         "insert into public.engagement_events (user_id, post_id, event_type)"
         " select %s, p, 'like' from unnest(%s::bigint[]) p",
-        [reader, written[:3]],
+        [reader, written[-3:]],
     )
     db.execute("analyze two_tower.posts")
     db.execute("update two_tower.settings set exact_scan_limit = %s", [len(few)])

@@ -181,7 +181,7 @@ class Reference:
     untouched_push_limit = 0.5
     interest_threshold = 0.4
     interest_decay = 0.97
-    interest_length = 100
+    interest_length = 80
     interest_count = 4
 
     def __init__(self, rule: str = "contrastive") -> None:
