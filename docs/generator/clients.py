@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from docs.generator.catalogue import Argument, Catalogue, Relation
@@ -134,4 +135,6 @@ def _shown(column: Argument, value: Any) -> str:
         return f"[{', '.join(f'{each:.2f}' for each in value[:3])}, ...]"
     if column.type == "double precision":
         return f"{round(value, 2):g}"
-    return json.dumps(SHOWN_TIME if column.type == "timestamptz" else value)
+    if column.type == "timestamptz":
+        return json.dumps(SHOWN_TIME)
+    return re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+\+00:00", SHOWN_TIME, json.dumps(value))

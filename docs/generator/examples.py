@@ -59,8 +59,11 @@ EXAMPLES = (
     Example("most_popular_posts", {"p_limit": 5, "p_exclude": ["4"]}, shows=".order('place')"),
     Example("recent_from_followed", {"p_limit": 5}),
     Example("more_from_author", {"p_author_key": FOLLOWED, "p_limit": 5}),
-    Example("trending_posts", {"p_limit": 5}),
-    Example("set_interests", {"p_texts": ["amateur radio"], "p_post_keys": ["3"]}),
+    Example("trending_posts", {"p_tag": None, "p_limit": 5}),
+    Example(
+        "set_interests",
+        {"p_texts": ["amateur radio"], "p_post_keys": ["3"], "p_post_source": "posts"},
+    ),
     Example("what_is_known_of_me", {}),
     Example("reset_my_feed", {}),
     Example("explain_recommendation", {"p_post_id": 3}, {**BY_KEY, "p_post_key": "3"}),
