@@ -287,8 +287,8 @@ def test_only_what_is_new_is_written_after_all_that_the_project_has(
         path.write_text("select 1;\n")
     said = run("install", "--into", str(app))
     assert said.output.splitlines()[1:] == [
-        "  21000101000000_two_tower_8000_new.sql",
-        "  21000101000001_two_tower_8001_new.sql",
+        "  21000101000000_two_tower_8800_new.sql",
+        "  21000101000001_two_tower_8801_new.sql",
         "- No database was asked: set TWO_TOWER_DATABASE_URL to see what is in the way.",
         "Next: supabase db push",
     ]
