@@ -41,7 +41,8 @@
 --   a user      author_blocks, checkpoints, erasure, told_interests
 --   a version   jobs, priors, resets, model_switch, training_data, promotion_gate, first_projection
 --   a page      experiments, filters, serving_index, exploration, likeness, serving_upkeep,
---               candidates, exploring, copies, told_places, owed_places, ranking
+--               candidates, scores, exploring, copies, owed_places, told_places, ranking,
+--               recommending
 --   a search    texts       what callers want encoded
 --               telling     what readers say of themselves
 --               encoder     from one encoder to another

@@ -1,28 +1,38 @@
 -- A page by one vector is full of one interest. So each interest of a reader is owed places by its
 -- weight.
 
+create function two_tower.find_near(p_reader two_tower.reader, p_vector extensions.vector,
+  p_limit integer, p_excluded bigint[], p_among bigint[], p_is_wide boolean)
+returns bigint[] language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  if p_among is not null then
+    return array(
+      select v.post_id from two_tower.live_embeddings v
+      where v.slot = (select active_slot from two_tower.state) and v.post_id = any (p_among)
+      order by v.embedding operator(extensions.<#>) p_vector limit p_limit);
+  end if;
+  p_reader.vector := p_vector;
+  return coalesce(
+    two_tower.find_nearest_posts(p_vector, p_limit, p_reader.user_id, p_excluded,
+      p_is_wide or p_reader.filter is not null, p_reader.source_id, p_reader.filter,
+      p_limit * 3 / 2),
+    two_tower.scan_posts(p_reader, p_limit, p_excluded));
+end
+$$;
+comment on function two_tower.find_near(two_tower.reader, extensions.vector, integer, bigint[], bigint[], boolean) is
+  'Returns the p_limit posts nearest to a vector that the reader has not seen, nearest first. p_among: of these alone, none of which the reader has seen. p_is_wide: searches on while posts are missing.';
+
 -- The one vector of a reader of several interests is nearest to the heaviest.
 create function two_tower.find_interest_posts(p_reader two_tower.reader, p_excluded bigint[],
   p_among bigint[] default null)
 returns bigint[] language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
-  v_slot smallint := (select active_slot from two_tower.state);
-  v_count integer;
   v_posts bigint[] := '{}';
 begin
   for v_place in 1..coalesce(cardinality(p_reader.interest_vectors), 0) loop
     continue when p_reader.interest_places[v_place] = 0;
-    v_count := greatest(40, 2 * p_reader.interest_places[v_place]);
-    p_reader.vector := p_reader.interest_vectors[v_place];
-    v_posts := v_posts || case
-      when p_among is not null then array(
-        select v.post_id from two_tower.live_embeddings v
-        where v.slot = v_slot and v.post_id = any (p_among)
-        order by v.embedding operator(extensions.<#>) p_reader.vector limit v_count)
-      else coalesce(
-        two_tower.find_nearest_posts(p_reader.vector, v_count, p_reader.user_id, p_excluded,
-          p_reader.filter is not null, p_reader.source_id, p_reader.filter, v_count * 3 / 2),
-        two_tower.scan_posts(p_reader, v_count, p_excluded)) end;
+    v_posts := v_posts || two_tower.find_near(p_reader, p_reader.interest_vectors[v_place],
+      greatest(40, 2 * p_reader.interest_places[v_place]), p_excluded, p_among, false);
   end loop;
   return v_posts;
 end

@@ -1,25 +1,5 @@
 -- What a reader told is owed places. As engagements come, they tell more, and the places go.
 
-create function two_tower.find_told_posts(p_reader two_tower.reader, p_vector extensions.vector,
-  p_limit integer, p_excluded bigint[], p_among bigint[])
-returns bigint[] language plpgsql stable set search_path = pg_catalog, pg_temp as $$
-begin
-  if p_among is not null then
-    return array(
-      select v.post_id from two_tower.live_embeddings v
-      where v.slot = (select active_slot from two_tower.state) and v.post_id = any (p_among)
-      order by v.embedding operator(extensions.<#>) p_vector limit p_limit);
-  end if;
-  p_reader.vector := p_vector;
-  return coalesce(
-    two_tower.find_nearest_posts(p_vector, p_limit, p_reader.user_id, p_excluded, true,
-      p_reader.source_id, p_reader.filter),
-    two_tower.scan_posts(p_reader, p_limit, p_excluded));
-end
-$$;
-comment on function two_tower.find_told_posts(two_tower.reader, extensions.vector, integer, bigint[], bigint[]) is
-  'Returns the p_limit posts nearest to a vector that the reader has not seen, nearest first. p_among: of these alone, none of which the reader has seen.';
-
 -- Each search takes a millisecond. So of many interests eight are asked for on a page, by a hash
 -- that another hour changes. Three times as many posts as are needed leave authors to choose from.
 create function two_tower.choose_told_posts(p_reader two_tower.reader, p_excluded bigint[],
@@ -40,8 +20,8 @@ begin
       select t.interest, n.post_id, v.author_id,
         row_number() over (partition by t.interest order by n.nearness) as turn
       from told t
-        cross join lateral unnest(two_tower.find_told_posts(p_reader, t.vector, t.posts::integer,
-          p_excluded, p_among)) with ordinality as n (post_id, nearness)
+        cross join lateral unnest(two_tower.find_near(p_reader, t.vector, t.posts::integer,
+          p_excluded, p_among, true)) with ordinality as n (post_id, nearness)
         join two_tower.live_embeddings v
           on v.slot = (select active_slot from two_tower.state) and v.post_id = n.post_id
       where v.is_listed and v.author_id is distinct from p_reader.user_id
