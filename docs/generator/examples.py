@@ -49,14 +49,23 @@ class Example:
         return [self.arguments, *([{**others, **self.instead}] if self.instead else [])]
 
 
+RECENT = {"max_age": "90 days"}
+ASKED = {"p_filter": RECENT, "p_cursor": None}  # the first page
+
 EXAMPLES = (
-    Example("recommend", {"p_limit": 10, "p_filter": {"max_age": "90 days"}}),
-    Example("recommended_posts", {"p_limit": 10, "p_exclude": ["4", "5"]}, shows=".order('place')"),
-    Example("similar_posts", {**BY_KEY, "p_limit": 5}, {"p_post_id": 1}),
+    Example("recommend", {"p_limit": 10, **ASKED, "p_exclude": ["4"]}),
+    Example(
+        "recommended_posts",
+        {"p_limit": 10, **ASKED, "p_exclude": ["4", "5"]},
+        shows=".order('place')",
+    ),
+    Example("similar_posts", {**BY_KEY, "p_limit": 5, "p_filter": RECENT}, {"p_post_id": 1}),
     Example("embed_text", {"p_text": SEARCH}),
-    Example("search_posts", {"p_text": SEARCH, "p_limit": 5}),
-    Example("popular_posts", {"p_limit": 5}),
-    Example("most_popular_posts", {"p_limit": 5, "p_exclude": ["4"]}, shows=".order('place')"),
+    Example("search_posts", {"p_text": SEARCH, "p_limit": 5, "p_filter": RECENT}),
+    Example("popular_posts", {"p_limit": 5, "p_filter": RECENT}),
+    Example(
+        "most_popular_posts", {"p_limit": 5, **ASKED, "p_exclude": ["4"]}, shows=".order('place')"
+    ),
     Example("recent_from_followed", {"p_limit": 5}),
     Example("more_from_author", {"p_author_key": FOLLOWED, "p_limit": 5}),
     Example("trending_posts", {"p_tag": None, "p_limit": 5}),
@@ -83,7 +92,9 @@ EXAMPLES = (
         },
     ),
     Example(
-        "recommend_for", {"p_user_id": CALLER, "p_limit": 10, "p_exclude": ["4"]}, role=BACK_END
+        "recommend_for",
+        {"p_user_id": CALLER, "p_limit": 10, **ASKED, "p_exclude": ["4"]},
+        role=BACK_END,
     ),
     Example("explain_for", {"p_user_id": CALLER, **BY_KEY}, {"p_post_id": 1}, role=BACK_END),
     Example("remove_post", {**BY_KEY, "p_reason": "spam"}, {"p_post_id": 1}, role=BACK_END),

@@ -281,3 +281,12 @@ def test_online_learning_is_compared_with_static_vectors_by_one_call(db: Connect
     for share in (None, 0, 1, "NaN"):
         with pytest.raises(errors.InvalidParameterValue), db.transaction():
             db.execute("select two_tower.compare_with_static(%s::float8)", [share])
+
+
+def test_pages_of_all_go_by_texts_where_the_setting_says_so(db: Connection) -> None:
+    posts = add_posts(db, 60, [add_user(db) for _ in range(20)], np.random.default_rng(67))
+    user = add_user(db)
+    insert_events(db, [Event(user, post, "like", None, START) for post in posts[:3]])
+    db.execute("update two_tower.settings set ranks_by = 'text'")
+    page = rows(db, "select source, arm from two_tower.recommend_for(%s, 20)", user)
+    assert {(row.source, row.arm) for row in page} == {("content", None)}
