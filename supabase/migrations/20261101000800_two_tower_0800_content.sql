@@ -120,13 +120,15 @@ create index posts_to_encode_idx on two_tower.posts (
   requested_at, id
 ) where is_listed and encoded_hash is distinct from content_hash;
 create index posts_deleted_at_idx on two_tower.posts (deleted_at) where deleted_at is not null;
--- The three below hold encoded posts only, so that an insert of the app pays for neither.
+-- Those below hold encoded posts only, so that an insert of the app pays for none.
 create index posts_author_id_created_at_idx on two_tower.posts (author_id, created_at desc)
   where is_listed and encoded_hash is not null;
 create index posts_content_hash_idx on two_tower.posts (content_hash)
   where encoded_hash is not null;
 create index posts_created_at_idx on two_tower.posts (created_at desc, id)
   where is_listed and encoded_hash is not null;
+create index posts_unreadable_idx on two_tower.posts (created_at desc, id)
+  where is_listed and is_unreadable;
 
 create view two_tower.due_posts with (security_invoker = true) as
 select

@@ -139,6 +139,16 @@ comment on function two_tower.find_posts_by_rule(text, uuid, bigint[], integer, 
   two_tower.page_filter, bigint[]) is
   'Returns at most p_limit eligible posts by a simple rule. content: newest posts whose base embeddings are near to those of what the user engaged with. popular: the most popular. recent: the newest, encoded or not. waiting: any that wait for the encoder. again: what the user did no more than view or skip, settings.seen_again_after ago or longer, and those that were not seen for longest first. p_source_id: posts of this source alone. p_filter: those that match alone. p_among: only these, and only by recent and again. p_few: all encoded posts that match, where they are few: recent and content look for no others. p_page: what is on the page already, and counts for its authors, who take turns among the best 1,000. Of posts of one text the first counts: the others come behind.';
 
+-- What has no vector is met by no search and no scan.
+create function two_tower.list_unreadable() returns bigint[]
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  return array(select p.id from two_tower.posts p where p.is_listed and p.is_unreadable
+    order by p.created_at desc, p.id limit 1000);
+end
+$$;
+comment on function two_tower.list_unreadable() is 'Returns the newest 1,000 posts that the encoder cannot read.';
+
 -- Sessions keep their plans, also those made while tables were empty. Nothing but scan_posts() may
 -- read a table whole.
 create type two_tower.page_row as (
@@ -178,7 +188,7 @@ begin
     if (select s.ranks_by from two_tower.choose_settings(p_user_id) s) = 'text' then
       v_rules := '{content, popular, recent, waiting, again}';
     else
-      select l.ids, l.scores, l.sources, case when l.is_all then '{}' else v_few end
+      select l.ids, l.scores, l.sources, case when l.is_all then two_tower.list_unreadable() else v_few end
       into v_ids, v_scores, v_sources, v_few
       from two_tower.make_page(p_user_id, v_limit, v_excluded, p_source_id, v_few, p_filter) l;
     end if;

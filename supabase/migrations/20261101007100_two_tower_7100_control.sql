@@ -24,7 +24,7 @@ create function public.set_interests(p_texts text[] default '{}', p_post_keys te
   p_post_source text default null)
 returns void language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-  v_keys text[] := array_remove(p_post_keys, null);
+  v_keys text[] := array(select k from unnest(p_post_keys) k where k is not null);
   v_ids bigint[] := array(
     select two_tower.identify_post(null, k.key, p_post_source)
     from unnest(v_keys) with ordinality as k (key, place) order by k.place);
