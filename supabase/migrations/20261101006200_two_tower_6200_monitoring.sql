@@ -228,6 +228,8 @@ begin
         ('resolve_post_key', 'public.engagement_events'),
         ('clamp_happened_at', 'public.engagement_events'),
         ('check_readable', 'public.engagement_events'),
+        ('admit_muted_term', 'public.muted_terms'),
+        ('check_arm', 'two_tower.experiment_arms'),
         ('learn_from_blocks', 'two_tower.blocks'), ('unlearn_blocks', 'two_tower.blocks'),
         ('keep_row', 'two_tower.settings'), ('change_encoder', 'two_tower.settings'),
         ('record_setting_change', 'two_tower.settings'),

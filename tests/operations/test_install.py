@@ -282,7 +282,7 @@ def test_only_what_is_new_is_written_after_all_that_the_project_has(
     before = find_migrations(app)
     migrations = app / "supabase" / "migrations"
     (migrations / "20991231235959_later.sql").write_text("select 1;")
-    for number in ("8001", "8000"):
+    for number in ("8801", "8800"):
         path = checkout / "supabase" / "migrations" / f"1_two_tower_{number}_new.sql"
         path.write_text("select 1;\n")
     said = run("install", "--into", str(app))

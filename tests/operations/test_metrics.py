@@ -159,6 +159,7 @@ def test_slow_updates_raise_an_alert_that_closes_by_itself(db: Connection) -> No
 
 
 def test_who_viewed_a_new_post_and_engaged_counts_once(db: Connection) -> None:
+    db.execute("update two_tower.settings set exploration_age = '100 years'")
     posts = add_posts(db, 3, [add_user(db)], np.random.default_rng(52))
     db.execute("select two_tower.follow_events()")
     readers = [add_user(db) for _ in range(4)]
