@@ -15,7 +15,7 @@ from tests.support.api import Api
 
 PAGE_COLUMNS = {
     *("post_id", "post_key", "post_source", "author_id", "created_at"),
-    *("score", "source", "arm"),
+    *("score", "source", "arm", "cursor"),
 }
 
 

@@ -251,7 +251,7 @@ def test_explain_says_of_an_unreadable_post_what_it_says_of_an_unknown_one(
     (secret,) = articles.write(1, author, is_private=True, is_draft=is_draft)
     key = articles.key_of(secret)
     known_key = "4711" if key.lstrip("-").isdigit() else UNKNOWN_KEY
-    wanted = '(,f,"there is no such post",,,,,)'
+    wanted = '(,f,"there is no such post",,,,,,)'
     assert explanation(db, reader, p_post_id=UNKNOWN_ID) == wanted
     assert explanation(db, reader, p_post_id=secret) == wanted
     assert explanation(db, reader, p_post_key=known_key) == wanted
