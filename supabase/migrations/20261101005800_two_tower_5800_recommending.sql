@@ -188,7 +188,8 @@ begin
     if (select s.ranks_by from two_tower.choose_settings(p_user_id) s) = 'text' then
       v_rules := '{content, popular, recent, waiting, again}';
     else
-      select l.ids, l.scores, l.sources, case when l.is_all then two_tower.list_unreadable() else v_few end
+      select l.ids, l.scores, l.sources,
+        case when l.is_all then two_tower.list_unreadable() else v_few end
       into v_ids, v_scores, v_sources, v_few
       from two_tower.make_page(p_user_id, v_limit, v_excluded, p_source_id, v_few, p_filter) l;
     end if;
