@@ -102,10 +102,10 @@ def assert_consistent(connection: Connection) -> None:
     )
     none(
         "a user's count is wrong",
-        LEDGER + " select u.user_id, u.engagement_count, c.wanted"
-        " from two_tower.user_embeddings u cross join lateral ("
-        "  select coalesce(sum(l.amount), 0) as wanted from ledger l where l.user_id = u.user_id) c"
-        " where u.engagement_count <> c.wanted and u.reset_count = 0",
+        LEDGER + ", c as (select user_id, sum(amount) as wanted from ledger group by 1)"
+        " select u.user_id, u.engagement_count, c.wanted"
+        " from two_tower.user_embeddings u left join c using (user_id)"
+        " where u.engagement_count <> coalesce(c.wanted, 0) and u.reset_count = 0",
     )
     none(
         "the count of a user who began anew is wrong",
@@ -117,15 +117,16 @@ def assert_consistent(connection: Connection) -> None:
     )
     none(
         "a post's count is wrong",
-        LEDGER + " select p.post_id, p.engagement_count, q.waiting, c.wanted, p.is_pretrained"
-        " from two_tower.post_embeddings p cross join lateral ("
-        "  select coalesce(sum(l.amount), 0) as wanted, count(*) as steps"
-        "  from ledger l where l.post_id = p.post_id) c cross join lateral ("
-        "  select coalesce(sum(d.engagements), 0) as waiting, count(*) as steps"
-        "  from two_tower.deferred_steps d where d.post_id = p.post_id) q"
-        " where p.embedding is not null and (p.engagement_count + q.waiting <> c.wanted"
+        # Grouped once: a long run has millions of events, and tens of thousands of posts.
+        LEDGER + ", c as (select post_id, sum(amount) as wanted, count(*) as steps"
+        "  from ledger group by 1), q as (select post_id, sum(engagements) as waiting,"
+        "  count(*) as steps from two_tower.deferred_steps group by 1)"
+        " select p.post_id, p.engagement_count, q.waiting, c.wanted, p.is_pretrained"
+        " from two_tower.post_embeddings p left join c using (post_id) left join q using (post_id)"
+        " where p.embedding is not null"
+        "  and (p.engagement_count + coalesce(q.waiting, 0) <> coalesce(c.wanted, 0)"
         "   or p.is_pretrained and p.engagement_count <> 0"
-        "   or not p.is_pretrained and c.steps <= q.steps)",
+        "   or not p.is_pretrained and coalesce(c.steps, 0) <= coalesce(q.steps, 0))",
     )
     labelled = ", ".join(f"'{name}'" for name in (*POSITIVE_PAIRS, *NEGATIVE_PAIRS))
     none(
