@@ -190,7 +190,7 @@ def test_thirty_thousand_rows_are_walked_in_steps_that_others_share(own_url: str
         app.attach_articles("public.others")
         tick_until_quiet(connection, "others")
         assert len(app.keys("others")) == 9
-        steps, most, last = 0, 0, 0
+        steps, most, last = 0, 0, len(app.keys())
         while source(connection).is_walk_wanted or source(connection).walk:
             connection.execute("select two_tower.reconcile_sources()")
             now = len(app.keys())
