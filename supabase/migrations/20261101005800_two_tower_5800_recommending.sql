@@ -95,9 +95,17 @@ begin
        where p_rule = 'recent' and q.id = any (coalesce(p_among, p_few))
        order by q.created_at desc, q.id)
       union all
-      (select a.post_id, null, 0 from two_tower.user_posts a
-       where p_rule = 'again' and a.user_id = p_user_id
-         and (p_among is null or a.post_id = any (p_among))
+      (select a.post_id, null, 0
+       from (
+         (select u.* from two_tower.user_posts u
+          where p_rule = 'again' and u.user_id = p_user_id and u.post_id > 0
+          order by u.post_id limit 10000)
+         union all
+         (select u.* from two_tower.user_posts u
+          where p_rule = 'again' and u.user_id = p_user_id and u.post_id < 0
+          order by u.post_id desc limit 10000)
+       ) a
+       where (p_among is null or a.post_id = any (p_among))
          and a.last_event_at <= two_tower.now() - v_seen_again_after
          and not (a.is_engaged or a.is_hidden)
          and (not a.was_withdrawn or not exists (
@@ -137,7 +145,7 @@ end
 $$;
 comment on function two_tower.find_posts_by_rule(text, uuid, bigint[], integer, smallint, bigint[], bigint[],
   two_tower.page_filter, bigint[]) is
-  'Returns at most p_limit eligible posts by a simple rule. content: newest posts whose base embeddings are near to those of what the user engaged with. popular: the most popular. recent: the newest, encoded or not. waiting: any that wait for the encoder. again: what the user did no more than view or skip, settings.seen_again_after ago or longer, and those that were not seen for longest first. p_source_id: posts of this source alone. p_filter: those that match alone. p_among: only these, and only by recent and again. p_few: all encoded posts that match, where they are few: recent and content look for no others. p_page: what is on the page already, and counts for its authors, who take turns among the best 1,000. Of posts of one text the first counts: the others come behind.';
+  'Returns at most p_limit eligible posts by a simple rule. content: newest posts whose base embeddings are near to those of what the user engaged with. popular: the most popular. recent: the newest, encoded or not. waiting: any that wait for the encoder. again: what the user did no more than view or skip, settings.seen_again_after ago or longer, and those that were not seen for longest first; looks at the 10,000 with the lowest positive ids, and the 10,000 with the highest negative ones. p_source_id: posts of this source alone. p_filter: those that match alone. p_among: only these, and only by recent and again. p_few: all encoded posts that match, where they are few: recent and content look for no others. p_page: what is on the page already, and counts for its authors, who take turns among the best 1,000. Of posts of one text the first counts: the others come behind.';
 
 -- What has no vector is met by no search and no scan.
 create function two_tower.list_unreadable() returns bigint[]
