@@ -122,20 +122,19 @@ declare
   v_unit double precision :=
     two_tower.compute_popularity(1, v_now, v_settings.popularity_half_life);
   v_share double precision := 0;
+  v_engagements integer;
   v_has_several boolean;
   v_interest_vectors extensions.vector[];
   v_interest_places integer[];
 begin
-  if extensions.vector_norm(v_vector) > 0 then
-    select greatest(case when u.prior is null then 0 else 0.1 end,
+  select greatest(case when u.prior is null then 0 else 0.1 end,
       u.engagement_count / greatest(1, v_settings.cold_until)::double precision),
-      u.positive_interests <> array_fill(u.positive_interests[1],
-        array[cardinality(u.positive_interests)])
-    into v_share, v_has_several from two_tower.user_embeddings u where u.user_id = p_user_id;
-    if v_settings.cold_until = 0 then
-      v_share := 1;
-    end if;
-  end if;
+    u.engagement_count, u.positive_interests <> array_fill(u.positive_interests[1],
+      array[cardinality(u.positive_interests)])
+  into v_share, v_engagements, v_has_several
+  from two_tower.user_embeddings u where u.user_id = p_user_id;
+  v_share := case when not coalesce(extensions.vector_norm(v_vector) > 0, false) then 0
+    when v_settings.cold_until = 0 then 1 else v_share end;
   if v_share >= 1 and v_has_several and v_settings.interest_share > 0 then
     select array_agg(i.vector),
       array_agg(floor(v_settings.interest_share::numeric * i.weight::numeric * p_limit)::integer)
@@ -154,9 +153,9 @@ begin
     two_tower.cap_posts(v_settings.author_share, p_limit),
     two_tower.cap_posts(v_settings.followed_author_share, p_limit),
     v_settings.over_fetch, v_interest_vectors, v_interest_places,
-    round(p_limit * v_settings.told_share * greatest(0, 1 - coalesce(
-      (select u.engagement_count from two_tower.user_embeddings u where u.user_id = p_user_id), 0)
-      / v_settings.told_until::double precision)), v_settings.about_similarity,
+    round(p_limit * v_settings.told_share * greatest(0,
+      1 - coalesce(v_engagements, 0) / v_settings.told_until::double precision)),
+    v_settings.about_similarity,
     '{}'::bigint[])::two_tower.reader;
 end
 $$;
