@@ -1,5 +1,7 @@
 # Every target does its own set-up; a second run installs nothing.
 VENV := .venv
+# Two processes, each with servers of its own; a file's tests stay together.
+PYTEST = $(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile
 STAMP := $(VENV)/installed
 # Evaluated where it is used: the first python3.11 or newer that is on the path.
 PYTHON = $(shell for p in python3.13 python3.12 python3.11 python3.14 python3; do \
@@ -15,11 +17,11 @@ demo: $(STAMP)
 	@$(VENV)/bin/two-tower demo
 
 test: lint
-	@$(VENV)/bin/python -m pytest
+	@$(PYTEST)
 
 # Also thousands of examples of each fuzzed call, and 1,000 kills: hours.
 test-long: lint
-	@$(VENV)/bin/python -m pytest -m "long or not long"
+	@$(PYTEST) -m "long or not long"
 
 eval: $(STAMP)
 	@mkdir -p .two-tower

@@ -250,6 +250,8 @@ class Cluster:
             ]
             if binaries.major >= 17:
                 command += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+            else:
+                command.append("--lc-ctype=C.UTF-8")
             if self.settings.get("fsync") == "off":
                 command += ["--no-sync"]
             made = self._run(command, check=False)

@@ -15,11 +15,14 @@ comment on column public.muted_terms.kind is 'word: posts whose text has it as a
 comment on column public.muted_terms.term is 'At most 200 bytes. Of words, neither case nor accents count.';
 
 -- The field's tool splits texts: only its words are compared, so nothing in a term is a pattern.
+-- Before Postgres 18 it folds case by LC_CTYPE alone, which may be C: lower() knows the provider,
+-- unless the app's column says otherwise.
 create function two_tower.fold_text(p_text text) returns text
 language sql immutable set search_path = pg_catalog, pg_temp as $$
-  select regexp_replace(normalize(left(p_text, 100000), nfkd), '[\u0300-\u036f]', '', 'g');
+  select lower(regexp_replace(normalize(left(p_text, 100000), nfkd), '[\u0300-\u036f]', '', 'g')
+    collate "default");
 $$;
-comment on function two_tower.fold_text(text) is 'Returns a text without accents, at most its first 100,000 characters: no text search vector holds much more.';
+comment on function two_tower.fold_text(text) is 'Returns a text in lower case and without accents, at most its first 100,000 characters: no text search vector holds much more.';
 
 create function two_tower.write_word_query(p_words text[]) returns tsquery
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
