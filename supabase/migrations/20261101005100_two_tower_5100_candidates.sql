@@ -79,6 +79,7 @@ create type two_tower.reader as (
   followed_author_cap integer,
   over_fetch integer,
   interest_vectors extensions.vector[],
+  interest_shares double precision[],
   interest_places integer[],
   told_places integer,
   about_similarity double precision,
@@ -98,6 +99,7 @@ comment on column two_tower.reader.followed_since is 'Posts of followed authors 
 comment on column two_tower.reader.explored_since is 'New posts are explored if they are younger.';
 comment on column two_tower.reader.author_cap is 'The most posts of one author on the page, while others are left: settings.author_share of it.';
 comment on column two_tower.reader.interest_vectors is 'The interests of a reader who has several. Null for others, and while warmth is below 1.';
+comment on column two_tower.reader.interest_shares is 'The share of what is shown that each of them is owed: settings.interest_share times its weight.';
 comment on column two_tower.reader.interest_places is 'How many places of the page each of them is owed.';
 comment on column two_tower.reader.told_places is 'How many places of the page go to what the reader told.';
 comment on column two_tower.reader.told_ids is 'The posts for these places.';
@@ -125,7 +127,7 @@ declare
   v_engagements integer;
   v_has_several boolean;
   v_interest_vectors extensions.vector[];
-  v_interest_places integer[];
+  v_interest_shares double precision[];
 begin
   select greatest(case when u.prior is null then 0 else 0.1 end,
       u.engagement_count / greatest(1, v_settings.cold_until)::double precision),
@@ -137,8 +139,8 @@ begin
     when v_settings.cold_until = 0 then 1 else v_share end;
   if v_share >= 1 and v_has_several and v_settings.interest_share > 0 then
     select array_agg(i.vector),
-      array_agg(floor(v_settings.interest_share::numeric * i.weight::numeric * p_limit)::integer)
-    into v_interest_vectors, v_interest_places
+      array_agg(v_settings.interest_share::numeric * i.weight::numeric)
+    into v_interest_vectors, v_interest_shares
     from two_tower.list_interests(p_user_id) i having count(*) > 1;
   end if;
   return row(
@@ -152,7 +154,9 @@ begin
     v_settings.exploration_share, v_now - v_settings.exploration_age, v_settings.copy_similarity,
     two_tower.cap_posts(v_settings.author_share, p_limit),
     two_tower.cap_posts(v_settings.followed_author_share, p_limit),
-    v_settings.over_fetch, v_interest_vectors, v_interest_places,
+    v_settings.over_fetch, v_interest_vectors, v_interest_shares,
+    (select array_agg(floor(1e-9 + s.share * p_limit)::integer order by s.place)
+     from unnest(v_interest_shares) with ordinality as s (share, place)),
     round(p_limit * v_settings.told_share * greatest(0,
       1 - coalesce(v_engagements, 0) / v_settings.told_until::double precision)),
     v_settings.about_similarity,

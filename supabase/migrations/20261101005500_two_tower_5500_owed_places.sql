@@ -1,6 +1,39 @@
 -- A page by one vector is full of one interest. So each interest of a reader is owed places by its
 -- weight.
 
+-- What a page cannot give, the next one of a scroll does: an interest of a tenth is owed less than
+-- a place of a page of ten, and is on every second one.
+create function two_tower.owe_places(p_reader two_tower.reader, p_limit integer, p_shown bigint[])
+returns integer[] language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  v_shown bigint[] := p_shown[1:100];
+begin
+  if p_reader.interest_shares is null or v_shown = '{}' then
+    return p_reader.interest_places;
+  end if;
+  return (
+    with shown as materialized (
+      select n.interest
+      from two_tower.live_embeddings v
+        cross join lateral (
+          select i.interest from unnest(p_reader.interest_vectors)
+            with ordinality as i (vector, interest)
+          order by v.embedding operator(extensions.<#>) i.vector limit 1) n
+      where v.slot = (select active_slot from two_tower.state) and v.post_id = any (v_shown)
+    ), owed as (
+      select s.interest, s.share, greatest(0, s.share * (p_limit + (select count(*) from shown))
+        - (select count(*) from shown h where h.interest = s.interest)) as places
+      from unnest(p_reader.interest_shares) with ordinality as s (share, interest)
+    )
+    select array_agg(floor(1e-9 + o.places * least(1, t.share * p_limit / t.places))::integer
+      order by o.interest)
+    from owed o cross join (
+      select sum(w.share) as share, greatest(1e-9, sum(w.places)) as places from owed w) t);
+end
+$$;
+comment on function two_tower.owe_places(two_tower.reader, integer, bigint[]) is
+  'Returns how many places of the next page each interest of the reader is owed, so that it has its share of what was shown on this scroll and will be: of the first 100 of p_shown and the page. All of them together are owed no more than on a first page. A post is of the interest that it is nearest to.';
+
 create function two_tower.find_near(p_reader two_tower.reader, p_vector extensions.vector,
   p_limit integer, p_excluded bigint[], p_among bigint[], p_is_wide boolean)
 returns bigint[] language plpgsql stable set search_path = pg_catalog, pg_temp as $$

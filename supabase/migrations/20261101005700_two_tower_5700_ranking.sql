@@ -124,6 +124,7 @@ declare
   v_has_met_all boolean := false;
   v_search text;
 begin
+  v_reader.interest_places := two_tower.owe_places(v_reader, p_limit, p_excluded);
   if p_among is not null then
     v_near := two_tower.leave_out_seen(p_user_id, p_among, p_excluded);
     v_reader.told_ids := two_tower.choose_told_posts(v_reader, p_excluded, v_near);

@@ -10,7 +10,7 @@ import pytest
 
 from python_jobs.db import Connection, rows, value
 from python_jobs.operations.switch import finish_switch
-from tests.support.database import add_user
+from tests.support.database import add_user, as_user
 from tests.support.engagements import add_posts, delete_posts, store
 from tests.support.reference import BASE_DIMENSIONS
 
@@ -132,6 +132,33 @@ def test_twelve_scrolled_pages_go_on_about_all_three_subjects(
     for subject in range(3):
         assert min(page[subject] for page in pages[:5]) >= 2
         assert sum(page[subject] for page in pages) >= 15
+
+
+@pytest.mark.parametrize("is_indexed", [False, True])
+def test_a_scroll_gives_each_subject_its_share_also_one_of_less_than_a_place_a_page(
+    db: Connection, is_indexed: bool
+) -> None:
+    world = World(db, posts=120)
+    # Weights by decay .97: about .63, .26 and .11, which is less than a place of ten.
+    world.send([*world.posts[2][:5], *world.posts[1][:8], *world.posts[0][:17]])
+    if is_indexed:
+        build_index(db)
+    db.execute("update two_tower.settings set exploration_share = 0, popularity_weight = 0")
+    weights = world.interests()
+    assert set(weights) == {0, 1, 2}
+    assert 0.1 <= weights[2] < 0.125
+    shown: Counter[int] = Counter()
+    cursor = None
+    for number in range(1, 11):
+        with as_user(db, world.reader):
+            page = rows(db, "select * from public.recommend(10, p_cursor => %s)", cursor)
+        assert len(page) == 10
+        cursor = page[-1].cursor
+        shown += world.subjects([row.post_id for row in page])
+        for subject, weight in weights.items():
+            # .8 of its weight, but for what is not a whole place and for posts between subjects.
+            assert shown[subject] >= 0.8 * weight * 10 * number - 2, (number, shown, weights)
+    assert shown[2] >= 4
 
 
 @pytest.mark.parametrize("is_indexed", [False, True])

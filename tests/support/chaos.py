@@ -400,10 +400,16 @@ def _wait_for_load(ledger: Ledger, failures: list[BaseException]) -> None:
     wait_until(is_enough)
 
 
+def _wait_while_it_shrinks(count: Callable[[], int]) -> None:
+    """Until nothing is left; what is left may take long, as long as it gets less."""
+    while left := count():
+        wait_until(lambda left=left: count() < left)
+
+
 def _settle(stack: Stack, ledger: Ledger, kills: Counter[str]) -> Result:
     """Waits until all queues are empty, then counts."""
     with connect(stack.cluster.url(), autocommit=True) as connection:
-        wait_until(lambda: not rows(connection, UNFINISHED))
+        _wait_while_it_shrinks(lambda: len(rows(connection, UNFINISHED)))
         stack.stop()
         unfinished = [row.what for row in rows(connection, UNFINISHED)]
         stored = Counter(
