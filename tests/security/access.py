@@ -66,7 +66,8 @@ PRIVATE_TABLES = _words("""
     experiment_results experiments exploration_pool follows health installed_files jobs
     likeness_embeddings listed_posts live_embeddings live_workers metric_targets metrics
     model_authors model_tensors model_weights overview partitioned_tables partitions
-    popular_candidates post_changes post_embeddings posts profile_embeddings recent_posts requested_texts rollbacks
+    popular_candidates post_changes post_embeddings posts profile_embeddings recent_posts
+    requested_texts rollbacks
     schedule_counts schedules serving_builds serving_embeddings_0 serving_embeddings_1
     serving_index setting_changes settings signals source_reports sources state
     told_interests training_examples training_pairs unlearned_events update_latencies
