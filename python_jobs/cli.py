@@ -19,6 +19,7 @@ COMMANDS = {
     "demo": ("python_jobs.laboratory.demo", "demo"),
     "feed": ("python_jobs.laboratory.feed.command", "feed"),
     "status": ("python_jobs.operations.status", "status"),
+    "metrics": ("python_jobs.operations.metrics", "metrics"),
     "report": ("python_jobs.operations.safety", "report"),
     "checkpoint": ("python_jobs.operations.safety", "checkpoint"),
     "freeze": ("python_jobs.operations.safety", "freeze"),

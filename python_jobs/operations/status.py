@@ -1,33 +1,178 @@
-"""`two-tower status`: what the database says about itself."""
+"""`two-tower status`: is all well, and if not, what is not; what is at work; what waits."""
 
 from __future__ import annotations
 
-import click
-from rich.console import Console
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
 
-from python_jobs.operations.tables import print_json, print_sections, read_sections
+import click
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from python_jobs.errors import CommandError
+from python_jobs.operations.tables import print_json, read_sections
+from python_jobs.operations.verdict import ALERT, OK, WARNING, Finding, judge
+from python_jobs.operations.words import clock, count, span
 
 QUERIES = {
-    "Overview": "select * from two_tower.overview",
-    "Health": "select name, value, unit, state from two_tower.health order by name",
+    "Overview": "select *, two_tower.now() as now,"
+    " two_tower.seconds_without_worker() as seconds_without_worker from two_tower.overview",
+    "Health": "select * from public.read_metrics()",
+    "Alerts": "select kind, subject, message, occurrences, opened_at from two_tower.alerts"
+    " where closed_at is null order by opened_at desc, id desc",
+    "Workers": "select * from two_tower.live_workers order by claimed_at, name",
     "Jobs": "select kind, state, count(*) as jobs, max(finished_at) as last_finished_at"
     " from two_tower.jobs group by 1, 2 order by 1, 2",
-    "Schedules": "select kind, runs_in, every::text, every_events, is_enabled, last_run_at"
-    " from two_tower.schedules order by kind",
-    "Towers": "select version, tower, state, verdict, created_at from two_tower.model_weights"
-    " order by version desc limit 10",
+    "Schedules": "select kind, runs_in, every::text, every_events, is_enabled, last_run_at,"
+    " last_run_at + every as due_at from two_tower.schedules order by kind",
+    "Towers": "select version, tower, state, verdict, created_at, decided_at"
+    " from two_tower.model_weights order by version desc limit 20",
 }
+STYLES = {OK: "green", WARNING: "yellow", ALERT: "bold red"}
+MARKS = {OK: "✔", WARNING: "▲", ALERT: "✖"}
+SHOWN_FINDINGS = 8
+SHOWN_REJECTED = 3
+REFRESH_S = 2.0
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def status(as_json: bool) -> None:
-    """Show counts, health, jobs, schedules and versions of towers."""
-    sections = read_sections(QUERIES)
+@click.option("--watch", is_flag=True, help="Stay, and look every two seconds. Ctrl-C ends it.")
+def status(as_json: bool, watch: bool) -> None:
+    """Show whether all is well, and if not, what is not.
+
+    Then what there is, who works on what, what waits, and what serves. Times are local.
+    """
     if as_json:
-        print_json(sections)
-        return
-    console = Console()
-    for name, number in sections.pop("Overview")[0]._asdict().items():
-        console.print(f"{name.replace('_', ' '):16} {'-' if number is None else number}")
-    print_sections(sections)
+        print_json(read_sections(QUERIES))
+    elif watch:
+        _watch(Console())
+    else:
+        Console().print(page(read_sections(QUERIES)))
+
+
+def _watch(console: Console) -> None:
+    """A database that goes away meanwhile is told, and looked for again."""
+    shown: RenderableType = page(read_sections(QUERIES))
+    with Live(shown, console=console, screen=console.is_terminal, auto_refresh=False) as live:
+        try:
+            while True:
+                live.update(shown, refresh=True)
+                time.sleep(REFRESH_S)
+                try:
+                    shown = page(read_sections(QUERIES))
+                except CommandError as error:
+                    shown = Text(f"{MARKS[ALERT]} {error.message}", STYLES[ALERT])
+        except KeyboardInterrupt:
+            return
+
+
+def page(sections: dict[str, list[Any]]) -> Group:
+    """All of it, as wide as the console. sections: the rows of QUERIES."""
+    (overview,) = sections["Overview"]
+    verdict = judge(overview, sections["Health"], sections["Alerts"])
+    head = Text(f"{MARKS[verdict.state]} {verdict.sentence}", STYLES[verdict.state])
+    parts: list[RenderableType] = [head, Text("")]
+    parts += [_finding(each, overview.now) for each in verdict.findings[:SHOWN_FINDINGS]]
+    if hidden := len(verdict.findings) - SHOWN_FINDINGS:
+        parts += [Text(f"  and {hidden:,} more: two-tower report", "dim")] if hidden > 0 else []
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="dim", no_wrap=True)
+    facts.add_column(overflow="fold")
+    for label, lines in _facts(sections):
+        facts.add_row(label, "\n".join(lines))
+    return Group(*parts, *([Text("")] if verdict.findings else []), facts)
+
+
+def _finding(finding: Finding, now: datetime) -> RenderableType:
+    since = f"  since {clock(finding.since, now)}" if finding.since else ""
+    often = f", {finding.occurrences:,} times" if finding.occurrences > 1 else ""
+    head = Text.assemble(
+        (f"{MARKS[finding.state]} ", STYLES[finding.state]),
+        (finding.what, "bold"),
+        (since + often, "dim"),
+    )
+    return Group(head, Padding(Text(finding.why), (0, 0, 0, 2), expand=False))
+
+
+def _facts(sections: dict[str, list[Any]]) -> Iterator[tuple[str, list[str]]]:
+    (overview,) = sections["Overview"]
+    health = {row.name: row.value for row in sections["Health"]}
+    yield (
+        "There is",
+        [
+            f"{count(overview.posts, 'post')} ({overview.encoded_posts:,} encoded),"
+            f" {count(overview.users, 'reader')}, {count(overview.events, 'event')}"
+        ],
+    )
+    yield "Workers", _workers(sections["Workers"], overview)
+    yield "Waiting", [", ".join(_waiting(health, overview)) or "nothing"]
+    yield "Serving", _serving(overview)
+    if rejected := [row for row in sections["Towers"] if row.state == "rejected"]:
+        yield "Rejected", [_rejected(row, overview.now) for row in rejected[:SHOWN_REJECTED]]
+    yield "Schedules", _schedules(sections["Schedules"], overview.now)
+
+
+def _workers(workers: list[Any], overview: Any) -> list[str]:
+    if not workers:
+        silence = overview.seconds_without_worker
+        return ["none has run yet" if silence is None else f"none for {span(silence)}"]
+    return [
+        f"{row.name} "
+        + (
+            f"does {row.kind} for {span(overview.now - row.claimed_at)}"
+            + (f", attempt {row.attempts}" if row.attempts > 1 else "")
+            if row.kind
+            else "waits for work"
+        )
+        + f" (up {span(overview.now - row.started_at)}, {row.version or 'unknown release'})"
+        for row in workers
+    ]
+
+
+def _waiting(health: dict[str, float | None], overview: Any) -> Iterator[str]:
+    for name, thing in (("posts", "post"), ("texts", "text"), ("jobs", "job")):
+        waiting = int(health.get(f"waiting_{name}") or 0)
+        if waiting:
+            age = span(health.get(f"oldest_waiting_{thing}"))
+            yield f"{count(waiting, thing)} (the oldest for {age})"
+    if overview.deferred_events:
+        yield f"{count(overview.deferred_events, 'event')} for a vector or the end of a freeze"
+    if overview.waiting_events:
+        longest = span(overview.longest_wait)
+        yield f"{count(overview.waiting_events, 'event')} of busy readers (the first for {longest})"
+    if overview.deferred_steps:
+        yield f"{count(overview.deferred_steps, 'step')} to fold"
+
+
+def _serving(overview: Any) -> list[str]:
+    user = f"user tower {overview.user_tower}" if overview.user_tower else "no user tower yet"
+    lines = [
+        f"candidate tower {overview.candidate_tower} ({overview.projection}), {user},"
+        f" rule {overview.learning_rule}"
+    ]
+    if overview.filling_version is not None:
+        lines.append(f"changing to candidate tower {overview.filling_version}")
+    return lines
+
+
+def _rejected(row: Any, now: datetime) -> str:
+    tower = row.tower.replace("_", " ")
+    at = clock(row.decided_at or row.created_at, now)
+    return f"{tower} {row.version}, {at}: {row.verdict.removeprefix('rejected: ')}"
+
+
+def _schedules(schedules: list[Any], now: datetime) -> list[str]:
+    on = [row for row in schedules if row.is_enabled]
+    lines = [f"{count(len(on), 'schedule')} on"]
+    coming = sorted((row.due_at, row.kind) for row in on if row.due_at and row.due_at > now)
+    if coming:
+        lines[0] += "; next " + ", ".join(f"{kind} in {span(at - now)}" for at, kind in coming[:2])
+    if off := [row.kind for row in schedules if not row.is_enabled]:
+        lines.append(f"off: {', '.join(off)}")
+    return lines

@@ -10,14 +10,15 @@ from __future__ import annotations
 import json
 import logging
 import os
+import secrets
 import signal
-import socket
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib.metadata import version
 from typing import Any
 
 import click
@@ -26,8 +27,10 @@ import psycopg
 from python_jobs.db import Connection, call, database_url, explain, rows, value
 from python_jobs.errors import CommandError
 from python_jobs.worker.database import Database, first_line
+from python_jobs.worker.health import Pulse, served
 from python_jobs.worker.jobs import HANDLERS
 from python_jobs.worker.jobs.encode import encode_texts
+from python_jobs.worker.stopping import StoppedError, leaving_when
 
 LEASE_S = 60.0
 POLL_S = 0.5
@@ -49,8 +52,11 @@ class Worker:
     def __init__(self, url: str, lease_s: float = LEASE_S) -> None:
         self.url = url
         self.lease_s = lease_s
-        self.name = f"{socket.gethostname()}-{os.getpid()}"
+        # Drawn: in containers all hosts and processes may have one name, and leases are by name.
+        self.name = f"worker-{secrets.token_hex(4)}"
+        self.version = version("two-tower")
         self.is_stopping = threading.Event()
+        self.pulse = Pulse(self.name, self.is_stopping)
         self._told: dict[str, str] = {}  # of calls that keep failing: why
 
     def run(self, drain: bool) -> int:
@@ -61,6 +67,7 @@ class Worker:
         """
         self.database = Database(self.url, waits=not drain)
         self.drains = drain
+        log.info("%s of two-tower %s begins", self.name, self.version)
         lanes = [SHORT + LONG] if drain else [SHORT, LONG]
         with ThreadPoolExecutor(len(lanes)) as pool:
             return sum(pool.map(self._lane, lanes))
@@ -114,11 +121,11 @@ class Worker:
 
     def _claim(self, connection: Connection, kinds: list[str]) -> Any:
         """A job that is this worker's now; None when none is due."""
-        query = "select * from two_tower.claim_job(%s, %s, %s * interval '1 second')"
+        query = "select * from two_tower.claim_job(%s, %s, %s * interval '1 second', %s)"
         claimed: list[Any] = []
         with self._logging(connection, "claim_job", self.drains):
             try:
-                claimed = rows(connection, query, self.name, kinds, self.lease_s)
+                claimed = rows(connection, query, self.name, kinds, self.lease_s, self.version)
             except psycopg.ProgrammingError as error:  # no such function, no right to call it
                 raise CommandError(explain(error)) from error
         return claimed[0] if claimed else None
@@ -131,6 +138,7 @@ class Worker:
         """
         try:
             yield
+            self.pulse.note_answer()
             self._told.pop(name, None)
         except psycopg.Error as error:
             if error.sqlstate == LEASE_LOST:
@@ -140,6 +148,7 @@ class Worker:
             if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
                 connection.close()  # a failover made this server a standby
             if connection.closed:
+                self.pulse.note_loss()
                 self.database.tell_loss(connection, error)
             else:
                 self._tell(name, error)
@@ -153,12 +162,19 @@ class Worker:
     def _run_job(self, connection: Connection, job: Any) -> None:
         started = time.monotonic()
         try:
-            with self._beside(job.id):
+            with (
+                self.pulse.doing(job.id, job.kind),
+                self._beside(job.id),
+                leaving_when(self.is_stopping),
+            ):
                 result = HANDLERS[job.kind](connection)
             result["seconds"] = round(time.monotonic() - started, 3)
             complete = "select two_tower.complete_job(%s, %s, %s)"
             value(connection, complete, job.id, self.name, json.dumps(result))
             log.info("job %s %s done: %s", job.id, job.kind, json.dumps(result))
+        except StoppedError:
+            log.info("job %s %s is left to the next worker", job.id, job.kind)
+            self._give_back(connection, job, "select two_tower.release_job(%s, %s)")
         except Exception as error:
             if connection.closed:
                 self._fail_after_loss(connection, job, error)
@@ -173,18 +189,22 @@ class Worker:
         if self.drains:
             cut = f"Job {job.id} {job.kind} was cut off: {first_line(error)}"
             raise CommandError(cut) from error
+        self.pulse.note_loss()
         self.database.tell_loss(connection, error)
         if another := self.database.connect(self.is_stopping):
             with another:
                 self._fail(another, job, error)
 
     def _fail(self, connection: Connection, job: Any, error: Exception) -> None:
-        """Has the job tried again later. Where that cannot be said, its lease ends by itself."""
+        """Has the job tried again later."""
         told = "".join(traceback.format_exception(error))[-4000:]
-        fail = "select two_tower.fail_job(%s, %s, %s)"
+        self._give_back(connection, job, "select two_tower.fail_job(%s, %s, %s)", told)
+
+    def _give_back(self, connection: Connection, job: Any, query: str, *told: str) -> None:
+        """Says what becomes of the job. Where that cannot be said, its lease ends by itself."""
         try:
-            with self._logging(connection, "fail_job", self.drains):
-                value(connection, fail, job.id, self.name, told)
+            with self._logging(connection, "giving back a job", self.drains):
+                value(connection, query, job.id, self.name, *told)
         except psycopg.Error:
             log.warning(DROPPED, job.id)
 
@@ -230,15 +250,24 @@ def leave_cores_to_postgres() -> None:
 @click.command()
 @click.option("--drain", is_flag=True, help="Do what is due, then exit.")
 @click.option("--lease", default=LEASE_S, show_default=True, help="Seconds a job stays ours.")
-def worker(drain: bool, lease: float) -> None:
-    """Encode posts, train the towers: the work that needs torch. Run as many as you like."""
+@click.option("--health-port", type=int, help="Answer GET / with 200 while all is well, else 503.")
+@click.option(
+    "--health-host", default="127.0.0.1", show_default=True, help="Whom it answers; 0.0.0.0: all."
+)
+def worker(drain: bool, lease: float, health_port: int | None, health_host: str) -> None:
+    """Encode posts, train the towers: the work that needs torch. Run as many as you like.
+
+    SIGTERM ends it between two batches; what it leaves, the next worker does.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     logging.getLogger("sentence_transformers").setLevel(logging.WARNING)
     process = Worker(database_url(), lease)
     stop: Callable[..., None] = lambda *_: process.is_stopping.set()  # noqa: E731
-    leave_cores_to_postgres()
+    # Before anything slow: who is stopped while it starts ends as well-behaved.
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    done = process.run(drain)
+    with served(process.pulse, health_host, health_port):
+        leave_cores_to_postgres()
+        done = process.run(drain)
     click.echo(f"{done} jobs done")

@@ -94,9 +94,9 @@ end
 $$;
 grant usage on schema two_tower, extensions to two_tower_worker;
 grant execute on function
-  two_tower.tick(), two_tower.claim_job(text, text[], interval),
+  two_tower.tick(), two_tower.claim_job(text, text[], interval, text),
   two_tower.heartbeat_job(bigint, text, interval), two_tower.complete_job(bigint, text, jsonb),
-  two_tower.fail_job(bigint, text, text),
+  two_tower.fail_job(bigint, text, text), two_tower.release_job(bigint, text),
   two_tower.posts_to_encode(integer), two_tower.profiles_to_encode(integer),
   two_tower.store_base_embeddings(bigint[], extensions.vector[], bigint[], text),
   two_tower.active_encoder(), two_tower.encoder_to_try(), two_tower.texts_to_fit(integer),

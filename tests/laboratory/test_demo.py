@@ -239,9 +239,9 @@ def test_status_tells_programs_and_people_the_same_counts(demo: Demo) -> None:
     assert "pgvector" in {row["name"] for row in answer["Health"]}
 
     printed = subprocess.run(command, check=True, **options).stdout
-    for title in ("Health", "Jobs", "Schedules", "Towers"):
-        assert title in printed
-    assert str(RATINGS) in printed
+    for label in ("There is", "Workers", "Waiting", "Serving", "Schedules"):
+        assert label in printed
+    assert f"{RATINGS:,} events" in printed
 
 
 def test_status_of_a_database_without_the_schema_is_one_line(create_database: Any) -> None:

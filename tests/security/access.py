@@ -64,9 +64,10 @@ PRIVATE_TABLES = _words("""
     base_embeddings blocks checkpoint_posts checkpoint_users checkpoints cold_start_counts
     cursors deferred_events deferred_steps due_posts error_codes experiment_arms
     experiment_results experiments exploration_pool follows health installed_files jobs
-    likeness_embeddings listed_posts live_embeddings metric_targets metrics model_authors
-    model_tensors model_weights overview partitioned_tables partitions popular_candidates
-    post_changes post_embeddings posts profile_embeddings recent_posts requested_texts rollbacks
+    likeness_embeddings listed_posts live_embeddings live_workers metric_targets metrics
+    model_authors model_tensors model_weights overview partitioned_tables partitions
+    popular_candidates post_changes post_embeddings posts profile_embeddings recent_posts
+    requested_texts rollbacks
     schedule_counts schedules serving_builds serving_embeddings_0 serving_embeddings_1
     serving_index setting_changes settings signals source_reports sources state
     told_interests training_examples training_pairs unlearned_events update_latencies
@@ -156,7 +157,7 @@ WORKER_FUNCTIONS = _words("""
     held_out_from judge_candidate_tower judge_user_tower live_anchors posts_to_encode
     profiles_to_encode project_profiles random_posts_as_of read_author_embeddings
     read_base_embeddings read_model_authors read_settings read_tensors read_version
-    refuse_encoder reject_training store_base_embeddings store_profile_embeddings
+    refuse_encoder reject_training release_job store_base_embeddings store_profile_embeddings
     store_text_embeddings store_user_encodings store_weights switch_encoder texts_to_encode
     texts_to_fit tick user_histories users_to_encode users_to_judge users_to_train
 """)

@@ -93,9 +93,7 @@ def test_whether_a_worker_lives_is_told_from_what_it_did(db: Connection, evidenc
     assert encode(db) == ["a boat"]
 
 
-def test_a_worker_that_claims_or_beats_is_seen_and_one_of_long_ago_is_forgotten(
-    db: Connection,
-) -> None:
+def test_a_worker_that_claims_or_beats_is_seen(db: Connection) -> None:
     seen = (
         "select name, extract(epoch from two_tower.now() - seen_at)::integer from two_tower.workers"
     )
@@ -109,9 +107,6 @@ def test_a_worker_that_claims_or_beats_is_seen_and_one_of_long_ago_is_forgotten(
     value(db, "select two_tower.heartbeat_job(%s, 'a')", job)
     assert db.execute(seen.encode()).fetchall() == [("a", 0)]
     assert value(db, "select seen_at - started_at > '0' from two_tower.workers")
-    set_clock(db, "31 days")
-    value(db, "select two_tower.prune_jobs()")
-    assert db.execute(seen.encode()).fetchall() == []
 
 
 def test_a_text_is_its_callers_alone(db: Connection) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from python_jobs.db import Connection, call, call_rows, rows, value
 from python_jobs.worker.encoder import DEFAULT_MODEL, Encoder
+from python_jobs.worker.stopping import leave_if_told
 
 BATCH = 256  # texts read and stored at a time
 PIECE = 32  # texts encoded at a time: of one length, so that none is padded much
@@ -75,6 +76,7 @@ def _encode(connection: Connection, read: str, store: str) -> int:
         encoded += stored
         if not stored:  # transactions of the app hold them all: a later job finds them
             break
+        leave_if_told()
     return encoded
 
 

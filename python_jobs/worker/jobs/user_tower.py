@@ -12,6 +12,7 @@ import numpy as np
 
 from python_jobs.db import Connection, array, call, call_rows, rows, value
 from python_jobs.worker.jobs.versions import Origin, load, matrix, store
+from python_jobs.worker.stopping import leave_if_told
 from python_jobs.worker.towers.histories import History, Pool
 from python_jobs.worker.towers.user import SIZE, UNKNOWN, UserConfig, encode_users, train_user
 from python_jobs.worker.towers.weights import TrainingResult
@@ -44,7 +45,7 @@ def encode_active_users(connection: Connection) -> dict[str, Any]:
     serves, and profiles by the candidate tower that serves."""
     last: UUID | None = NOBODY
     while last := call(connection, "select two_tower.project_profiles(%s)", last):
-        pass
+        leave_if_told()
     number = value(connection, "select two_tower.active_version('user_tower')")
     if number is None:
         return {"users_encoded": 0}
@@ -58,6 +59,7 @@ def encode_active_users(connection: Connection) -> dict[str, Any]:
             number, users, list(vectors),
         )  # fmt: skip
         last = ids[-1]
+        leave_if_told()
     return {"users_encoded": encoded}
 
 
@@ -126,6 +128,7 @@ def judge_user_tower(
     candidate: list[np.ndarray] = []
     now_served: list[np.ndarray | None] = []
     for batch in _batches(ids):
+        leave_if_told()
         some, vectors = encode(connection, version, batch, held_out, learned)
         users += some
         candidate += list(vectors)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from python_jobs.worker.stopping import leave_if_told
 from python_jobs.worker.towers import losses, weights
 from python_jobs.worker.towers.checks import check_arrays
 
@@ -138,6 +139,7 @@ def train_candidate(
         for batch in torch.split(
             torch.randperm(len(given.user), generator=draw), config.batch_size
         ):
+            leave_if_told()
             loss = _loss(tower, given, batch.to(device), config, draw)
             optimizer.zero_grad()
             torch.autograd.backward(loss)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from python_jobs.worker.stopping import leave_if_told
 from python_jobs.worker.towers import losses, weights
 from python_jobs.worker.towers.histories import OUTPUT, Histories, History, Negatives, Pool
 
@@ -146,6 +147,7 @@ def train_user(
     deadline = time.monotonic() + config.max_seconds
     trace: list[float] = []
     while len(trace) < config.steps and (not trace or time.monotonic() < deadline):
+        leave_if_told()
         users = draw.permutation(len(targets))[:count]
         target = np.array([draw.choice(targets[user]) for user in users])
         vectors = tower(*table.inputs(*table.before(begins[users], target), device))

@@ -1,0 +1,85 @@
+"""One sentence about the whole, and what it rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from python_jobs.operations.words import count, quantity, span, wanted
+
+OK, WARNING, ALERT = "ok", "warning", "alert"
+SILENCE_S = 300.0  # without a worker for longer, somebody should look
+OF_FIGURES = "metric_out_of_range"  # such an alert repeats what a figure says
+TOLD_ELSEWHERE = ("open_alerts", "is_frozen", "workers")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is not as it should be. state: warning or alert. since: null where that is not known."""
+
+    state: str
+    what: str
+    why: str
+    since: datetime | None = None
+    occurrences: int = 1
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """state: ok, warning or alert."""
+
+    state: str
+    sentence: str
+    findings: list[Finding]
+
+
+def judge(overview: Any, health: list[Any], alerts: list[Any]) -> Verdict:
+    """overview: its row, with seconds_without_worker. health, alerts: rows, of open alerts."""
+    findings = [*_of_the_whole(overview), *_of_figures(health, alerts), *_of_alerts(health, alerts)]
+    findings.sort(key=lambda each: each.state != ALERT)
+    grave = sum(each.state == ALERT for each in findings)
+    if grave:
+        return Verdict(ALERT, f"{count(grave, 'thing')} need{'s' * (grave == 1)} you.", findings)
+    if findings:
+        return Verdict(WARNING, f"It works; {count(len(findings), 'thing')} to look at.", findings)
+    return Verdict(OK, "All is well.", [])
+
+
+def _of_the_whole(overview: Any) -> Iterator[Finding]:
+    if overview.frozen_at is not None:
+        yield Finding(
+            ALERT,
+            f"Learning is frozen: {overview.frozen_reason}",
+            "Events are recorded and wait. Go on with: two-tower resume",
+            overview.frozen_at,
+        )
+    silence = overview.seconds_without_worker
+    start = "New posts get no vector, and no tower is trained. Start one: two-tower worker"
+    if silence is None:
+        yield Finding(WARNING, "No worker has run yet", start)
+    elif silence > SILENCE_S:
+        yield Finding(ALERT, f"No worker has been seen for {span(silence)}", start)
+
+
+def _of_figures(health: list[Any], alerts: list[Any]) -> Iterator[Finding]:
+    opened = {each.subject: each for each in alerts if each.kind == OF_FIGURES}
+    for row in health:
+        if row.state not in (WARNING, ALERT) or row.name in TOLD_ELSEWHERE:
+            continue
+        value = "" if row.value is None else f" is {quantity(row.value, row.unit)}"
+        target = f", wanted {wanted(row)}" if wanted(row) else ""
+        alert = opened.get(row.name)
+        since = alert.opened_at if alert else None
+        yield Finding(row.state, f"{row.name}{value}{target}", row.description, since)
+
+
+def _of_alerts(health: list[Any], alerts: list[Any]) -> Iterator[Finding]:
+    """Those about a figure that is out of its range now are told by the figure."""
+    told = {row.name for row in health if row.state in (WARNING, ALERT)}
+    for alert in alerts:
+        if alert.kind == OF_FIGURES and alert.subject in told:
+            continue
+        what = " ".join(filter(None, (alert.kind, alert.subject)))
+        yield Finding(ALERT, what, alert.message, alert.opened_at, alert.occurrences)

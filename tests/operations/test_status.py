@@ -1,0 +1,172 @@
+"""What an operator reads: the verdict, what it rests on, and nothing cut off."""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from python_jobs.db import Connection, connect, rows, value
+from python_jobs.operations.status import QUERIES, page
+from python_jobs.operations.words import clock, number, quantity, span
+from tests.support.database import PROJECT, add_user
+from tests.support.patience import PATIENCE_S
+
+ASPECTS = ("There is", "Workers", "Waiting", "Serving", "Schedules")
+
+
+def shown(db: Connection, width: int = 80) -> str:
+    """What status prints on a console of so many columns."""
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    console.print(page({title: rows(db, query) for title, query in QUERIES.items()}))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert all(len(line) <= width for line in text.splitlines())
+    return "\n".join(line.rstrip() for line in text.splitlines())
+
+
+def words(text: str) -> str:
+    """The text without its line breaks."""
+    return " ".join(text.split())
+
+
+@pytest.fixture
+def well(db: Connection) -> Connection:
+    """A database with a worker, whose figures are all on target, or not measured yet."""
+    value(db, "select two_tower.note_worker('worker-0001', '1.2')")
+    db.execute("update two_tower.metric_targets set target_low = null, alert_low = null")
+    value(db, "select two_tower.record_metrics()")
+    return db
+
+
+def test_a_database_that_is_well_says_so_first_and_nothing_else_above_the_facts(
+    well: Connection,
+) -> None:
+    lines = shown(well).splitlines()
+    assert lines[0] == "✔ All is well."
+    assert [line.split("  ")[0] for line in lines[2:] if not line.startswith(" ")] == [*ASPECTS]
+    assert "worker-0001 waits for work (up 0 s, 1.2)" in shown(well)
+
+
+def test_what_is_wrong_stands_first_with_why_and_what_is_wanted(well: Connection) -> None:
+    add_user(well)
+    well.execute("insert into public.posts (author_id, content) values (null, 'a boat')")
+    well.execute("update two_tower.posts set requested_at = two_tower.now() - interval '2 hours'")
+    well.execute("select two_tower.freeze('a wave of spam')")
+    well.execute("update two_tower.workers set seen_at = two_tower.now() - interval '6 minutes'")
+    well.execute("select two_tower.open_alert('post_held', 'posts:1', 'Look who moved it.')")
+    text = words(shown(well))
+    assert text.startswith("✖ 4 things need you. ✖ Learning is frozen: a wave of spam since ")
+    assert "✖ No worker has been seen for 6 min New posts get no vector" in text
+    assert "✖ oldest_waiting_post is 2 h, wanted at most 60 s How long the oldest" in text
+    assert "✖ post_held posts:1 since" in text
+    assert "Look who moved it." in text
+    assert "1 post (the oldest for 2 h)" in text
+
+
+def test_a_figure_and_its_alert_are_told_once(well: Connection) -> None:
+    well.execute("update two_tower.metric_targets set alert_low = 1 where name = 'deferred_steps'")
+    for _ in range(2):
+        well.execute("select two_tower.record_metrics()")
+    text = shown(well)
+    assert text.startswith("✖ 1 thing needs you.\n")
+    assert text.count("deferred_steps") == 1
+    assert re.search(
+        r"deferred_steps is 0 rows, wanted at most 5,000 rows  since \d\d:\d\d\n", text
+    )
+
+
+def test_a_worker_is_shown_with_its_job_and_only_three_rejected_versions_are(
+    well: Connection,
+) -> None:
+    value(well, "select two_tower.enqueue_job('encode_posts')")
+    rows(well, "select * from two_tower.claim_job('worker-0001', null, '1 hour')")
+    well.execute("update two_tower.jobs set claimed_at = claimed_at - interval '3 minutes'")
+    well.execute(
+        "insert into two_tower.model_weights (tower, state, verdict)"
+        " select 'user_tower', 'rejected', 'rejected: reason ' || n from generate_series(1, 9) n"
+    )
+    text = words(shown(well))
+    assert "worker-0001 does encode_posts for 3 min (up 0 s, 1.2)" in text
+    assert re.findall(r"reason \d", text) == ["reason 9", "reason 8", "reason 7"]
+
+
+@pytest.mark.parametrize("width", [60, 80, 160])
+def test_no_word_is_cut_off_however_narrow_the_terminal(well: Connection, width: int) -> None:
+    for n in range(12):
+        message = "A long message about something that has happened and must be read. " * 3
+        well.execute("select two_tower.open_alert('call_failed', %s, %s)", [f"f{n}", message])
+    text = shown(well, width)
+    assert "…" not in text
+    assert "..." not in text
+    assert words(text).count(words(message)) == 8
+    assert "and 4 more: two-tower report" in text
+
+
+def test_numbers_and_times_are_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Kolkata")
+    time.tzset()
+    try:
+        now = datetime(2026, 3, 1, 20, 0, tzinfo=UTC)
+        assert clock(now - timedelta(minutes=5), now) == "01:25"
+        assert clock(now - timedelta(hours=9), now) == "Mar 01 16:30"
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert [span(s) for s in (0, 119, 120, 7199, 7200, 3 * 86400)] == [
+        "0 s",
+        "119 s",
+        "2 min",
+        "120 min",
+        "2 h",
+        "3 d",
+    ]
+    assert (number(1234.5), number(0.123456), number(3.0)) == ("1,234", "0.123", "3")
+    assert quantity(0.5, "share") == "50 %"
+
+
+def read_until(terminal: int, wanted: Callable[[str], bool]) -> str:
+    """What a terminal was told, until that is enough."""
+    told, deadline = "", time.monotonic() + PATIENCE_S
+    while not wanted(told):
+        assert time.monotonic() < deadline, told
+        if select.select([terminal], [], [], 1)[0]:
+            told += os.read(terminal, 65536).decode(errors="replace")
+    return told
+
+
+def test_watching_goes_on_by_itself_while_the_database_changes_and_ends_by_ctrl_c(
+    fresh_database: Callable[[], str],
+) -> None:
+    url = fresh_database()
+    mine, theirs = pty.openpty()
+    environment: dict[str, Any] = {
+        **os.environ, "PYTHONPATH": str(PROJECT), "TWO_TOWER_DATABASE_URL": url,
+        "COLUMNS": "80", "LINES": "60", "TERM": "xterm",
+    }  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "python_jobs", "status", "--watch"],
+        env=environment, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+    )  # fmt: skip
+    try:
+        read_until(mine, lambda told: "No worker has run yet" in told)
+        with connect(url, autocommit=True) as connection:
+            connection.execute("select two_tower.freeze('seen at once')")
+        read_until(mine, lambda told: "seen at once" in told)
+        process.send_signal(2)
+        assert process.wait(PATIENCE_S) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(mine)
+        os.close(theirs)
