@@ -17,6 +17,7 @@ from docs.generator.signatures import compact, full
 OPERATORS_FUNCTIONS = (
     "tick",
     "freeze",
+    "plan_rollback",
     "rollback",
     "resume",
     "checkpoint",

@@ -46,7 +46,7 @@
 --   a search    texts       what callers want encoded
 --               telling     what readers say of themselves
 --               encoder     from one encoder to another
---   around it   monitoring, safety
+--   around it   monitoring, safety, rollback
 --   a client    source_functions  what is written for each attached table
 --               readable     what asks its policies
 --               cursors      what a scroll has shown
