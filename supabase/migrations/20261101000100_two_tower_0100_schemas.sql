@@ -46,7 +46,8 @@
 --   a search    texts       what callers want encoded
 --               telling     what readers say of themselves
 --               encoder     from one encoder to another
---   around it   monitoring, safety, rollback
+--   around it   metric_targets, monitoring, recording_metrics, safety, rollback
+--               investigating  who moved what
 --   a client    source_functions  what is written for each attached table
 --               readable     what asks its policies
 --               cursors      what a scroll has shown

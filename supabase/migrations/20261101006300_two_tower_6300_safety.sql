@@ -64,6 +64,29 @@ comment on column two_tower.audits.checkpoint_id is 'The checkpoint that was jus
 comment on column two_tower.audits.findings is 'For each metric its value and state (ok, warning, alert, unknown).';
 comment on column two_tower.audits.is_good is 'Whether no metric of quality (metric_targets.is_quality) was in its alert range.';
 
+create function two_tower.measure_week() returns double precision
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select avg(-(v.embedding operator(extensions.<#>) c.embedding))
+  from (select n.id from two_tower.checkpoints n
+      where n.candidate_tower = two_tower.active_version('candidate_tower')
+        and n.made_at <= two_tower.now() - interval '5 days'
+      order by abs(extract(epoch from two_tower.now() - interval '7 days' - n.made_at)) limit 1) w
+    join two_tower.checkpoint_posts c on c.checkpoint_id = w.id
+    join two_tower.live_embeddings v on v.post_id = c.post_id
+      and v.slot = (select active_slot from two_tower.state);
+$$;
+comment on function two_tower.measure_week() is 'Returns the mean cosine between the vectors of posts now and in the checkpoint of about a week ago (at least five days). Null where there is none of this candidate tower.';
+
+create function two_tower.measure_balance() returns double precision
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select count(*) filter (where x.label) / nullif(sum(cardinality(x.negative_ids))
+    + count(*) filter (where not x.label), 0)::double precision
+  from (select label, negative_ids from two_tower.training_examples
+    where created_at > two_tower.now() - interval '7 days' and label is not null
+      and not is_withdrawn limit 100000) x;
+$$;
+comment on function two_tower.measure_balance() is 'Returns the positives for each negative of the training pairs of the last week, of at most 100,000 events.';
+
 create function two_tower.measure_quality() returns table (name text, value double precision)
 language sql stable set search_path = pg_catalog, pg_temp as $$
   with live as materialized (
@@ -83,7 +106,11 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   -- itself.
   select 'mean_cosine', (extensions.vector_norm(total) ^ 2 - n) / nullif(n * (n - 1), 0) from summed
   union all
-  select 'norm_error', max(abs(extensions.vector_norm(embedding) - 1)) from live;
+  select 'norm_error', max(abs(extensions.vector_norm(embedding) - 1)) from live
+  union all
+  select 'week_cosine', two_tower.measure_week()
+  union all
+  select 'training_balance', two_tower.measure_balance();
 $$;
 comment on function two_tower.measure_quality() is 'Returns the metrics that audits report, as they are now. value is null where there is nothing to measure.';
 
@@ -94,17 +121,15 @@ declare
   v_is_good boolean;
   v_id bigint;
 begin
-  select jsonb_object_agg(m.name, jsonb_build_object('value', m.value,
-           'state', two_tower.grade_metric(t, m.value))),
-         bool_and(two_tower.grade_metric(t, m.value) <> 'alert' or not t.is_quality)
+  perform two_tower.store_metrics(array_agg(m.name), array_agg(m.value))
+    from two_tower.measure_quality() m;
+  select jsonb_object_agg(h.name, jsonb_build_object('value', h.value, 'state', h.state)),
+         bool_and(h.state <> 'alert' or not t.is_quality)
   into v_findings, v_is_good
-  from two_tower.measure_quality() m join two_tower.metric_targets t using (name);
+  from two_tower.health h join two_tower.metric_targets t using (name) where t.is_audited;
   insert into two_tower.audits (checkpoint_id, findings, is_good)
   values (p_checkpoint, v_findings, v_is_good) returning id into v_id;
   update two_tower.checkpoints set is_good = v_is_good where id = p_checkpoint;
-  insert into two_tower.metrics (name, value)
-  select f.key, (f.value ->> 'value')::double precision from jsonb_each(v_findings) f
-  on conflict (name, measured_at) do update set value = excluded.value;
   perform two_tower.raise_alerts();
   return v_id;
 end

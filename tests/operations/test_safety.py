@@ -323,7 +323,7 @@ def test_a_factor_out_of_its_range_is_refused(db: Connection, factor: float | No
 def test_old_checkpoints_go_but_never_the_newest_good_one(world: World) -> None:
     db = world.connection
     db.execute("update two_tower.settings set checkpoints_kept = 2")
-    world.learn(20)
+    world.learn(100)
     good = value(db, "select two_tower.checkpoint()")
     assert value(db, "select is_good from two_tower.checkpoints where id = %s", good)
     # All later ones find the space collapsed.
