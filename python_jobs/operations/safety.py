@@ -14,6 +14,8 @@ from python_jobs.operations.database import open_database
 from python_jobs.operations.switch import finish_switch
 from python_jobs.operations.tables import print_json, print_sections, read_sections
 
+LOCAL_TIME = click.DateTime(["%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S"])
+
 REPORT = {
     "Learning": "select frozen_at, frozen_reason, learning_rate_factor, filling_checkpoint"
     " from two_tower.state",
@@ -46,7 +48,7 @@ def checkpoint() -> None:
 @click.argument("reason")
 @click.option(
     "--since",
-    type=click.DateTime(["%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M"]),
+    type=LOCAL_TIME,
     help="When it began, in local time: rollback takes a checkpoint from before.",
 )
 def freeze(reason: str, since: datetime | None) -> None:

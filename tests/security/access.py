@@ -70,8 +70,8 @@ PRIVATE_TABLES = _words("""
     profile_embeddings recent_posts requested_texts rollbacks schedule_counts schedules
     serving_builds serving_embeddings_0 serving_embeddings_1 serving_index setting_changes
     settings signals source_reports sources state told_interests training_examples training_pairs
-    unlearned_events update_latencies user_embeddings user_post_signals user_posts users
-    users_to_erase vanished_posts withheld_authors workers
+    undo_users undos unlearned_events update_latencies user_embeddings user_post_signals
+    user_posts users users_to_erase vanished_posts withheld_authors workers
 """)
 
 # Of these the service role may do less. Pages are written for attached tables: rows are changed in
