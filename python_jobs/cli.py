@@ -25,6 +25,7 @@ COMMANDS = {
     "freeze": ("python_jobs.operations.safety", "freeze"),
     "resume": ("python_jobs.operations.safety", "resume"),
     "rollback": ("python_jobs.operations.safety", "rollback"),
+    "undo": ("python_jobs.operations.undo", "undo"),
     "weights": ("python_jobs.operations.weights", "weights"),
     "evaluate": ("python_jobs.laboratory.evaluate.command", "evaluate"),
     "bench": ("python_jobs.laboratory.bench.command", "bench"),

@@ -17,7 +17,11 @@ from docs.generator.signatures import compact, full
 OPERATORS_FUNCTIONS = (
     "tick",
     "freeze",
+    "plan_rollback",
     "rollback",
+    "plan_undo",
+    "undo",
+    "preview_page",
     "resume",
     "checkpoint",
     "run_audit",

@@ -118,7 +118,11 @@ def judge(version: int) -> None:
             judge_user_tower(connection, version, candidate, load_authors(connection, version))
         else:
             call(connection, "select two_tower.judge_candidate_tower(%s)", version)
-        click.echo(f"Version {version}: {_about(connection, version)['verdict']}")
+        about = _about(connection, version)
+        wanted = value(connection, "select gate_minimum_events from two_tower.settings")
+    events = about["metrics"]["gate"]["events"]
+    early = f"too early to tell: {events} of {wanted} held-out events have come. Judge it later."
+    click.echo(f"Version {version}: {about['verdict'] or early}")
 
 
 @weights.command()
@@ -127,8 +131,11 @@ def judge(version: int) -> None:
 def force(version: int, reason: str) -> None:
     """Put VERSION in place without the gate, for REASON. It stays on record, and is an alert."""
     with open_database() as connection:
-        value(connection, "select two_tower.force_version(%s, %s)", version, reason)
-    click.echo(f"Version {version} is being put in place; workers do the rest.")
+        begins = value(connection, "select two_tower.force_version(%s, %s)", version, reason)
+    if begins:
+        click.echo(f"Version {version} is being put in place; workers do the rest.")
+    else:
+        click.echo(f"Version {version} is active already. Nothing was changed.")
 
 
 def _about(connection: Connection, version: int) -> dict[str, Any]:

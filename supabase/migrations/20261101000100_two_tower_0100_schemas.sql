@@ -46,13 +46,15 @@
 --   a search    texts       what callers want encoded
 --               telling     what readers say of themselves
 --               encoder     from one encoder to another
---   around it   monitoring, safety
+--   around it   metric_targets, monitoring, recording_metrics, safety, rollback
+--               undoing      what users, or an hour, taught is taken back
+--               investigating  who moved what
 --   a client    source_functions  what is written for each attached table
 --               readable     what asks its policies
 --               cursors      what a scroll has shown
 --               requests     what a caller names
 --               shelves      an author's posts, a tag's
---               feeds, explanations, control, moderation, recording
+--               feeds, explanations, control, previewing, moderation, recording
 --   any app     pages         rows of an attached table, as pages
 --               attachable, attaching: which tables can be attached, and how
 --               mending, reconciliation: what became of the table, and what triggers missed

@@ -294,20 +294,25 @@ create table two_tower.setting_changes (
   changed_at timestamptz not null default two_tower.now(),
   changed_by text not null default two_tower.session_role(),
   table_name text not null,
-  old_row jsonb not null,
-  new_row jsonb not null
+  row_key text,
+  old_values jsonb not null,
+  new_values jsonb not null
 );
 comment on table two_tower.setting_changes is 'History of settings and signals: who changed what, and when.';
 comment on column two_tower.setting_changes.changed_by is 'The role that made the change.';
 comment on column two_tower.setting_changes.table_name is 'settings or signals.';
-comment on column two_tower.setting_changes.old_row is 'The whole row before the change.';
-comment on column two_tower.setting_changes.new_row is 'The whole row after the change.';
+comment on column two_tower.setting_changes.row_key is 'The event type whose row of signals it was. Null for settings, which are one row.';
+comment on column two_tower.setting_changes.old_values is 'The columns that changed, as they were before.';
+comment on column two_tower.setting_changes.new_values is 'The same columns after the change.';
 
 create function two_tower.record_setting_change() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
-  insert into two_tower.setting_changes (table_name, old_row, new_row)
-  values (tg_table_name, to_jsonb(old), to_jsonb(new));
+  insert into two_tower.setting_changes (table_name, row_key, old_values, new_values)
+  select tg_table_name, to_jsonb(new) ->> 'event_type', jsonb_object_agg(o.key, o.value),
+    jsonb_object_agg(o.key, n.value)
+  from jsonb_each(to_jsonb(old)) o join jsonb_each(to_jsonb(new)) n using (key)
+  where o.value <> n.value;
   return null;
 end
 $$;

@@ -13,7 +13,7 @@ create table two_tower.alerts (
   closed_at timestamptz
 );
 comment on table two_tower.alerts is 'What an operator should look at. At most one alert is open per kind and subject. Close it by setting closed_at: the next occurrence opens another.';
-comment on column two_tower.alerts.kind is 'What happened: metric_out_of_range, post_moved_in_concert, author_blocked_in_concert, version_forced, call_failed, encoder_refused, source_broken, source_lost_posts, page_is_old.';
+comment on column two_tower.alerts.kind is 'What happened: alert_kinds.';
 comment on column two_tower.alerts.subject is 'What the alert is about, within its kind: a post, a metric, a version, a function, an attached table.';
 comment on column two_tower.alerts.details is 'Values of the occurrences, merged.';
 comment on column two_tower.alerts.occurrences is 'How often the alert was raised since it was opened.';
@@ -58,3 +58,32 @@ end
 $$;
 comment on function two_tower.try_call(text, integer) is
   'Calls a function of this schema, with p_limit as its argument if one is given, and returns its answer. One that fails changes nothing and opens an alert, which its next success closes.';
+
+create table two_tower.alert_kinds (
+  kind text primary key,
+  advice text not null,
+  page text not null
+);
+comment on table two_tower.alert_kinds is 'What to do about each kind of alert.';
+comment on column two_tower.alert_kinds.kind is 'alerts.kind.';
+comment on column two_tower.alert_kinds.page is 'Where the documents of the release say more.';
+insert into two_tower.alert_kinds (kind, advice, page) values
+  ('metric_out_of_range', 'See two_tower.health.advice.', 'docs/operations.md#alerts'),
+  ('post_moved_in_concert', 'Look at two_tower.most_moving_users; take back what they taught.',
+    'docs/operations.md#alerts'),
+  ('post_held', 'Look at who moved it: two_tower.lessons. The next checkpoint frees it.',
+    'docs/operations.md#alerts'),
+  ('author_blocked_in_concert', 'Look at who blocked the author, and when: two_tower.blocks.',
+    'docs/operations.md#alerts'),
+  ('version_forced', 'Close it once the version has proved itself, or roll back.',
+    'docs/operations.md#towers'),
+  ('call_failed', 'Mend what the message names. The next success closes the alert.',
+    'docs/operations.md#alerts'),
+  ('encoder_refused', 'Set another settings.encoder, then this one again.',
+    'docs/operations.md#another-encoder'),
+  ('source_broken', 'Read the message: wait for the walk, or attach the table again.',
+    'docs/operations.md#what-a-source-says-of-itself'),
+  ('source_lost_posts', 'Restore the table, or say that the rows are meant to be gone.',
+    'docs/operations.md#what-a-source-says-of-itself'),
+  ('page_is_old', 'Drop the object that depends on the page, attach the table again.',
+    'docs/operations.md#what-a-source-says-of-itself');

@@ -195,7 +195,7 @@ create table two_tower.unlearned_events (
   primary key (event_id, created_at)
 ) partition by range (created_at);
 comment on table two_tower.unlearned_events is 'Events that were recorded and, by rule, not learned, with the reason.';
-comment on column two_tower.unlearned_events.reason is 'repeated: its signal is in force already. rate_limited: too many events of its user waited (settings.waiting_events_per_user). skipped: resume() passed it over after a freeze. post_deleted: its post was deleted. own_post: its user wrote the post. blocked: the post''s author has blocked its user. nothing_to_withdraw: what it takes back is not in force. withdrawn: it was taken back while it waited. withdrawn_often: its user took the same back too often that day (settings.withdrawals_per_day). post_unreadable: the encoder cannot read its post''s text. reset: its user began anew (reset_my_feed()) while it waited.';
+comment on column two_tower.unlearned_events.reason is 'repeated: its signal is in force already. rate_limited: too many events of its user waited (settings.waiting_events_per_user). skipped: resume() passed it over after a freeze, or undo() while it waited. post_deleted: its post was deleted. own_post: its user wrote the post. blocked: the post''s author has blocked its user. nothing_to_withdraw: what it takes back is not in force. withdrawn: it was taken back while it waited. withdrawn_often: its user took the same back too often that day (settings.withdrawals_per_day). post_unreadable: the encoder cannot read its post''s text. reset: its user began anew (reset_my_feed()) while it waited.';
 
 create index unlearned_events_user_id_idx on two_tower.unlearned_events (user_id);
 

@@ -18,11 +18,13 @@ create table two_tower.state (
   epoch integer not null default 0,
   frozen_at timestamptz,
   frozen_reason text,
+  wrong_since timestamptz,
   learning_rate_factor real not null default 1
     constraint learning_rate_factor_is_a_share
       check (learning_rate_factor > 0 and learning_rate_factor <= 1),
   hash_seed bigint not null default hashtextextended(gen_random_uuid()::text, 0),
-  constraint a_freeze_has_a_reason check ((frozen_at is null) = (frozen_reason is null))
+  constraint a_freeze_has_a_reason check ((frozen_at is null) = (frozen_reason is null)),
+  constraint what_went_wrong_began_before_the_freeze check (wrong_since <= frozen_at)
 );
 comment on table two_tower.state is 'Where the engine stands, in one row: which slot serves, what is being filled, whether learning is frozen.';
 comment on column two_tower.state.active_slot is 'The slot of live_embeddings that serves: 0 or 1.';
@@ -35,6 +37,7 @@ comment on column two_tower.state.regrouped_up_to is 'In a walk that groups posi
 comment on column two_tower.state.epoch is 'Raised by a rollback. Deferred steps of an older epoch are void.';
 comment on column two_tower.state.frozen_at is 'Since when learning is frozen. Null when it is not.';
 comment on column two_tower.state.frozen_reason is 'The reason that freeze() was given. Null when learning is not frozen.';
+comment on column two_tower.state.wrong_since is 'Since when that for which learning is frozen went on, as freeze() was told: a rollback takes a checkpoint from before. Null when learning is not frozen.';
 comment on column two_tower.state.learning_rate_factor is 'Factor of the learning rate. resume() sets it after a freeze.';
 comment on column two_tower.state.hash_seed is 'The secret of this database: every hash that chooses a place is keyed with it, so that nobody can work out where an account or a post stands. It never changes, or users would change arms of experiments.';
 insert into two_tower.state default values;

@@ -20,6 +20,8 @@ create table two_tower.training_examples (
   created_at timestamptz not null,
   is_withdrawn boolean not null default false,
   reset_count integer not null default 0,
+  is_undone boolean not null default false
+    constraint what_is_undone_is_withdrawn check (is_withdrawn or not is_undone),
   primary key (user_id, post_id, event_id, created_at)
 ) partition by range (created_at);
 comment on table two_tower.training_examples is
@@ -35,7 +37,8 @@ comment on column two_tower.training_examples.negative_embs is 'The live embeddi
 comment on column two_tower.training_examples.pushed_ids is 'Posts that the event pushes away, each by its push_factor times user_emb.';
 comment on column two_tower.training_examples.push_factors is 'Factors of pushed_ids.';
 comment on column two_tower.training_examples.created_at is 'The time of the event.';
-comment on column two_tower.training_examples.is_withdrawn is 'The user took the signal back.';
+comment on column two_tower.training_examples.is_withdrawn is 'It is in force no more: the user took the signal back, or an operator undid it.';
+comment on column two_tower.training_examples.is_undone is 'An operator took it back (undo()), and the user has not: the signal stands, and taught nothing.';
 comment on column two_tower.training_examples.reset_count is 'user_embeddings.reset_count when it was learned. Where that is higher now, the user''s vector has nothing of it.';
 comment on column two_tower.training_examples.viewed_negative_count is 'How many of the first negatives are viewed negatives. The others are random, most of them recent.';
 -- A row with eight half-precision negatives is kept whole. Vectors do not compress, and a second

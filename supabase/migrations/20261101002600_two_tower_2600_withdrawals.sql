@@ -1,6 +1,6 @@
 -- What was given is taken back: unlike, unrepost, unhide and undo_not_interested. Steps of the
 -- event that were applied are reversed. Steps that still wait are taken out of the queue. What a
--- rollback has undone is not touched again.
+-- rollback or an operator has undone is not touched again.
 
 -- Two sessions: whoever folds a row holds it, and may wait for the post that is held here. So a row
 -- that is held is not waited for.
@@ -32,7 +32,8 @@ declare
   v_taught extensions.vector := coalesce(p_example.post_emb::extensions.vector, p_post);
   v_length integer := cardinality(p_user.recent_post_ids);
   v_queued two_tower.deferred_steps := two_tower.cancel_steps(p_example.event_id);
-  v_is_undone boolean := two_tower.is_rolled_back(p_example.event_id);
+  v_is_undone boolean := two_tower.is_rolled_back(p_example.event_id)
+    or coalesce(p_example.is_undone, false);
   v_place integer;
 begin
   steps := row(p_lesson.event_id, p_lesson.user_id, p_state.epoch,
@@ -98,8 +99,15 @@ begin
   where x.user_id = p_lesson.user_id and x.post_id = p_lesson.post_id
     and x.event_type = p_lesson.withdrawn and not x.is_withdrawn
   returning x.* into v_example;
+  if not found then
+    update two_tower.training_examples x set is_undone = false
+    where x.user_id = p_lesson.user_id and x.post_id = p_lesson.post_id
+      and x.event_type = p_lesson.withdrawn and x.is_undone
+    returning x.* into v_example;
+    v_example.is_undone := v_example.event_id is not null;
+  end if;
   return v_example;
 end
 $$;
 comment on function two_tower.withdraw_example(two_tower.lesson) is
-  'Marks the training example of a withdrawn signal, and returns it. Returns null when its partition was dropped.';
+  'Marks the training example of a withdrawn signal, and returns it: with is_undone, where an operator took it back before. Returns null when its partition was dropped.';

@@ -46,7 +46,7 @@ begin
     p_lesson.event_id, p_lesson.user_id, p_lesson.post_id, p_lesson.signal, p_lesson.label,
     v_before, p_post, v_step, v_popularity, coalesce(p_drawn.negative_ids, '{}'),
     coalesce(p_drawn.negative_embs, '{}'), coalesce(p_drawn.viewed_count, 0), steps.pushed_ids,
-    v_factors, p_lesson.created_at, false, p_user.reset_count);
+    v_factors, p_lesson.created_at, false, p_user.reset_count, false);
 
   p_user.engagement_count := p_user.engagement_count + 1;
   v_first := greatest(1, cardinality(p_user.recent_post_ids) + 2 - p_settings.history_length);

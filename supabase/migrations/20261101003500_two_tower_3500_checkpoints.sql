@@ -11,6 +11,7 @@ create table two_tower.checkpoints (
   last_event_id bigint not null default 0,
   posts bigint not null default 0,
   users bigint not null default 0,
+  engagements bigint not null default 0,
   is_good boolean
 );
 comment on table two_tower.checkpoints is 'Snapshots of what learning moved: live embeddings of touched posts, and users with their recent engagements. 100,000 posts take about 60 MB, 100,000 users about 180 MB.';
@@ -19,8 +20,9 @@ comment on column two_tower.checkpoints.candidate_tower is 'The version that ser
 comment on column two_tower.checkpoints.user_tower is 'The version that served. Null when none did.';
 comment on column two_tower.checkpoints.last_event_id is 'The newest event that it has learned.';
 comment on column two_tower.checkpoints.posts is 'How many posts it holds.';
-comment on column two_tower.checkpoints.users is 'How many users it holds.';
-comment on column two_tower.checkpoints.is_good is 'Whether its audit found nothing in an alert range. Null before the audit.';
+comment on column two_tower.checkpoints.users is 'How many users had taught something.';
+comment on column two_tower.checkpoints.engagements is 'How many engagements these users are made of. 0: the checkpoint is empty.';
+comment on column two_tower.checkpoints.is_good is 'Whether its audit found no quality of the embeddings in its alert range. Null before the audit.';
 create index checkpoints_candidate_tower_idx on two_tower.checkpoints (candidate_tower);
 create index checkpoints_user_tower_idx on two_tower.checkpoints (user_tower);
 
@@ -78,17 +80,18 @@ end
 $$;
 comment on function two_tower.drop_old_checkpoints() is 'Keeps the newest settings.checkpoints_kept checkpoints, the newest good one, and the one that is being rolled back to. Drops the others. Returns how many. Definer: workers own no table.';
 
--- A promotion is not movement.
+-- A promotion is not movement. A checkpoint that is being audited is measured from the one before.
 create function two_tower.measure_movement()
 returns table (post_id bigint, distance double precision, days double precision)
 language sql stable set search_path = pg_catalog, pg_temp as $$
   select c.post_id, 1 + (v.embedding operator(extensions.<#>) c.embedding),
     greatest(1, extract(epoch from two_tower.now() - n.made_at) / 86400)
-  from (select * from two_tower.checkpoints order by id desc limit 1) n
+  from (select * from two_tower.checkpoints where is_good is not null
+      order by id desc limit 1) n
     join two_tower.checkpoint_posts c on c.checkpoint_id = n.id
     join two_tower.live_embeddings v on v.post_id = c.post_id
       and v.slot = (select active_slot from two_tower.state)
   where n.candidate_tower = two_tower.active_version('candidate_tower')
     and v.engagement_count <> c.engagement_count and not v.is_held;
 $$;
-comment on function two_tower.measure_movement() is 'Returns the posts that were engaged with since the newest checkpoint: their cosine distance from it, and its age in days. A checkpoint of today counts as a day old. Leaves out held posts. Returns nothing after a change of the candidate tower.';
+comment on function two_tower.measure_movement() is 'Returns the posts that were engaged with since the newest audited checkpoint: their cosine distance from it, and its age in days. A checkpoint of today counts as a day old. Leaves out held posts. Returns nothing after a change of the candidate tower.';

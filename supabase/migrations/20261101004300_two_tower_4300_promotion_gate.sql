@@ -67,6 +67,7 @@ create function two_tower.decide_version(p_version bigint, p_differences double 
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_gate record;
+  v_is_early boolean;
 begin
   perform from two_tower.model_weights
     where version = p_version and state = 'candidate' and verdict is null for no key update;
@@ -75,14 +76,21 @@ begin
       hint = 'Judge a version in state candidate that has no verdict yet.';
   end if;
   v_gate := two_tower.compare_versions(p_differences, p_user_ids);
+  v_is_early := (v_gate.metrics ->> 'events')::integer
+    < (select gate_minimum_events from two_tower.settings);
+  update two_tower.model_weights set metrics = metrics || jsonb_build_object('gate', v_gate.metrics)
+  where version = p_version;
+  -- The next training follows soon. An import is one of a kind, and waits for events.
+  if v_is_early and exists (select from two_tower.model_weights w
+      where w.version = p_version and w.metrics ? 'imported') then
+    return false;
+  end if;
   update two_tower.model_weights set
-    metrics = metrics || jsonb_build_object('gate', v_gate.metrics), decided_at = two_tower.now(),
+    decided_at = two_tower.now(),
     state = case when v_gate.is_better then 'candidate' else 'rejected' end,
     verdict = case
       when v_gate.is_better then 'accepted: better than the active version on held-out events'
-      when (v_gate.metrics ->> 'events')::integer
-        < (select gate_minimum_events from two_tower.settings)
-        then 'rejected: not enough held-out events'
+      when v_is_early then 'rejected: not enough held-out events'
       else 'rejected: not better than the active version on held-out events' end
   where version = p_version;
   if v_gate.is_better then
@@ -91,7 +99,7 @@ begin
   return v_gate.is_better;
 end
 $$;
-comment on function two_tower.decide_version(bigint, double precision[], uuid[]) is 'Stores the verdict of the gate and, if the version is accepted, begins the switch. Returns whether it was accepted. Raises 22023 for a version that is no candidate, or was judged already.';
+comment on function two_tower.decide_version(bigint, double precision[], uuid[]) is 'Stores the verdict of the gate and, if the version is accepted, begins the switch. Returns whether it was accepted. An imported version for which too few held-out events have come gets no verdict, and can be judged again. Raises 22023 for a version that is no candidate, or was judged already.';
 
 create function two_tower.held_out_posts(p_from bigint)
 returns table (event_id bigint, user_id uuid, user_emb extensions.vector, post_id bigint,
@@ -297,7 +305,7 @@ $$;
 comment on function two_tower.judge_user_tower(bigint, uuid[], extensions.vector[], extensions.vector[]) is
   'Chooses the weight of the prior for each class of users, and judges the version by it. p_candidate and p_active: what the version and the active one make of the histories before t0 (null if none is active). Returns whether the version was accepted. Raises 22023 for a version that is no candidate, or was judged already. Definer: workers have no grant on tables.';
 
-create function two_tower.force_version(p_version bigint, p_reason text) returns void
+create function two_tower.force_version(p_version bigint, p_reason text) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_weights two_tower.model_weights;
@@ -313,7 +321,7 @@ begin
     raise exception 'version % can not serve: %', p_version, coalesce(v_missing, 'there is none')
       using errcode = 'TT004', hint = 'See all versions: select * from two_tower.model_weights';
   elsif v_weights.state = 'active' then
-    return;
+    return false;
   elsif (select filling_checkpoint is not null from two_tower.state) then
     raise exception 'a rollback is in progress' using errcode = '55000',
       hint = 'Wait until ticks have finished it, then force the version.';
@@ -329,7 +337,8 @@ begin
     '%s put version %s of the %s in place without the gate: %s', two_tower.session_role(),
     p_version, v_weights.tower, p_reason));
   perform two_tower.begin_switch(p_version);
+  return true;
 end
 $$;
 comment on function two_tower.force_version(bigint, text) is
-  'Begins the switch to a version on an operator''s word, whatever the gate said. The verdict and an alert keep that on record. Raises 22023 without a reason, TT004 for a version that can not be run, and 55000 during a rollback.';
+  'Begins the switch to a version on an operator''s word, whatever the gate said. The verdict and an alert keep that on record. Returns false, and changes nothing, for the version that is active already. Raises 22023 without a reason, TT004 for a version that can not be run, and 55000 during a rollback.';

@@ -1,92 +1,4 @@
--- What an operator looks at: metrics over time, and one view that says whether all is well.
-
-create table two_tower.metrics (
-  name text not null,
-  measured_at timestamptz not null default two_tower.now(),
-  value double precision,
-  primary key (name, measured_at)
-);
-comment on table two_tower.metrics is 'Measurements over time, written by record_metrics() and run_audit(). metric_targets says what they mean.';
-comment on column two_tower.metrics.value is 'Null where there was nothing to measure.';
-
-create table two_tower.metric_targets (
-  name text primary key,
-  unit text not null,
-  target_low double precision,
-  target_high double precision,
-  alert_low double precision,
-  alert_high double precision,
-  is_quality boolean not null default false,
-  description text not null
-);
-comment on table two_tower.metric_targets is 'Target range and alert range of each metric. Outside the first is a warning, outside the second an alert. A bound that is null is none.';
-comment on column two_tower.metric_targets.is_quality is 'Whether the metric is of the embeddings themselves. An audit that finds such a metric in its alert range is not good.';
-insert into two_tower.metric_targets (name, unit, target_low, target_high, alert_low, alert_high,
-  is_quality, description) values
-  ('training_pairs_per_hour', 'pairs', 100, null, 10, null, false,
-    'Training pairs of the last hour: positives and their negatives.'),
-  ('negatives_per_positive', 'ratio', 5, 10, 3, 20, false,
-    'Negatives for each positive of the last hour.'),
-  ('update_latency', 'milliseconds', null, 10, null, 50, false,
-    'What learning an event takes, at the 95th percentile of a sample of the last hour.'),
-  ('cold_start_ctr', 'share', 0.01, null, 0.005, null, false,
-    'Of those who viewed a new post, in its first impressions, the share who engaged, over a day.'),
-  ('post_coverage', 'share', 0.99, null, 0.9, null, true,
-    'Share of the posts of the last day that have a base embedding.'),
-  ('user_coverage', 'share', 0.9, null, 0.7, null, true,
-    'Share of the users with learned events whose vector is not zero.'),
-  ('deferred_steps', 'rows', null, 5000, null, 100000, false,
-    'Rows of deferred steps that wait to be folded.'),
-  ('deferred_events', 'rows', null, 1000, null, 100000, false,
-    'Events that wait for an embedding, or for the end of a freeze.'),
-  ('waiting_events', 'rows', null, 10000, null, 100000, false,
-    'Events above settings.learned_events_per_minute of their users, which wait to be learned.'),
-  ('longest_wait', 'minutes', null, 30, null, 120, false,
-    'For how long the first of these events waits. A full queue of a user takes 17 minutes.'),
-  ('dead_jobs', 'jobs', null, 0, null, 5, false, 'Jobs that failed for good in a day.'),
-  ('embedding_drift', 'cosine distance per day', null, 0.1, null, 0.3, true,
-    'Movement since the newest checkpoint, in one version: the smaller median of posts and users.'),
-  ('serving_recall', 'share', 0.9, null, 0.7, null, false,
-    'Share of the 50 nearest posts that the serving index proposes, over a sample of users.'),
-  ('mean_cosine', 'cosine', null, 0.3, null, 0.6, true,
-    'Mean between the 200 most engaged posts. Near 1 the space has collapsed. From audits.'),
-  ('norm_error', 'length', null, 0.0001, null, 0.001, true,
-    'Largest distance of a live embedding''s length from 1. From audits.'),
-  ('workers', 'workers', 1, null, null, null, false,
-    'Workers that were seen within 30 seconds, or have a job whose lease goes on.'),
-  ('waiting_jobs', 'jobs', null, null, null, null, false, 'Jobs that are due and not claimed.'),
-  ('waiting_posts', 'posts', null, null, null, null, false,
-    'Posts that wait for the encoder, counted up to 10,000.'),
-  ('waiting_texts', 'texts', null, null, null, null, false,
-    'Texts of embed_text() that wait for the encoder, counted up to 10,000.'),
-  ('oldest_waiting_job', 'seconds', null, 300, null, 3600, false,
-    'How long the job that has been due longest has waited.'),
-  ('oldest_waiting_post', 'seconds', null, 60, null, 3600, false,
-    'How long the oldest of these posts has waited.'),
-  ('oldest_waiting_text', 'seconds', null, 10, null, 3600, false,
-    'How long the text that asked for the encoder first has waited.'),
-  ('unreadable_posts', 'share', null, 0.05, null, 0.5, false,
-    'Share of the newest 1,000 posts whose texts settings.encoder cannot read.'),
-  ('broken_sources', 'tables', null, 0, null, null, false,
-    'Attached tables that are not followed.'),
-  ('open_alerts', 'alerts', null, 0, null, null, false, 'Alerts that are open.'),
-  ('is_frozen', 'boolean', null, 0, null, null, false, '1 while learning is frozen.'),
-  ('posts', 'posts', null, null, null, null, false,
-    'Posts of the registry, as Postgres estimates them.'),
-  ('users', 'users', null, null, null, null, false,
-    'Users with a vector, as Postgres estimates them.'),
-  ('events', 'events', null, null, null, null, false,
-    'Events that are kept, as Postgres estimates them.');
-
-create function two_tower.grade_metric(p_target two_tower.metric_targets, p_value double precision)
-returns text language sql immutable set search_path = pg_catalog, pg_temp as $$
-  select case
-    when p_value is null then 'unknown'
-    when p_value < p_target.alert_low or p_value > p_target.alert_high then 'alert'
-    when p_value < p_target.target_low or p_value > p_target.target_high then 'warning'
-    else 'ok' end;
-$$;
-comment on function two_tower.grade_metric(two_tower.metric_targets, double precision) is 'Returns ok, warning, alert or, for null, unknown.';
+-- What an operator looks at: how metrics are measured, and one view that says whether all is well.
 
 -- Neither a few accounts that move many posts, nor many accounts that move a few, are drift of all.
 create function two_tower.measure_drift() returns double precision
@@ -169,13 +81,22 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   union all select 'update_latency', percentile_cont(0.95) within group (order by u.milliseconds)
     from two_tower.update_latencies u where u.measured_at > two_tower.now() - interval '1 hour'
   union all select 'cold_start_ctr', two_tower.cold_start_ctr()
-  union all select 'post_coverage', avg((p.encoded_hash is not null)::integer)
-    from two_tower.posts p
-    where p.created_at between two_tower.now() - interval '1 day' and two_tower.now()
-      and p.is_listed
+  union all select 'post_coverage', avg(c.is_there::integer) from (
+    (select v.post_id is not null or n.is_unreadable as is_there
+      from (select p.id, p.is_unreadable from two_tower.posts p
+          where p.created_at between two_tower.now() - interval '1 day' and two_tower.now()
+            and p.is_listed and p.encoded_hash is not null
+          order by p.created_at desc, p.id limit 1000) n
+        left join two_tower.live_embeddings v
+          on v.slot = (select active_slot from two_tower.state) and v.post_id = n.id)
+    union all
+    (select false from two_tower.due_posts d
+      where not d.is_edited and d.requested_at <= two_tower.now() limit 1000)) c
   union all select 'user_coverage', avg((extensions.vector_norm(u.embedding) > 0)::integer)
     from (select * from two_tower.user_embeddings where engagement_count > 0 order by user_id
       limit 10000) u
+  union all select 'partition_runway', extract(epoch from min(r.ends_at) - pg_catalog.now()) / 86400
+    from (select max(p.ends_at) as ends_at from two_tower.partitions p group by p.table_name) r
   union all select 'unreadable_posts', avg(n.is_unreadable::integer)
     from (select p.is_unreadable from two_tower.posts p
       where p.is_listed and p.encoded_hash is not null
@@ -265,11 +186,11 @@ comment on function two_tower.find_missing_parts() is
 create view two_tower.health with (security_invoker = true) as
 select
   t.name, m.value, t.unit, t.target_low, t.target_high, t.alert_low, t.alert_high,
-  two_tower.grade_metric(t, m.value) as state,
-  m.measured_at, t.description
+  case when m.note is null then two_tower.grade_metric(t, m.value) else 'ok' end as state,
+  m.measured_at, t.description, m.note, t.advice
 from two_tower.metric_targets as t
 left join lateral (
-  select x.value, x.measured_at from two_tower.metrics as x where x.name = t.name
+  select x.value, x.measured_at, x.note from two_tower.metrics as x where x.name = t.name
     order by x.measured_at desc limit 1
 ) as m on true
 union all
@@ -280,64 +201,31 @@ select
     else 'ok'
   end,
   pg_catalog.now(), 'pgvector ' || x.extversion
-    || ': before 0.8.4, concurrent insert and vacuum can damage an HNSW index.'
+    || ': before 0.8.4, concurrent insert and vacuum can damage an HNSW index.',
+  null, 'Update pgvector, then: alter extension vector update.'
 from pg_catalog.pg_extension as x where x.extname = 'vector'
 union all
 select
   'missing_parts', cardinality(m.parts), 'parts', null, 0, null, 0,
   case when m.parts = '{}' then 'ok' else 'alert' end, pg_catalog.now(),
   case when m.parts = '{}' then 'All that the migrations made is there.'
-    else 'Gone or disabled: ' || array_to_string(m.parts, ', ') || '.' end
+    else 'Gone or disabled: ' || array_to_string(m.parts, ', ') || '.' end,
+  null, 'Make what is missing anew, as the migration that names it does, or enable it.'
 from (select two_tower.find_missing_parts() as parts) as m
 union all
 select
   'metrics_age', m.age, 'seconds', null, 120, null, 600,
   case when m.age > 600 then 'alert' when m.age > 120 then 'warning' else 'ok' end,
-  pg_catalog.now(), 'How long ago tick() recorded metrics. It does so every minute.'
+  pg_catalog.now(), 'How long ago tick() recorded metrics. It does so every minute.',
+  null, 'Nobody calls tick(): start a worker, or look at the job two_tower_tick of pg_cron.'
 from (
   select extract(epoch from two_tower.now() - max(x.measured_at))::double precision as age
   from two_tower.metrics as x where x.name = 'workers'
 ) as m;
 comment on view two_tower.health is 'The latest value of each metric against its target range and alert range, and what to know about this installation.';
-comment on column two_tower.health.state is 'ok, warning, alert or unknown.';
-
-create function two_tower.raise_alerts() returns void
-language plpgsql set search_path = pg_catalog, pg_temp as $$
-declare
-  v_metric record;
-begin
-  for v_metric in
-    select h.name, h.value, h.state, h.description from two_tower.health h
-    where h.state in ('ok', 'warning', 'alert') order by h.name
-  loop
-    if v_metric.state = 'alert' then
-      perform two_tower.open_alert('metric_out_of_range', v_metric.name,
-        format('%s is %s. %s', v_metric.name, v_metric.value, v_metric.description),
-        jsonb_build_object('value', v_metric.value));
-    else
-      perform two_tower.close_alert('metric_out_of_range', v_metric.name);
-    end if;
-  end loop;
-end
-$$;
-comment on function two_tower.raise_alerts() is 'Opens an alert for each metric in its alert range. Closes the alerts of metrics that have left it.';
-
-create function two_tower.record_metrics() returns void
-language plpgsql set search_path = pg_catalog, pg_temp as $$
-begin
-  insert into two_tower.metrics (name, value) select m.name, m.value
-    from two_tower.measure_metrics() m
-  on conflict (name, measured_at) do update set value = excluded.value;
-  delete from two_tower.metrics where (name, measured_at) in (
-    select name, measured_at from two_tower.metrics
-    where measured_at < two_tower.now() - interval '30 days' limit 1000);
-  delete from two_tower.update_latencies where event_id in (
-    select u.event_id from two_tower.update_latencies u
-    where u.measured_at < two_tower.now() - interval '1 hour' limit 10000);
-  perform two_tower.raise_alerts();
-end
-$$;
-comment on function two_tower.record_metrics() is 'Stores the metrics, and raises alerts. Deletes at most 1,000 measurements that are older than 30 days.';
+comment on column two_tower.health.state is 'ok, warning, alert or unknown. ok with a note: out of range, and normal now.';
+comment on column two_tower.health.note is 'Why a value out of its range is normal now. Null where it is not.';
+comment on column two_tower.health.advice is 'What to do about an alert. Null for what raises none.';
 
 -- What waits is measured anew: a figure of a minute ago would hide that ticks have stopped.
 create function public.read_metrics()
@@ -346,7 +234,8 @@ returns table (name text, value double precision, unit text, target_low double p
   state text, description text)
 language sql stable set search_path = pg_catalog, pg_temp as $$
   select h.name, v.value, h.unit, h.target_low, h.target_high, h.alert_low, h.alert_high,
-    case when q.name is null then h.state else two_tower.grade_metric(t, v.value) end,
+    case when q.name is null or h.note is not null then h.state
+      else two_tower.grade_metric(t, v.value) end,
     h.description
   from two_tower.health h
     left join two_tower.metric_targets t using (name)

@@ -1,31 +1,31 @@
 -- When learning goes wrong. A freeze stops learning, by hand or on drift. Checkpoints keep what it
--- moved, and audits say which are good. A rollback leads back to one. A rollback is a switch like a
--- promotion's. The other slot is filled from the checkpoint in bounded steps of tick() while
--- readers go on, then the pointer flips.
---
--- Two sessions, a crash: a rollback begins with one short statement under the exclusive lock. It
--- freezes learning and makes deferred steps void. Each step after it commits by itself. Until the
--- flip all serve what served before. A crash in between leaves a state row that says how far it
--- got, and the next tick goes on.
+-- moved, and audits say which are good. A rollback (the next file) leads back to one.
 
-create function two_tower.freeze(p_reason text) returns void
+create function two_tower.freeze(p_reason text, p_since timestamptz default null) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   if coalesce(trim(p_reason), '') = '' then
     raise exception 'a freeze needs a reason' using errcode = '22023',
       hint = 'Call freeze(''what happened'').';
+  elsif p_since > two_tower.now() then
+    raise exception 'what went wrong began in the future' using errcode = '22023',
+      hint = 'Say since when it goes on: freeze(''what happened'', now() - interval ''2 hours'').';
   end if;
   perform two_tower.lock_switch(10);
-  update two_tower.state set frozen_at = two_tower.now(), frozen_reason = p_reason
-    where frozen_at is null;
+  update two_tower.state set frozen_at = two_tower.now(), frozen_reason = p_reason,
+    wrong_since = two_tower.now()
+  where frozen_at is null;
+  update two_tower.state set wrong_since = least(p_since, frozen_at) where p_since is not null;
 end
 $$;
-comment on function two_tower.freeze(text) is
-  'Stops learning. Events are still recorded, and wait in deferred_events. Returns when no statement is learning any more. Raises 22023 without a reason, and 55P03 when a statement goes on learning for too long.';
+comment on function two_tower.freeze(text, timestamptz) is
+  'Stops learning. Events are still recorded, and wait in deferred_events. p_since: when what went wrong began, by default now; a rollback takes a checkpoint from before. Called again, it changes p_since alone. Returns when no statement is learning any more. Raises 22023 without a reason or for a time in the future, and 55P03 when a statement goes on learning for too long.';
 
 create function two_tower.resume(p_learning_rate_factor real default 1,
   p_skip_frozen_events boolean default false)
-returns void language plpgsql set search_path = pg_catalog, pg_temp as $$
+returns boolean language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  v_was_frozen boolean := (select frozen_at is not null from two_tower.state);
 begin
   if p_learning_rate_factor is null or not (
     p_learning_rate_factor > 0 and p_learning_rate_factor <= 1
@@ -43,13 +43,14 @@ begin
   insert into two_tower.unlearned_events (event_id, user_id, post_id, event_type, reason,
     created_at)
   select s.event_id, s.user_id, s.post_id, s.event_type, 'skipped', s.created_at from skipped s;
-  update two_tower.state
-    set frozen_at = null, frozen_reason = null, learning_rate_factor = p_learning_rate_factor
+  update two_tower.state set frozen_at = null, frozen_reason = null, wrong_since = null,
+    learning_rate_factor = p_learning_rate_factor
   where id;
+  return v_was_frozen;
 end
 $$;
 comment on function two_tower.resume(real, boolean) is
-  'Ends a freeze: learning goes on, at a factor of its rate. The next ticks learn the events of the freeze, in order. p_skip_frozen_events: they are not learned, only recorded. Raises 22023 for a factor out of range, and 55000 during a rollback.';
+  'Ends a freeze: learning goes on, at a factor of its rate. The next ticks learn the events of the freeze, in order. p_skip_frozen_events: they are not learned, only recorded. Returns whether learning was frozen: if not, the factor alone changes. Raises 22023 for a factor out of range, and 55000 during a rollback.';
 
 create table two_tower.audits (
   id bigint generated always as identity primary key,
@@ -61,7 +62,30 @@ create table two_tower.audits (
 comment on table two_tower.audits is 'Audits of the quality of the embeddings.';
 comment on column two_tower.audits.checkpoint_id is 'The checkpoint that was just made. Null for an audit by itself.';
 comment on column two_tower.audits.findings is 'For each metric its value and state (ok, warning, alert, unknown).';
-comment on column two_tower.audits.is_good is 'Whether no metric was in its alert range.';
+comment on column two_tower.audits.is_good is 'Whether no metric of quality (metric_targets.is_quality) was in its alert range.';
+
+create function two_tower.measure_week() returns double precision
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select avg(-(v.embedding operator(extensions.<#>) c.embedding))
+  from (select n.id from two_tower.checkpoints n
+      where n.candidate_tower = two_tower.active_version('candidate_tower')
+        and n.made_at <= two_tower.now() - interval '5 days'
+      order by abs(extract(epoch from two_tower.now() - interval '7 days' - n.made_at)) limit 1) w
+    join two_tower.checkpoint_posts c on c.checkpoint_id = w.id
+    join two_tower.live_embeddings v on v.post_id = c.post_id
+      and v.slot = (select active_slot from two_tower.state);
+$$;
+comment on function two_tower.measure_week() is 'Returns the mean cosine between the vectors of posts now and in the checkpoint of about a week ago (at least five days). Null where there is none of this candidate tower.';
+
+create function two_tower.measure_balance() returns double precision
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select count(*) filter (where x.label) / nullif(sum(cardinality(x.negative_ids))
+    + count(*) filter (where not x.label), 0)::double precision
+  from (select label, negative_ids from two_tower.training_examples
+    where created_at > two_tower.now() - interval '7 days' and label is not null
+      and not is_withdrawn limit 100000) x;
+$$;
+comment on function two_tower.measure_balance() is 'Returns the positives for each negative of the training pairs of the last week, of at most 100,000 events.';
 
 create function two_tower.measure_quality() returns table (name text, value double precision)
 language sql stable set search_path = pg_catalog, pg_temp as $$
@@ -76,15 +100,19 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   )
   select m.name, m.value
   from two_tower.measure_metrics() m join two_tower.metric_targets t using (name)
-  where t.is_quality
+  where t.is_audited
   union all
   -- The sum of all products of pairs is the square of the sum's length, less that of each by
   -- itself.
   select 'mean_cosine', (extensions.vector_norm(total) ^ 2 - n) / nullif(n * (n - 1), 0) from summed
   union all
-  select 'norm_error', max(abs(extensions.vector_norm(embedding) - 1)) from live;
+  select 'norm_error', max(abs(extensions.vector_norm(embedding) - 1)) from live
+  union all
+  select 'week_cosine', two_tower.measure_week()
+  union all
+  select 'training_balance', two_tower.measure_balance();
 $$;
-comment on function two_tower.measure_quality() is 'Returns the metrics of quality as they are now. value is null where there is nothing to measure.';
+comment on function two_tower.measure_quality() is 'Returns the metrics that audits report, as they are now. value is null where there is nothing to measure.';
 
 create function two_tower.run_audit(p_checkpoint bigint default null) returns bigint
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -93,17 +121,15 @@ declare
   v_is_good boolean;
   v_id bigint;
 begin
-  select jsonb_object_agg(m.name, jsonb_build_object('value', m.value,
-           'state', two_tower.grade_metric(t, m.value))),
-         bool_and(two_tower.grade_metric(t, m.value) <> 'alert')
+  perform two_tower.store_metrics(array_agg(m.name), array_agg(m.value))
+    from two_tower.measure_quality() m;
+  select jsonb_object_agg(h.name, jsonb_build_object('value', h.value, 'state', h.state)),
+         bool_and(h.state <> 'alert' or not t.is_quality)
   into v_findings, v_is_good
-  from two_tower.measure_quality() m join two_tower.metric_targets t using (name);
+  from two_tower.health h join two_tower.metric_targets t using (name) where t.is_audited;
   insert into two_tower.audits (checkpoint_id, findings, is_good)
   values (p_checkpoint, v_findings, v_is_good) returning id into v_id;
   update two_tower.checkpoints set is_good = v_is_good where id = p_checkpoint;
-  insert into two_tower.metrics (name, value)
-  select f.key, (f.value ->> 'value')::double precision from jsonb_each(v_findings) f
-  on conflict (name, measured_at) do update set value = excluded.value;
   perform two_tower.raise_alerts();
   return v_id;
 end
@@ -178,10 +204,12 @@ begin
       u.prior_source, u.recent_post_ids, u.recent_strengths, u.positive_ids,
       u.positive_interests, u.interest_sums, u.engagement_count, u.reset_count
     from two_tower.user_embeddings u
-    returning user_id
+    returning engagement_count
   )
   update two_tower.checkpoints set
-    posts = (select count(*) from posts), users = (select count(*) from users),
+    posts = (select count(*) from posts),
+    users = (select count(*) from users where engagement_count > 0),
+    engagements = (select coalesce(sum(engagement_count), 0) from users),
     last_event_id = (select coalesce(max(e.id), 0) from public.engagement_events e)
   where id = v_id;
   perform two_tower.release_posts();
@@ -210,75 +238,3 @@ begin
 end
 $$;
 comment on function two_tower.freeze_on_drift() is 'Freezes learning when an alert of drift is open, and returns whether it did. Does so once per alert: after a resume() the operator''s word counts.';
-
-create function two_tower.rollback(p_checkpoint bigint default null) returns bigint
-language plpgsql set search_path = pg_catalog, pg_temp as $$
-declare
-  v_checkpoint two_tower.checkpoints;
-begin
-  select * into v_checkpoint from two_tower.checkpoints c
-  where c.id = p_checkpoint or (p_checkpoint is null and c.is_good) order by c.id desc limit 1;
-  if not found then
-    raise exception '%', case when p_checkpoint is null then 'there is no good checkpoint'
-        else format('there is no checkpoint %s', p_checkpoint) end using errcode = '22023',
-      hint = 'select * from two_tower.checkpoints';
-  end if;
-  perform two_tower.lock_switch(10);
-  update two_tower.model_weights
-    set state = 'rejected', verdict = 'rejected: overtaken by a rollback'
-  where state = 'candidate' and version = (select filling_version from two_tower.state);
-  update two_tower.state set
-    frozen_at = coalesce(frozen_at, two_tower.now()),
-    frozen_reason = coalesce(frozen_reason, format('rollback to checkpoint %s', v_checkpoint.id)),
-    epoch = epoch + 1, filling_version = v_checkpoint.candidate_tower,
-    filled_up_to = two_tower.first_bigint(),
-    filling_checkpoint = v_checkpoint.id, restored_up_to = '00000000-0000-0000-0000-000000000000'
-  where id;
-  insert into two_tower.rollbacks (checkpoint_id, after_event_id, last_event_id)
-  select v_checkpoint.id, v_checkpoint.last_event_id, coalesce(max(e.id), 0)
-  from public.engagement_events e;
-  return v_checkpoint.id;
-end
-$$;
-comment on function two_tower.rollback(bigint) is
-  'Begins the way back to a checkpoint (null: the newest good one), and returns its id. Learning freezes, and deferred steps are void. Ticks restore posts and users, then the slots flip. resume() goes on from there. Events stay recorded; what they taught since is gone. Raises 22023 when there is no such checkpoint, and 55P03 when a statement goes on learning for too long.';
-
-create function two_tower.restore_users(p_limit integer default 2000) returns integer
-language plpgsql set search_path = pg_catalog, pg_temp as $$
-declare
-  v_state two_tower.state;
-  v_ids uuid[];
-begin
-  perform pg_advisory_xact_lock_shared(two_tower.switch_lock());
-  select * into v_state from two_tower.state for no key update;
-  if v_state.filling_checkpoint is null or v_state.restored_up_to = two_tower.last_uuid() then
-    return 0;
-  end if;
-  v_ids := array(select u.user_id from two_tower.user_embeddings u
-    where u.user_id > v_state.restored_up_to order by u.user_id limit p_limit for no key update);
-  update two_tower.user_embeddings u set
-    embedding = coalesce(c.embedding, two_tower.combine_user(n.zero, p.prior_weight, p.prior)),
-    engaged_sum = coalesce(c.engaged_sum, n.zero),
-    prior = p.prior, prior_weight = coalesce(p.prior_weight, 0), prior_source = p.prior_source,
-    recent_post_ids = coalesce(c.recent_post_ids, '{}'),
-    recent_strengths = coalesce(c.recent_strengths, '{}'),
-    positive_ids = coalesce(c.positive_ids, '{}'),
-    positive_interests = coalesce(c.positive_interests, '{}'),
-    interest_sums = coalesce(c.interest_sums, '{}'),
-    engagement_count = coalesce(c.engagement_count, 0)
-  from two_tower.user_embeddings i
-    cross join (select two_tower.zero_vector() as zero) n
-    left join two_tower.checkpoint_users p
-      on p.checkpoint_id = v_state.filling_checkpoint and p.user_id = i.user_id
-    left join two_tower.checkpoint_users c
-      on c.checkpoint_id = p.checkpoint_id and c.user_id = p.user_id
-        and c.reset_count = i.reset_count
-  where i.user_id = any (v_ids) and u.user_id = i.user_id;
-  update two_tower.state
-  set restored_up_to = coalesce(v_ids[cardinality(v_ids)], two_tower.last_uuid())
-  where id;
-  return cardinality(v_ids);
-end
-$$;
-comment on function two_tower.restore_users(integer) is
-  'In a rollback, gives the next p_limit users what the checkpoint has of them. Users whom it does not have start anew. Those who began anew since get their prior alone. Returns how many.';

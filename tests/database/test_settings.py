@@ -390,12 +390,19 @@ def test_the_row_of_settings_is_never_gone(db: Connection, command: str) -> None
 def test_a_change_of_a_setting_is_kept_with_who_made_it(db: Connection) -> None:
     with as_user(db, None, "service_role"):
         db.execute("update two_tower.signals set strength = 1.2 where event_type = 'like'")
-    row = db.execute(
-        "select changed_by, table_name,"
-        " old_row ->> 'strength' as old, new_row ->> 'strength' as new"
-        " from two_tower.setting_changes order by id desc limit 1"
-    ).fetchone()
-    assert row == ("service_role", "signals", "1", "1.2")
+        db.execute("update two_tower.settings set encoder = 'a', seen_again_after = null")
+    changes = db.execute(
+        "select changed_by, table_name, row_key, old_values, new_values"
+        " from two_tower.setting_changes order by id"
+    ).fetchall()
+    assert changes == [
+        ("service_role", "signals", "like", {"strength": 1}, {"strength": 1.2}),
+        (
+            *("service_role", "settings", None),
+            {"encoder": "all-MiniLM-L6-v2", "seen_again_after": "30 days"},
+            {"encoder": "a", "seen_again_after": None},
+        ),
+    ]
 
 
 @pytest.mark.parametrize(

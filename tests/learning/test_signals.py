@@ -71,7 +71,9 @@ def test_a_changed_strength_is_used_by_the_next_statement_and_its_history_is_kep
     world.send("like", world.post_ids[1])
     wanted = norm(Reference.decay * 1.5 * first + 3 * second)
     assert np.abs(user_vector(world.connection, world.user) - wanted).max() < TOLERANCE
-    change = "select new_row->>'strength' from two_tower.setting_changes order by id desc limit 1"
+    change = (
+        "select new_values->>'strength' from two_tower.setting_changes order by id desc limit 1"
+    )
     assert value(world.connection, change) == "3"
 
 

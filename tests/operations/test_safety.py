@@ -323,7 +323,7 @@ def test_a_factor_out_of_its_range_is_refused(db: Connection, factor: float | No
 def test_old_checkpoints_go_but_never_the_newest_good_one(world: World) -> None:
     db = world.connection
     db.execute("update two_tower.settings set checkpoints_kept = 2")
-    world.learn(20)
+    world.learn(100)
     good = value(db, "select two_tower.checkpoint()")
     assert value(db, "select is_good from two_tower.checkpoints where id = %s", good)
     # All later ones find the space collapsed.
@@ -656,7 +656,8 @@ def test_the_commands_of_an_operator(fresh_database: Callable[[], str]) -> None:
     with connect(url, autocommit=True) as connection:
         world = World(connection)
         assert command(url, "rollback", "--yes").output.strip() == (
-            "Error: there is no good checkpoint. select * from two_tower.checkpoints"
+            "Error: no checkpoint is good, not empty, and older than what went wrong."
+            " select * from two_tower.checkpoints"
         )
         world.learn()
         wanted = learned(connection)

@@ -76,10 +76,10 @@ def test_an_imported_version_is_judged_by_what_comes_after_it(
     database.run("import", str(path))
     version = world.value("select max(version) from two_tower.model_weights")
     done = database.run("judge", str(version))
-    assert done.output.strip() == f"Version {version}: rejected: not enough held-out events"
-
-    database.run("import", str(path))
-    version = world.value("select max(version) from two_tower.model_weights")
+    assert done.output.strip() == (
+        f"Version {version}: too early to tell: 0 of 60 held-out events have come. Judge it later."
+    )
+    assert world.version(version)["state"] == "candidate"
     later = world.add_posts(160)
     for user in world.users[:32]:
         world.like(user, later, 4)
@@ -104,6 +104,8 @@ def test_a_forced_version_is_listed_with_who_and_why(database: Database) -> None
     assert row["state"] == "active"
     assert row["verdict"] == "forced by postgres: a trial"
     assert "forced by" in database.run("list").output
+    again = database.run("force", str(version), "a trial")
+    assert again.output == f"Version {version} is active already. Nothing was changed.\n"
 
 
 @pytest.mark.parametrize(

@@ -60,18 +60,19 @@ TABLES = {
 
 # Tables and views of the private schema, for the service role alone.
 PRIVATE_TABLES = _words("""
-    action_embeddings active_readers alerts audits author_embeddings author_steps
+    action_embeddings active_readers alert_kinds alerts audits author_embeddings author_steps
     base_embeddings blocks checkpoint_posts checkpoint_users checkpoints cold_start_counts
     cursors deferred_events deferred_steps due_posts error_codes experiment_arms
-    experiment_results experiments exploration_pool follows health installed_files jobs
+    experiment_results experiments exploration_pool follows health installed_files jobs lessons
     likeness_embeddings listed_posts live_embeddings live_workers metric_targets metrics
-    model_authors model_tensors model_weights overview partitioned_tables partitions
-    popular_candidates post_changes post_embeddings posts profile_embeddings recent_posts
-    requested_texts rollbacks
-    schedule_counts schedules serving_builds serving_embeddings_0 serving_embeddings_1
-    serving_index setting_changes settings signals source_reports sources state
-    told_interests training_examples training_pairs unlearned_events update_latencies
-    user_embeddings user_posts users users_to_erase vanished_posts withheld_authors workers
+    model_authors model_tensors model_weights most_moved_posts most_moved_users
+    most_moving_users open_alerts overview partitioned_tables partitions popular_candidates
+    post_changes post_embeddings posts posts_never_shown profile_embeddings recent_posts
+    requested_texts rollbacks schedule_counts schedules serving_builds serving_embeddings_0
+    serving_embeddings_1 serving_index setting_changes settings signals source_reports sources
+    state told_interests training_examples training_pairs undo_users undos unlearned_events
+    update_latencies user_embeddings user_post_signals user_posts users users_to_erase
+    vanished_posts withheld_authors workers
 """)
 
 # Of these the service role may do less. Pages are written for attached tables: rows are changed in

@@ -1,0 +1,117 @@
+-- Metrics are stored, and alerts raised. An alert is for an incident: what is normal for a project
+-- that is young, small, frozen or importing gets a note instead.
+
+create function two_tower.is_importing() returns boolean
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select exists (select from two_tower.jobs j
+    where j.kind = 'encode_posts' and j.state = 'running' and j.lease_until > two_tower.now());
+$$;
+comment on function two_tower.is_importing() is 'Returns whether a worker encodes posts now.';
+
+-- Bounded: it runs every minute.
+create function two_tower.explain_metrics() returns table (name text, note text)
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  with facts as materialized (
+    select s.frozen_at is not null as is_frozen, two_tower.is_importing() as is_importing,
+      (select count(*) from (select from two_tower.user_embeddings u
+        where u.engagement_count > 0 limit 10) u) < 10 as has_few_users,
+      (select count(*) from (select from two_tower.live_embeddings v
+        where v.slot = s.active_slot limit 40) v) < 40 as has_few_posts,
+      (select count(*) from (select from two_tower.update_latencies
+        where measured_at > two_tower.now() - interval '1 hour' limit 20) u) < 20 as has_few_times,
+      (select count(*)
+        from (select * from public.engagement_events e order by e.id desc limit 1000) n
+          join two_tower.signals g on g.event_type = n.event_type and g.label
+        where n.created_at > two_tower.now() - interval '1 hour'
+          and not exists (select from two_tower.unlearned_events x
+            where x.event_id = n.id and x.created_at = n.created_at)
+          and not exists (select from two_tower.deferred_events d where d.event_id = n.id)
+      ) < 20 as is_quiet
+    from two_tower.state s
+  )
+  select n.name, coalesce(
+    case when f.is_frozen and n.of_learning then 'Learning is frozen.' end,
+    case when f.is_importing and n.of_encoding then 'A worker is encoding them.' end,
+    case when f.is_quiet and n.of_engaging then 'Few users engage at this hour.' end,
+    case when f.has_few_users and n.of_users then 'Fewer than 10 users have taught anything.' end,
+    case when f.has_few_posts and n.of_posts then 'There are fewer than 40 posts.' end,
+    case when f.has_few_times and n.name = 'update_latency' then 'Few events were timed.' end)
+  from facts f cross join (values
+    ('training_pairs_per_hour', true, false, true, false, false),
+    ('negatives_per_positive', false, false, true, false, true),
+    ('update_latency', false, false, false, false, false),
+    ('post_coverage', false, true, false, false, false),
+    ('user_coverage', false, false, false, true, false),
+    ('deferred_events', true, true, false, false, false),
+    ('waiting_events', true, false, false, false, false),
+    ('longest_wait', true, false, false, false, false),
+    ('oldest_waiting_post', false, true, false, false, false),
+    ('embedding_drift', false, false, false, true, false),
+    ('week_cosine', false, false, false, true, false),
+    ('mean_cosine', false, false, false, true, true),
+    ('training_balance', false, false, false, true, true)
+  ) as n (name, of_learning, of_encoding, of_engaging, of_users, of_posts);
+$$;
+comment on function two_tower.explain_metrics() is 'Returns, for each metric, why a value out of its range is normal now, or null: learning is frozen, posts are being imported, few users engage, or the project is small.';
+
+create function two_tower.store_metrics(p_names text[], p_values double precision[]) returns void
+language sql set search_path = pg_catalog, pg_temp as $$
+  insert into two_tower.metrics (name, value, note)
+  select m.name, m.value,
+    case when two_tower.grade_metric(t, m.value) in ('warning', 'alert') then e.note end
+  from unnest(p_names, p_values) as m (name, value)
+    left join two_tower.metric_targets t using (name)
+    left join two_tower.explain_metrics() e using (name)
+  on conflict (name, measured_at) do update set value = excluded.value, note = excluded.note;
+$$;
+comment on function two_tower.store_metrics(text[], double precision[]) is 'Stores values of metrics, each with a note where it is out of its range for a reason that is no incident.';
+
+create function two_tower.raise_alerts() returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  v_metric record;
+begin
+  for v_metric in
+    select h.name, h.value, h.unit, h.state, h.description from two_tower.health h order by h.name
+  loop
+    if v_metric.state = 'alert' then
+      perform two_tower.open_alert('metric_out_of_range', v_metric.name,
+        format('%s is %s. %s', v_metric.name,
+          coalesce(trim_scale(round(v_metric.value::numeric, 4))::text, v_metric.unit),
+          v_metric.description),
+        jsonb_build_object('value', v_metric.value));
+    else
+      perform two_tower.close_alert('metric_out_of_range', v_metric.name);
+    end if;
+  end loop;
+end
+$$;
+comment on function two_tower.raise_alerts() is 'Opens an alert for each metric in its alert range. Closes the alerts of metrics that have left it, or of which there is nothing to measure any more.';
+
+create function two_tower.record_metrics() returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  perform two_tower.store_metrics(array_agg(m.name), array_agg(m.value))
+    from two_tower.measure_metrics() m;
+  delete from two_tower.metrics where (name, measured_at) in (
+    select name, measured_at from two_tower.metrics
+    where measured_at < two_tower.now() - interval '30 days' limit 1000);
+  delete from two_tower.update_latencies where event_id in (
+    select u.event_id from two_tower.update_latencies u
+    where u.measured_at < two_tower.now() - interval '1 hour' limit 10000);
+  perform two_tower.raise_alerts();
+end
+$$;
+comment on function two_tower.record_metrics() is 'Stores the metrics, and raises alerts. Deletes at most 1,000 measurements that are older than 30 days.';
+
+create view two_tower.open_alerts with (security_invoker = true) as
+select
+  a.kind, a.subject, a.message, coalesce(h.advice, k.advice) as advice, k.page, a.opened_at,
+  a.last_seen_at, a.occurrences
+from two_tower.alerts as a
+left join two_tower.alert_kinds as k on k.kind = a.kind
+left join two_tower.health as h on a.kind = 'metric_out_of_range' and h.name = a.subject
+where a.closed_at is null;
+comment on view two_tower.open_alerts is 'What an operator should look at now, and what to do about it.';
+comment on column two_tower.open_alerts.advice is 'What to do.';
+comment on column two_tower.open_alerts.page is 'Where the documents say more.';
