@@ -10,10 +10,14 @@ from typing import Any
 import click
 
 from python_jobs.db import call, rows, value
+from python_jobs.errors import CommandError
 from python_jobs.operations.database import open_database
 from python_jobs.operations.switch import finish_switch
 from python_jobs.operations.tables import print_json, print_sections, read_sections
 
+NO_CHECKPOINT = (
+    "No checkpoint is good, not empty, and older than what went wrong: two-tower report shows all."
+)
 LOCAL_TIME = click.DateTime(["%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S"])
 
 REPORT = {
@@ -87,16 +91,20 @@ def rollback(number: int | None, dry_run: bool, yes: bool) -> None:
     Ends when they serve. Learning stays frozen.
     """
     with open_database() as connection:
-        plan = rows(connection, "select * from two_tower.plan_rollback(%s)", number)
-        for line in _told(plan[0]) if plan else ():
+        plans = rows(connection, "select * from two_tower.plan_rollback(%s)", number)
+        if not plans:
+            raise CommandError(
+                NO_CHECKPOINT if number is None else f"There is no checkpoint {number}."
+            )
+        (plan,) = plans
+        for line in _told(plan):
             click.echo(line)
-        if dry_run and plan:
+        if dry_run:
             return
-        if plan and not plan[0].refusal and not yes:
+        if not plan.refusal and not yes:
             click.confirm("Go on?", abort=True)
         began = time.monotonic()
-        chosen = plan[0].checkpoint_id if plan else number
-        chosen = call(connection, "select two_tower.rollback(%s)", chosen)
+        chosen = call(connection, "select two_tower.rollback(%s)", plan.checkpoint_id)
         finish_switch(connection)
     seconds = time.monotonic() - began
     click.echo(f"Checkpoint {chosen} serves again, after {seconds:.1f} s. Go on: two-tower resume")

@@ -46,8 +46,9 @@
 --   a search    texts       what callers want encoded
 --               telling     what readers say of themselves
 --               encoder     from one encoder to another
---   around it   metric_targets, monitoring, recording_metrics, safety, rollback
+--   around it   metric_targets, monitoring, recording_metrics, safety
 --               undoing      what users, or an hour, taught is taken back
+--               rollback
 --               investigating  who moved what
 --   a client    source_functions  what is written for each attached table
 --               readable     what asks its policies

@@ -27,6 +27,17 @@ $$;
 comment on function two_tower.measure_drift() is
   'Returns drift: the cosine distance from the newest checkpoint, per day, of the posts that were engaged with since. It is the smaller of two medians: over posts, and over accounts, each with the mean of those of its last engagements. Accounts are a sample of about 2,000. Returns null after a change of the candidate tower: a promotion is not drift.';
 
+create function two_tower.count_workers() returns bigint
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select count(*) from (
+    select w.name from two_tower.workers w
+    where w.seen_at > two_tower.now() - interval '30 seconds'
+    union
+    select j.worker from two_tower.jobs j
+    where j.state = 'running' and j.lease_until > two_tower.now()) w;
+$$;
+comment on function two_tower.count_workers() is 'Returns how many workers were seen within 30 seconds, or have a job whose lease goes on.';
+
 -- Cheap: what is counted stands in small partial indexes, and the rest Postgres estimates.
 create function two_tower.measure_queues() returns table (name text, value double precision)
 language sql stable set search_path = pg_catalog, pg_temp as $$
@@ -38,6 +49,17 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   ), posts as materialized (
     select p.requested_at from two_tower.due_posts p, clock c
     where p.requested_at <= c.now order by p.turn limit 10000
+  ), alive as materialized (
+    select two_tower.count_workers() as workers
+  ), oldest (name, seconds) as materialized (
+    select 'oldest_waiting_job', coalesce(extract(epoch from max(c.now - d.run_at)), 0)
+      from due d, clock c
+    union all
+    select 'oldest_waiting_post', coalesce(extract(epoch from max(c.now - p.requested_at)), 0)
+      from posts p, clock c
+    union all
+    select 'oldest_waiting_text', coalesce(extract(epoch from max(c.now - t.requested_at)), 0)
+      from texts t, clock c
   ), rows as materialized (
     select t.name, sum(r.reltuples) filter (where r.reltuples >= 0) as value
     from (values ('posts', 'two_tower.posts'), ('users', 'two_tower.user_embeddings'),
@@ -46,21 +68,13 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
         or r.oid in (select p.relid from pg_partition_tree(t.relation::regclass) p))
     group by t.name
   )
-  select 'workers', count(*) from (
-      select w.name from two_tower.workers w, clock c
-      where w.seen_at > c.now - interval '30 seconds'
-      union
-      select j.worker from two_tower.jobs j, clock c
-      where j.state = 'running' and j.lease_until > c.now) w
+  select 'workers', a.workers from alive a
   union all select 'waiting_jobs', count(*) from due
   union all select 'waiting_posts', count(*) from posts
   union all select 'waiting_texts', count(*) from texts
-  union all select 'oldest_waiting_job',
-    coalesce(extract(epoch from max(c.now - d.run_at)), 0) from due d, clock c
-  union all select 'oldest_waiting_post',
-    coalesce(extract(epoch from max(c.now - p.requested_at)), 0) from posts p, clock c
-  union all select 'oldest_waiting_text',
-    coalesce(extract(epoch from max(c.now - t.requested_at)), 0) from texts t, clock c
+  union all select o.name, o.seconds from oldest o
+  union all select 'unattended_work', case when a.workers = 0 then max(o.seconds) else 0 end
+    from alive a cross join oldest o group by a.workers
   union all select 'broken_sources', count(*) from two_tower.sources where state = 'broken'
   union all select 'open_alerts', count(*) from two_tower.alerts where closed_at is null
   union all select 'is_frozen', (frozen_at is not null)::integer from two_tower.state

@@ -13,6 +13,7 @@ create function two_tower.explain_metrics() returns table (name text, note text)
 language sql stable set search_path = pg_catalog, pg_temp as $$
   with facts as materialized (
     select s.frozen_at is not null as is_frozen, two_tower.is_importing() as is_importing,
+      two_tower.count_workers() = 0 as has_no_worker,
       (select count(*) from (select from two_tower.user_embeddings u
         where u.engagement_count > 0 limit 10) u) < 10 as has_few_users,
       (select count(*) from (select from two_tower.live_embeddings v
@@ -29,30 +30,28 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
       ) < 20 as is_quiet
     from two_tower.state s
   )
-  select n.name, coalesce(
-    case when f.is_frozen and n.of_learning then 'Learning is frozen.' end,
-    case when f.is_importing and n.of_encoding then 'A worker is encoding them.' end,
-    case when f.is_quiet and n.of_engaging then 'Few users engage at this hour.' end,
-    case when f.has_few_users and n.of_users then 'Fewer than 10 users have taught anything.' end,
-    case when f.has_few_posts and n.of_posts then 'There are fewer than 40 posts.' end,
-    case when f.has_few_times and n.name = 'update_latency' then 'Few events were timed.' end)
-  from facts f cross join (values
-    ('training_pairs_per_hour', true, false, true, false, false),
-    ('negatives_per_positive', false, false, true, false, true),
-    ('update_latency', false, false, false, false, false),
-    ('post_coverage', false, true, false, false, false),
-    ('user_coverage', false, false, false, true, false),
-    ('deferred_events', true, true, false, false, false),
-    ('waiting_events', true, false, false, false, false),
-    ('longest_wait', true, false, false, false, false),
-    ('oldest_waiting_post', false, true, false, false, false),
-    ('embedding_drift', false, false, false, true, false),
-    ('week_cosine', false, false, false, true, false),
-    ('mean_cosine', false, false, false, true, true),
-    ('training_balance', false, false, false, true, true)
-  ) as n (name, of_learning, of_encoding, of_engaging, of_users, of_posts);
+  select distinct on (n.name) n.name, r.note
+  from facts f
+    cross join lateral (values
+      (1, f.is_frozen, 'Learning is frozen.',
+        '{training_pairs_per_hour, deferred_events, waiting_events, longest_wait}'::text[]),
+      (2, f.has_no_worker, 'No worker runs: see unattended_work.',
+        '{post_coverage, deferred_events, oldest_waiting_job, oldest_waiting_post,
+          oldest_waiting_text}'),
+      (3, f.is_importing, 'A worker is encoding them.',
+        '{post_coverage, deferred_events, oldest_waiting_post}'),
+      (4, f.is_quiet, 'Few users engage at this hour.',
+        '{training_pairs_per_hour, negatives_per_positive}'),
+      (5, f.has_few_users, 'Fewer than 10 users have taught anything.',
+        '{user_coverage, embedding_drift, week_cosine, mean_cosine, training_balance}'),
+      (6, f.has_few_posts, 'There are fewer than 40 posts.',
+        '{negatives_per_positive, mean_cosine, training_balance}'),
+      (7, f.has_few_times, 'Few events were timed.', '{update_latency}')
+    ) as r (place, is_so, note, names)
+    cross join unnest(r.names) as n (name)
+  where r.is_so order by n.name, r.place;
 $$;
-comment on function two_tower.explain_metrics() is 'Returns, for each metric, why a value out of its range is normal now, or null: learning is frozen, posts are being imported, few users engage, or the project is small.';
+comment on function two_tower.explain_metrics() is 'Returns why values of metrics out of their range are normal now, for those of which they are: learning is frozen, posts are being imported, few users engage, or the project is small. Where no worker runs, that is the one incident.';
 
 create function two_tower.store_metrics(p_names text[], p_values double precision[]) returns void
 language sql set search_path = pg_catalog, pg_temp as $$

@@ -38,7 +38,7 @@ create function two_tower.rollback(p_checkpoint bigint default null) returns big
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_plan record;
-  v_last bigint;
+  v_checkpoint two_tower.checkpoints;
 begin
   select * into v_plan from two_tower.plan_rollback(p_checkpoint);
   if not found then
@@ -63,15 +63,16 @@ begin
     filled_up_to = two_tower.first_bigint(), filling_checkpoint = v_plan.checkpoint_id,
     restored_up_to = '00000000-0000-0000-0000-000000000000'
   where id;
-  select c.last_event_id into v_last from two_tower.checkpoints c
-  where c.id = v_plan.checkpoint_id;
+  select * into v_checkpoint from two_tower.checkpoints c where c.id = v_plan.checkpoint_id;
   insert into two_tower.rollbacks (checkpoint_id, after_event_id, last_event_id)
-  select v_plan.checkpoint_id, v_last, coalesce(max(e.id), 0) from public.engagement_events e;
+  select v_checkpoint.id, v_checkpoint.last_event_id, coalesce(max(e.id), 0)
+  from public.engagement_events e;
+  perform two_tower.reopen_undone(v_checkpoint);
   return v_plan.checkpoint_id;
 end
 $$;
 comment on function two_tower.rollback(bigint) is
-  'Begins the way back to a checkpoint (null: the one that plan_rollback() names), and returns its id. Learning freezes, and deferred steps are void. Ticks restore posts and users, then the slots flip. resume() goes on from there. Events stay recorded; what they taught since is gone. Raises 22023 when there is no such checkpoint, 55000 for one that is empty or younger than what went wrong, and 55P03 when a statement goes on learning for too long.';
+  'Begins the way back to a checkpoint (null: the one that plan_rollback() names), and returns its id. Learning freezes, and deferred steps are void. Ticks restore posts and users, then the slots flip. resume() goes on from there. Events stay recorded; what they taught since is gone. What the checkpoint holds and was undone since is in force again. Raises 22023 when there is no such checkpoint, 55000 for one that is empty or younger than what went wrong, and 55P03 when a statement goes on learning for too long.';
 
 create function two_tower.restore_users(p_limit integer default 2000) returns integer
 language plpgsql set search_path = pg_catalog, pg_temp as $$

@@ -14,7 +14,8 @@ begin
         hint = 'Give an object of settings: {"recency_weight": 0.5}.';
     end if;
     execute format('update two_tower.settings set %1$I =
-      (jsonb_populate_record(null::two_tower.settings, $1)).%1$I', v_name) using p_settings;
+      (jsonb_populate_record(null::two_tower.settings, $1)).%1$I where id', v_name)
+    using p_settings;
   end loop;
 end
 $$;
@@ -63,7 +64,7 @@ begin
   end if;
   begin
     if p_candidate_tower is not null then
-      update two_tower.settings set exact_scan_limit = 1000000;
+      update two_tower.settings set exact_scan_limit = 1000000 where id;
     end if;
     select array_agg(p.post_id order by p.place), array_agg(p.score order by p.place)
     into v_before, v_scores_before

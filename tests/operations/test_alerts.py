@@ -107,10 +107,30 @@ def test_posts_without_a_vector_are_an_alert_unless_a_worker_encodes_them(db: Co
     db.execute("update two_tower.posts set created_at = two_tower.now()")
     # What a trigger did not meet looks encoded, and has no vector.
     db.execute("update two_tower.posts set encoded_hash = content_hash where id = %s", [posts[0]])
+    rows(db, "select * from two_tower.claim_job('a', '{other}')")
     assert state(db, "post_coverage") == ("alert", True)
     db.execute(LEASE)
     assert state(db, "post_coverage") == ("ok", False)
     assert note(db, "post_coverage") == "A worker is encoding them."
+
+
+def test_work_without_a_worker_is_one_alert(db: Connection) -> None:
+    add_posts(db, 8, [add_user(db)])
+    db.execute("update two_tower.posts set requested_at = requested_at - interval '2 hours'")
+    for kind in ("test", "encode_posts"):
+        db.execute("select two_tower.enqueue_job(%s)", [kind])
+    db.execute("update two_tower.jobs set run_at = run_at - interval '2 hours'")
+    assert state(db, "unattended_work") == ("alert", True)
+    assert opened(db) == {"unattended_work"}
+    rows(db, "select * from two_tower.claim_job('a', '{other}')")
+    assert state(db, "unattended_work") == ("ok", False)
+    assert {"oldest_waiting_job", "oldest_waiting_post", "post_coverage"} <= opened(db)
+    rows(db, "select * from two_tower.claim_job('a', '{encode_posts}')")
+    assert state(db, "post_coverage") == ("ok", False)
+    assert opened(db) == {"oldest_waiting_job"}
+    db.execute("delete from two_tower.jobs where kind = 'test'")
+    db.execute("select two_tower.record_metrics()")
+    assert opened(db) == set()
 
 
 def test_the_audit_compares_with_a_week_ago(db: Connection) -> None:

@@ -139,6 +139,10 @@ def test_the_command_names_what_would_be_lost_before_it_asks(
     url = fresh_database()
     with connect(url, autocommit=True) as connection:
         world = World(connection)
+        for arguments in (("--dry-run",), ("--dry-run", "--checkpoint", "99"), ("--yes",)):
+            none = command(url, "rollback", *arguments)
+            assert none.exit_code == 1
+            assert "o checkpoint " in none.output
         world.learn()
         wanted = learned(connection)
         number = value(connection, "select two_tower.checkpoint()")

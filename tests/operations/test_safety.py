@@ -656,8 +656,8 @@ def test_the_commands_of_an_operator(fresh_database: Callable[[], str]) -> None:
     with connect(url, autocommit=True) as connection:
         world = World(connection)
         assert command(url, "rollback", "--yes").output.strip() == (
-            "Error: no checkpoint is good, not empty, and older than what went wrong."
-            " select * from two_tower.checkpoints"
+            "Error: No checkpoint is good, not empty, and older than what went wrong:"
+            " two-tower report shows all."
         )
         world.learn()
         wanted = learned(connection)

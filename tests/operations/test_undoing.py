@@ -13,7 +13,7 @@ from psycopg import errors
 from python_jobs.cli import main
 from python_jobs.db import URL_VARIABLE, Connection, array, connect, rows, value
 from tests.operations.test_safety import World, finish_rollback, learned
-from tests.support.database import add_user
+from tests.support.database import add_user, as_user
 from tests.support.engagements import insert_events
 from tests.support.reference import Event
 
@@ -174,6 +174,85 @@ def test_what_a_rollback_took_back_is_not_taken_back_once_more(world: World) -> 
     value(db, UNDO, [spammer])
     finish(db)
     assert learned(db) == wanted
+
+
+def test_what_a_rollback_brings_back_can_be_undone_again(world: World) -> None:
+    db = world.connection
+    spammer = spam(world)
+    value(db, "select two_tower.checkpoint()")
+    wanted = learned(db)
+    value(db, UNDO, [spammer])
+    finish(db)
+    undone = vectors(db, "live_embeddings")
+    db.execute("update two_tower.undos set requested_at = requested_at + interval '1 second'")
+    value(db, "select two_tower.rollback()")
+    finish_rollback(db)
+    assert learned(db) == wanted
+    assert value(db, "select count(*) from two_tower.training_examples where is_undone") == 0
+    value(db, UNDO, [spammer])
+    finish(db)
+    after = vectors(db, "live_embeddings")
+    # Of posts that nobody engaged with, the rollback took back the pushes too.
+    held = [
+        row.id for row in rows(db, "select post_id::text as id from two_tower.checkpoint_posts")
+    ]
+    assert len(held) >= 16
+    assert all(np.allclose(undone[post], after[post], atol=1e-5) for post in held)
+
+
+def test_a_back_end_with_the_service_role_may_do_all_of_it(world: World) -> None:
+    db = world.connection
+    spammer = spam(world)
+    with as_user(db, None, "service_role"):
+        assert len(rows(db, "select * from two_tower.plan_undo(%s::uuid[])", [spammer])) == 17
+        value(db, UNDO, [spammer])
+        assert value(db, "select two_tower.undo_lessons()") == 16
+        page = "select * from two_tower.preview_page(%s, '{\"recency_weight\": 1}')"
+        assert rows(db, page, world.users[0])
+        assert rows(db, "select * from two_tower.plan_rollback()") == []
+
+
+@pytest.mark.parametrize("role", ["anon", "authenticated"])
+@pytest.mark.parametrize(
+    "call",
+    ["undo('x', '{}')", "plan_undo('{}')", "undo_lessons()", "plan_rollback()", "freeze('x')"],
+)
+def test_a_client_reaches_none_of_it(world: World, role: str, call: str) -> None:
+    db, user = world.connection, world.users[0] if role == "authenticated" else None
+    refused = pytest.raises(errors.InsufficientPrivilege)
+    with as_user(db, user, role), refused, db.transaction():
+        db.execute(f"select two_tower.{call}".encode())
+
+
+def test_a_drill(world: World) -> None:
+    """Drift, freeze, investigate, take back, go on slower: each step says what the next needs."""
+    db = world.connection
+    value(db, "select two_tower.checkpoint()")
+    db.execute("update two_tower.checkpoints set made_at = made_at - interval '1 hour'")
+    good = vectors(db, "live_embeddings")
+    spammers = [spam(world, ("reply", "like", "repost"), 30) for _ in range(3)]
+    db.execute("update two_tower.metric_targets set target_high = 0.0001, alert_high = 0.001"
+               " where name = 'embedding_drift'")  # fmt: skip
+    value(db, "select two_tower.record_metrics()")
+    (alert,) = rows(db, "select * from two_tower.open_alerts where subject = 'embedding_drift'")
+    assert "most_moved_posts" in alert.advice
+    assert value(db, "select two_tower.freeze_on_drift()")
+    found = rows(db, "select * from two_tower.most_moving_users limit 3")
+    assert {str(row.user_id) for row in found} == set(spammers)
+    moved = vectors(db, "live_embeddings")
+    value(db, UNDO, [row.user_id for row in found])
+    finish(db)
+    after = vectors(db, "live_embeddings")
+    away = sum(1 - float(good[post] @ moved[post]) for post in good)
+    assert sum(1 - float(good[post] @ after[post]) for post in good) < 0.05 * away
+    assert rows(db, "select * from two_tower.most_moving_users") == []
+    assert value(db, "select two_tower.resume(0.5)")
+    value(db, "select two_tower.record_metrics()")
+    assert rows(db, "select * from two_tower.open_alerts where subject = 'embedding_drift'") == []
+    like = Event(world.users[5], world.posts[80], "like", None, value(db, "select now()"))
+    insert_events(db, [like])
+    factor = "select max(abs(step)) from two_tower.training_examples where not is_withdrawn and"
+    assert 0 < value(db, f"{factor} post_id = %s", world.posts[80]) <= 0.04
 
 
 @pytest.mark.parametrize(

@@ -198,7 +198,7 @@ begin
   while two_tower.undo_lessons(1000000) > 0 loop
     null;
   end loop;
-  while two_tower.fold_steps(10000) > 0 loop
+  while two_tower.fold_steps(1000) > 0 loop
     null;
   end loop;
 end
@@ -274,3 +274,15 @@ end
 $$;
 comment on function two_tower.plan_undo(uuid[], timestamptz, timestamptz) is
   'Says what undo() would do, and changes nothing: for each post and user, how many lessons would be taken back, and how far it would move (cosine distance; null for a user of whom nothing is left). Does it all and rolls it back, so users and posts are locked meanwhile. Raises what undo() raises.';
+
+create function two_tower.reopen_undone(p_checkpoint two_tower.checkpoints) returns void
+language sql set search_path = pg_catalog, pg_temp as $$
+  update two_tower.training_examples x set is_withdrawn = false, is_undone = false
+  from two_tower.undos u
+  where u.requested_at > p_checkpoint.made_at and x.is_undone
+    and x.event_id <= p_checkpoint.last_event_id
+    and x.created_at >= u.from_at and x.created_at < u.until_at
+    and (not u.is_of_users or exists (select from two_tower.undo_users n
+      where n.undo_id = u.id and n.user_id = x.user_id));
+$$;
+comment on function two_tower.reopen_undone(two_tower.checkpoints) is 'Says of the lessons that a checkpoint holds, and that were undone since, that they are in force again: by a rollback they are. They can be undone once more.';
