@@ -78,18 +78,19 @@ def page(sections: dict[str, list[Any]]) -> Group:
     verdict = judge(overview, sections["Health"], sections["Alerts"])
     head = Text(f"{MARKS[verdict.state]} {verdict.sentence}", STYLES[verdict.state])
     parts: list[RenderableType] = [head, Text("")]
-    parts += [_finding(each, overview.now) for each in verdict.findings[:SHOWN_FINDINGS]]
+    parts += [describe_finding(each, overview.now) for each in verdict.findings[:SHOWN_FINDINGS]]
     if hidden := len(verdict.findings) - SHOWN_FINDINGS:
         parts += [Text(f"  and {hidden:,} more: two-tower report", "dim")] if hidden > 0 else []
-    facts = Table.grid(padding=(0, 2))
-    facts.add_column(style="dim", no_wrap=True)
-    facts.add_column(overflow="fold")
-    for label, lines in _facts(sections):
-        facts.add_row(label, "\n".join(lines))
-    return Group(*parts, *([Text("")] if verdict.findings else []), facts)
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for label, lines in facts(sections):
+        grid.add_row(label, "\n".join(lines))
+    return Group(*parts, *([Text("")] if verdict.findings else []), grid)
 
 
-def _finding(finding: Finding, now: datetime) -> RenderableType:
+def describe_finding(finding: Finding, now: datetime) -> RenderableType:
+    """What, since when, and below it why."""
     since = f"  since {clock(finding.since, now)}" if finding.since else ""
     often = f", {finding.occurrences:,} times" if finding.occurrences > 1 else ""
     head = Text.assemble(
@@ -100,7 +101,8 @@ def _finding(finding: Finding, now: datetime) -> RenderableType:
     return Group(head, Padding(Text(finding.why), (0, 0, 0, 2), expand=False))
 
 
-def _facts(sections: dict[str, list[Any]]) -> Iterator[tuple[str, list[str]]]:
+def facts(sections: dict[str, list[Any]]) -> Iterator[tuple[str, list[str]]]:
+    """Labels with their lines: what there is, who works, what waits, what serves."""
     (overview,) = sections["Overview"]
     health = {row.name: row.value for row in sections["Health"]}
     yield (
