@@ -137,7 +137,7 @@ def post_map(found: Map) -> str:
         ):
             if not some.any():
                 continue
-            axes.scatter(*found.posts[some].T, s=size[some], color=colour, alpha=0.5, linewidth=0,
+            axes.scatter(*found.posts[some].T, s=size[some], color=colour, alpha=0.7, linewidth=0,
                          label=label, gid=name)  # fmt: skip
             made.titles[name] = [
                 f"{found.keys[place]}: {count(int(found.engagements[place]), 'engagement')}"
