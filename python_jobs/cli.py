@@ -20,7 +20,7 @@ COMMANDS = {
     "feed": ("python_jobs.laboratory.feed.command", "feed"),
     "status": ("python_jobs.operations.status", "status"),
     "metrics": ("python_jobs.operations.metrics", "metrics"),
-    "report": ("python_jobs.operations.safety", "report"),
+    "report": ("python_jobs.operations.report.command", "report"),
     "checkpoint": ("python_jobs.operations.safety", "checkpoint"),
     "freeze": ("python_jobs.operations.safety", "freeze"),
     "resume": ("python_jobs.operations.safety", "resume"),

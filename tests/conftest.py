@@ -6,7 +6,9 @@ database; what needs its own database clones the template in about 50 ms.
 
 from __future__ import annotations
 
+import os
 import secrets
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from tests.support.database import PROJECT, reachable_folder
 from tests.support.servers import chosen_binaries, durable_server
 
 TEMPLATE = "template_two_tower"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 @pytest.fixture(scope="session")
@@ -173,3 +176,20 @@ def start_api(node_tools: NodeTools, server_folder: Path) -> Iterator[Callable[.
 def api(start_api: Callable[..., Api], clone_database: Callable[[], str]) -> Api:
     """REST and Auth that all tests share: each signs up its own users."""
     return start_api(clone_database())
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """The machine's own Chromium, headless."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    found = os.environ.get("TWO_TOWER_TEST_CHROMIUM") or next(
+        filter(None, map(shutil.which, BROWSERS)), None
+    )
+    if found is None:
+        pytest.skip(
+            "no Chromium on the PATH: apt install chromium, or name it in TWO_TOWER_TEST_CHROMIUM"
+        )
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()

@@ -57,6 +57,7 @@ class Worker:
         self.version = version("two-tower")
         self.is_stopping = threading.Event()
         self.pulse = Pulse(self.name, self.is_stopping)
+        self._is_new = threading.Lock()  # taken once
         self._told: dict[str, str] = {}  # of calls that keep failing: why
 
     def run(self, drain: bool) -> int:
@@ -67,7 +68,6 @@ class Worker:
         """
         self.database = Database(self.url, waits=not drain)
         self.drains = drain
-        log.info("%s of two-tower %s begins", self.name, self.version)
         lanes = [SHORT + LONG] if drain else [SHORT, LONG]
         with ThreadPoolExecutor(len(lanes)) as pool:
             return sum(pool.map(self._lane, lanes))
@@ -77,6 +77,7 @@ class Worker:
         try:
             while connection := self.database.connect(self.is_stopping):
                 with connection:
+                    self._introduce()
                     done += self._work(connection, kinds)
                     if self.drains:
                         break
@@ -84,6 +85,11 @@ class Worker:
             self.is_stopping.set()  # one lane alone would look like a worker and be half of one
             raise
         return done
+
+    def _introduce(self) -> None:
+        """Logs who this is, once, when the database has let it in."""
+        if self._is_new.acquire(blocking=False):
+            log.info("%s of two-tower %s begins", self.name, self.version)
 
     def _work(self, connection: Connection, kinds: list[str]) -> int:
         """Does what is due until stopped, drained, or without a connection. Returns jobs done."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import secrets
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -22,7 +20,6 @@ from tests.support.database import PROJECT, add_user
 from tests.support.engagements import store
 from tests.support.patience import PATIENCE_S, wait_until
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 WIDTHS = {"wide": (1280, 860), "phone": (390, 844)}
 AUTHORS = ("Comets", "Gardens", "Harbours", "Engines")
 POSTS = 60
@@ -123,23 +120,6 @@ class Reader:
     def has(self, title: str, event_type: str) -> bool:
         """Whether such an event is stored."""
         return (title, event_type) in [event[:2] for event in self.events()]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """The machine's own Chromium, headless."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
-    found = os.environ.get("TWO_TOWER_TEST_CHROMIUM") or next(
-        filter(None, map(shutil.which, BROWSERS)), None
-    )
-    if found is None:
-        pytest.skip(
-            "no Chromium on the PATH: apt install chromium, or name it in TWO_TOWER_TEST_CHROMIUM"
-        )
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

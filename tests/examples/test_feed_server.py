@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from python_jobs.db import connect, rows
-from python_jobs.laboratory.feed.map import Axes
+from python_jobs.operations.report.axes import Axes
 from tests.examples.conftest import AUTHORS, FeedApp
 
 

@@ -18,11 +18,13 @@ import pytest
 from rich.console import Console
 
 from python_jobs.db import Connection, connect, rows, value
+from python_jobs.local.postgres import SUPERUSER, Cluster
 from python_jobs.operations.status import QUERIES, page
 from python_jobs.operations.words import clock, number, quantity, span
 from tests.support.database import PROJECT, add_user
 from tests.support.patience import PATIENCE_S
 
+CONTROLS = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 ASPECTS = ("There is", "Workers", "Waiting", "Serving", "Schedules")
 
 
@@ -136,16 +138,17 @@ def test_numbers_and_times_are_told_in_words(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def read_until(terminal: int, wanted: Callable[[str], bool]) -> str:
-    """What a terminal was told, until that is enough."""
+    """What a terminal was told, without colours and line breaks, until that is enough."""
     told, deadline = "", time.monotonic() + PATIENCE_S
-    while not wanted(told):
+    while not wanted(words(CONTROLS.sub("", told))):
         assert time.monotonic() < deadline, told
         if select.select([terminal], [], [], 1)[0]:
             told += os.read(terminal, 65536).decode(errors="replace")
     return told
 
 
-def test_watching_goes_on_by_itself_while_the_database_changes_and_ends_by_ctrl_c(
+def test_watching_goes_on_while_the_database_changes_goes_and_comes_and_ends_by_ctrl_c(
+    cluster: Cluster,
     fresh_database: Callable[[], str],
 ) -> None:
     url = fresh_database()
@@ -162,6 +165,12 @@ def test_watching_goes_on_by_itself_while_the_database_changes_and_ends_by_ctrl_
         read_until(mine, lambda told: "No worker has run yet" in told)
         with connect(url, autocommit=True) as connection:
             connection.execute("select two_tower.freeze('seen at once')")
+        read_until(mine, lambda told: "seen at once" in told)
+        name = url.rsplit("/", 1)[1]
+        with connect(cluster.url(user=SUPERUSER), autocommit=True) as server:
+            server.execute(f'alter database "{name}" allow_connections false'.encode())
+            read_until(mine, lambda told: "not currently accepting" in told)
+            server.execute(f'alter database "{name}" allow_connections true'.encode())
         read_until(mine, lambda told: "seen at once" in told)
         process.send_signal(2)
         assert process.wait(PATIENCE_S) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 from unittest.mock import patch
@@ -14,6 +15,7 @@ from python_jobs.db import Connection, connect
 from python_jobs.worker.jobs import HANDLERS, candidate_tower, user_tower
 from python_jobs.worker.jobs.user_tower import Version, encode, encode_active_users
 from python_jobs.worker.jobs.versions import load, load_authors
+from python_jobs.worker.stopping import StoppedError, leaving_when
 from python_jobs.worker.towers.candidate import CandidateConfig
 from python_jobs.worker.towers.user import UserConfig
 from tests.support.database import as_user
@@ -235,6 +237,18 @@ class Counting:
         if self.left == 0:
             raise CutOff
         self.left -= 1
+
+
+@pytest.mark.parametrize("kind", TRAININGS)
+def test_a_training_that_is_told_to_stop_leaves_no_version_and_what_serves_untouched(
+    world: World, kind: str
+) -> None:
+    before, told = state(world.connection), threading.Event()
+    told.set()
+    with pytest.raises(StoppedError), leaving_when(told):
+        HANDLERS[kind](world.connection)
+    assert state(world.connection) == before
+    assert "version" in HANDLERS[kind](world.connection)
 
 
 @pytest.mark.parametrize("kind", TRAININGS)

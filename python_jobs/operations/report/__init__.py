@@ -1,0 +1,1 @@
+"""`two-tower report`: the last weeks on a terminal, or as a page with plots."""
