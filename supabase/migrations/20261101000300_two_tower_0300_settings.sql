@@ -135,9 +135,6 @@ create table two_tower.settings (
 
   cold_until integer not null default 3
     constraint cold_until_is_bounded check (cold_until between 0 and 1000),
-  popularity_half_life interval not null default '7 days'
-    constraint popularity_half_life_is_an_hour_or_more
-      check (popularity_half_life >= '1 hour'),
   popularity_weight real not null default 0.15
     constraint popularity_weight_is_bounded check (popularity_weight between 0 and 10),
   followed_weight real not null default 0.2
@@ -252,7 +249,6 @@ comment on column two_tower.settings.requested_text_length is 'The longest text 
 comment on column two_tower.settings.requested_texts_per_minute is 'At most this number of new texts of one user is taken by embed_text() in a minute.';
 comment on column two_tower.settings.requested_texts_kept_for is 'What embed_text() made of a text is deleted after this time.';
 comment on column two_tower.settings.cold_until is 'Engagements over which a user''s page goes from popular and fresh to personal.';
-comment on column two_tower.settings.popularity_half_life is 'Advanced. Half-life of a post''s popularity. Set it before the first event: stored popularity is counted in it.';
 comment on column two_tower.settings.popularity_weight is 'Weight of popularity (0 to 1) in the score for a warm user, beside the cosine.';
 comment on column two_tower.settings.followed_weight is 'What a post of a followed author gains in score.';
 comment on column two_tower.settings.recency_weight is 'Weight of freshness (0 to 1) in the score.';

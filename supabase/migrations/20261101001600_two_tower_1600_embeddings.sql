@@ -51,7 +51,7 @@ comment on column two_tower.live_embeddings.source_id is 'posts.source_id.';
 comment on column two_tower.live_embeddings.is_pretrained is 'True while the post is untouched. Only then may a new tower replace its vector.';
 comment on column two_tower.live_embeddings.is_held is 'Whether events about the post move nothing until the next checkpoint: hold_posts().';
 comment on column two_tower.live_embeddings.engagement_count is 'Learned events about the post, less withdrawn ones.';
-comment on column two_tower.live_embeddings.popularity is 'Log2 of the sum of likes * 2^((time - 2025-01-01) / half-life) over positive events, -infinity without any. Forward decay: the order never needs a refresh. popularity_in_likes() tells the sum as of now.';
+comment on column two_tower.live_embeddings.popularity is 'Log2 of the sum of likes * 2^clock over positive events, with what read_popularity_clock() said at each; -infinity without any. popularity_in_likes() tells the sum as of now.';
 comment on column two_tower.live_embeddings.moved_hour is 'The hour that moved and gained are about.';
 comment on column two_tower.live_embeddings.moved is 'How far events about the post moved it in moved_hour: the sum of their steps (settings.movement_per_hour).';
 comment on column two_tower.live_embeddings.gained is 'By how much events raised the popularity in moved_hour, in likes (settings.popularity_per_hour).';

@@ -10,6 +10,7 @@ declare
   v_strength real := two_tower.weigh_strength(p_lesson.strength,
     p_settings.negative_strength_factor);
   v_popularity real;
+  v_clock double precision := two_tower.read_popularity_clock(p_lesson.created_at, p_state);
   v_step real;
   v_pushed record;
   v_factors real[] := '{}';
@@ -41,10 +42,10 @@ begin
   end if;
   steps := row(p_lesson.event_id, p_lesson.user_id, p_state.epoch, v_before,
     coalesce(p_drawn.pushed_ids, '{}'), v_factors, p_lesson.post_id, v_step, 1, v_popularity,
-    p_lesson.created_at);
+    v_clock, p_lesson.created_at);
   example := row(
     p_lesson.event_id, p_lesson.user_id, p_lesson.post_id, p_lesson.signal, p_lesson.label,
-    v_before, p_post, v_step, v_popularity, coalesce(p_drawn.negative_ids, '{}'),
+    v_before, p_post, v_step, v_popularity, v_clock, coalesce(p_drawn.negative_ids, '{}'),
     coalesce(p_drawn.negative_embs, '{}'), coalesce(p_drawn.viewed_count, 0), steps.pushed_ids,
     v_factors, p_lesson.created_at, false, p_user.reset_count);
 
@@ -154,7 +155,7 @@ begin
     v_steps := v_learned.steps;
     if v_lesson.post_id = any (p_batch.held_ids) then
       v_step := row(v_steps.user_vector, v_steps.step, v_steps.engagements, v_steps.popularity,
-        v_steps.created_at, v_steps.event_id, v_steps.user_id);
+        v_steps.popularity_clock, v_steps.created_at, v_steps.event_id, v_steps.user_id);
       v_moved := two_tower.move_post(v_post, array[v_step], v_settings);
       v_posts[v_post_index] := v_moved.p_post;
       v_step := v_moved.p_steps[1];

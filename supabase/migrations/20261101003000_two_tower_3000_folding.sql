@@ -23,12 +23,12 @@ begin
     select q.* from queued q join two_tower.state s on s.epoch = q.epoch
   ), steps as materialized (
     select v.event_id, n.post_id,
-      row(v.user_vector, -n.factor, 0, 0, v.created_at, v.event_id, v.user_id)::two_tower.post_step
-        as step
+      row(v.user_vector, -n.factor, 0, 0, 0, v.created_at, v.event_id,
+        v.user_id)::two_tower.post_step as step
     from valid v cross join lateral unnest(v.pushed_ids, v.push_factors) as n (post_id, factor)
     union all
     select v.event_id, v.post_id, row(v.user_vector, v.step, v.engagements, v.popularity,
-      v.created_at, v.event_id, v.user_id)::two_tower.post_step
+      v.popularity_clock, v.created_at, v.event_id, v.user_id)::two_tower.post_step
     from valid v where v.post_id is not null
   ), locked as materialized (
     select v.slot, v.post_id, v as post from two_tower.live_embeddings v

@@ -130,7 +130,11 @@ def test_a_like_does_not_wait_for_another_like_of_the_same_post(
         popularity = "select popularity from two_tower.post_embeddings where post_id = %s"
         likes = (1 + 19 * 1.5) / 3  # on its first day an account weighs a third
         wanted = value(
-            watcher, "select two_tower.compute_popularity(%s::real, %s, '7 days')", likes, START
+            watcher,
+            "select two_tower.compute_popularity(%s::real, two_tower.read_popularity_clock(%s, s))"
+            " from two_tower.state s",
+            likes,
+            START,
         )
         assert value(watcher, popularity, posts[0]) == pytest.approx(wanted)
         assert_consistent(watcher)
