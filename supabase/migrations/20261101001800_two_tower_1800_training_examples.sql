@@ -35,7 +35,7 @@ comment on column two_tower.training_examples.popularity_clock is 'What read_pop
 comment on column two_tower.training_examples.negative_ids is 'The negatives, viewed ones first.';
 comment on column two_tower.training_examples.negative_embs is 'The live embeddings of negative_ids before the event.';
 comment on column two_tower.training_examples.pushed_ids is 'Posts that the event pushes away, each by its push_factor times user_emb.';
-comment on column two_tower.training_examples.push_factors is 'Factors of pushed_ids.';
+comment on column two_tower.training_examples.push_factors is 'Factors of pushed_ids. 0 of one that was untouched: it was compared with, and not pushed.';
 comment on column two_tower.training_examples.created_at is 'The time of the event.';
 comment on column two_tower.training_examples.is_withdrawn is 'The user took the signal back.';
 comment on column two_tower.training_examples.reset_count is 'user_embeddings.reset_count when it was learned. Where that is higher now, the user''s vector has nothing of it.';

@@ -94,29 +94,42 @@ $$;
 comment on function two_tower.measure_half_life(timestamptz) is
   'Returns in how many days 3 readers come for each post that is engaged with in them, and when the newest did. Reads the newest 100,000 events. Nulls without any.';
 
+create function two_tower.sum_popularity(p_slot smallint, p_clock double precision)
+returns double precision language sql stable set search_path = pg_catalog, pg_temp as $$
+  select coalesce(ln(sum(two_tower.popularity_in_likes(v.popularity, p_clock)))
+    / ln(2::double precision) + p_clock, '-infinity')
+  from two_tower.live_embeddings v where v.slot = p_slot and v.popularity > '-infinity';
+$$;
+comment on function two_tower.sum_popularity(smallint, double precision) is
+  'Returns log2 of the sum of 2^popularity over all posts, -infinity without any. p_clock: a reading of the clock near those of the newest events.';
+
 -- Popularity is chance where a half-life holds few engagements, and old where it holds many. While
--- nobody engages, the clock is left alone: an idle night says nothing.
+-- nobody engages, the clock is left alone: an idle night says nothing. A total of some minutes ago
+-- will do for shares of it: kept by each like, it would be a row that all likes wait for.
 create function two_tower.set_popularity_clock() returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_state two_tower.state;
   v_now timestamptz := two_tower.now();
+  v_clock double precision;
   v_days double precision;
   v_newest_at timestamptz;
   v_most double precision;
 begin
   select * into v_state from two_tower.state;
+  v_clock := two_tower.read_popularity_clock(v_now, v_state);
+  update two_tower.state set
+    popularity_total = two_tower.sum_popularity(v_state.active_slot, v_clock) where id;
   select m.days, m.newest_at into v_days, v_newest_at from two_tower.measure_half_life(v_now) m;
   if v_newest_at > v_state.popularity_clock_at and v_now > v_state.popularity_clock_at then
     v_most := 2 ^ least(1, extract(epoch from v_now - v_state.popularity_clock_at) / 86400);
     update two_tower.state set
       popularity_half_life = greatest('1 day', popularity_half_life / v_most,
         least('1096 days', popularity_half_life * v_most, v_days * interval '1 day')),
-      popularity_clock = two_tower.read_popularity_clock(v_now, v_state),
-      popularity_clock_at = v_now
+      popularity_clock = v_clock, popularity_clock_at = v_now
     where id;
   end if;
 end
 $$;
 comment on function two_tower.set_popularity_clock() is
-  'Sets state.popularity_half_life to measure_half_life(): from 1 day to 3 years, and at most twice or half of what it was a day before. The clock goes on from where it stands.';
+  'Sets state.popularity_half_life to measure_half_life(): from 1 day to 3 years, and at most twice or half of what it was a day before. The clock goes on from where it stands. Sets state.popularity_total. Reads all live embeddings.';

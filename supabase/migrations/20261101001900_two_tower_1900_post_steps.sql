@@ -44,7 +44,9 @@ comment on column two_tower.post_step.created_at is 'The time of the event. Of a
 -- The only place where learning moves a post. Bounds keep a crowd from deciding alone where a
 -- post stands. In an hour, events about the post move it by at most settings.movement_per_hour,
 -- and raise its popularity by at most settings.popularity_per_hour. They do not move a post that
--- is held. Pushes move an untouched post by at most settings.untouched_post_push_limit in all.
+-- is held. Pushes do not move an untouched post at all: what nobody engaged with stands where its
+-- text puts it. A draw asked that already, but a post that lost its vector and was encoded anew is
+-- untouched again.
 -- What is taken back gives its room back, and needs none: it is what was applied. A step that is
 -- late counts in the hour that has begun, so that going back and forth between hours gives no
 -- room. History that is imported out of order has hours of its own. The steps are returned as
@@ -59,6 +61,7 @@ declare
 begin
   for v_place in 1..cardinality(p_steps) loop
     v_step := p_steps[v_place];
+    continue when v_step.engagements = 0 and p_post.is_pretrained;
     if v_step.engagements > 0 then
       v_hour := date_trunc('hour', v_step.created_at, 'UTC');
       if p_post.moved_hour is null or v_hour > p_post.moved_hour
@@ -91,11 +94,6 @@ begin
       end if;
       p_post.popularity := two_tower.subtract_popularity(p_post.popularity,
         two_tower.compute_popularity(v_step.popularity, v_step.popularity_clock));
-    elsif p_post.is_pretrained then
-      v_step.step := greatest(v_step.step,
-        p_post.pushed - p_settings.untouched_post_push_limit);
-      v_step.step := least(v_step.step, p_post.pushed);
-      p_post.pushed := p_post.pushed - v_step.step;
     end if;
     p_post.engagement_count := p_post.engagement_count + v_step.engagements;
     p_post.embedding := two_tower.move_vector(p_post.embedding, v_step.step, v_step.direction);

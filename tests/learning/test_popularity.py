@@ -199,6 +199,44 @@ def test_the_clock_goes_on_without_a_jump_as_the_reference_says(db: Connection) 
     assert half_life_days(db) != 7
 
 
+@pytest.mark.parametrize(
+    ("rule", "exponent"),
+    [("contrastive", 0.0), ("contrastive", 0.6), ("contrastive", 2.0), ("literal", 0.6)],
+)
+def test_the_softmax_knows_how_popular_posts_are(
+    db: Connection, rule: str, exponent: float
+) -> None:
+    """By the total of the last tick, within a statement too; the literal rule asks nothing."""
+    twin, random = Twin(db, rng(8), users=15, posts=40, rule=rule), rng(9)
+    db.execute("update two_tower.settings set popularity_in_logits = %s", [exponent])
+    twin.reference.popularity_in_logits = exponent
+    for step in range(40):
+        at = START + timedelta(hours=step)
+        twin.insert(
+            [
+                Event(
+                    twin.user_ids[int(random.integers(15))],
+                    twin.post_ids[int(40 * random.random() ** 3)],
+                    str(random.choice(["like", "reply", "repost", "skip", "unlike"])),
+                    None,
+                    at,
+                )
+                for _ in range(int(random.integers(1, 9)))
+            ]
+        )
+        if step % 10 == 9:
+            twin.set_clock(at)
+        if step % 4 == 3:
+            twin.fold()
+    total = value(
+        db,
+        "select two_tower.popularity_in_likes(popularity_total,"
+        " two_tower.read_popularity_clock(two_tower.now(), s)) from two_tower.state s",
+    )
+    assert total == pytest.approx(sum(likes(db, p, at) for p in twin.post_ids), rel=1e-6)
+    assert twin.difference() < 1e-5
+
+
 def test_an_unlike_takes_what_was_added_when_the_clock_ran_otherwise(world: World) -> None:
     db, post = world.connection, world.post_ids[0]
     world.send("like", post, world.user_ids[1])

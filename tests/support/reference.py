@@ -76,12 +76,14 @@ class Event:
 class Draw:
     """What was not decided by rule: the posts drawn for an event, and whether its own step waits.
 
+    touched_ids: which of the posts were read as engaged with, where others write meanwhile.
     step: replaces lr * s * (1 - q), where it is known.
     waits: another session held the row of the post, so that the step on it was queued.
     post_vector: the post as that session left it for reading, where it waits.
     """
 
     post_ids: Sequence[int] = ()
+    touched_ids: Sequence[int] | None = None
     step: float | None = None
     waits: bool = False
     post_vector: Vector | None = None
@@ -113,7 +115,6 @@ class Post:
     moved: float = 0.0
     gained: float = 0.0
     gains: dict[int, Gain] = field(default_factory=dict)
-    pushed: float = 0.0
 
 
 @dataclass
@@ -189,6 +190,7 @@ class Reference:
     contrastive_rate = 0.08
     alpha_limit = 0.1
     temperature = 0.15
+    popularity_in_logits = 0.6
     decay = 0.85
     history_length = 30
     negative_factor = 0.3
@@ -198,7 +200,6 @@ class Reference:
     popularity_per_hour = 30.0
     account_weight_days = 3
     withdrawals_per_day = 3
-    untouched_push_limit = 0.5
     interest_threshold = 0.4
     interest_decay = 0.97
     interest_length = 80
@@ -217,6 +218,7 @@ class Reference:
         self.verdicts: dict[int, str] = {}
         self.engaged: dict[tuple[str, int], datetime] = {}
         self.half_life = timedelta(days=7)
+        self.total: tuple[datetime, float] | None = None
         self.clock = 0.0
         self.clock_at = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -338,7 +340,7 @@ class Reference:
             user.vector = norm(user.base + user.engaged_sum)
             step = self.contrastive_rate * weight
             if strength > 0:
-                step, factors = self._push(u, p, step, drawn)
+                step, factors = self._push(u, p, key[1], step, drawn)
         clock = self.read_clock(at)
         self.taught[key] = Snapshot(event_id, u, p, step, at, factors, likes, clock)
         self._step(event_id, u, factors, Step(key[1], step, 1, self.taught[key]), drawn)
@@ -395,19 +397,27 @@ class Reference:
         return vector
 
     def _push(
-        self, u: Vector, p: Vector, step: float, drawn: Draw
+        self, u: Vector, p: Vector, post_id: int, step: float, drawn: Draw
     ) -> tuple[float, list[tuple[int, float]]]:
-        """The step left for the post itself, and the pushes on the drawn posts.
+        """The step left for the post itself, and the pushes on the drawn posts, 0 if untouched.
 
         Without any drawn post there is nothing to compare with, and the step is the full one.
         """
         if not drawn.post_ids:
             return step, []
-        others = [self.posts[post_id].vector for post_id in drawn.post_ids]
-        logits = np.array([v @ u for v in [p, *others]]) / self.temperature
+        others = [self.posts[other] for other in drawn.post_ids]
+        cosines = np.array([v @ u for v in [p, *(other.vector for other in others)]])
+        shares = np.array([self._share(post) for post in [self.posts[post_id], *others]])
+        logits = cosines / self.temperature + self.popularity_in_logits * np.log(shares + 1e-4)
         q = np.exp(logits - logits.max())
         q /= q.sum()
-        factors = [(i, step * share) for i, share in zip(drawn.post_ids, q[1:], strict=True)]
+        touched_ids = drawn.touched_ids
+        if touched_ids is None:
+            touched_ids = [i for i in drawn.post_ids if not self.posts[i].is_pretrained]
+        factors = [
+            (other_id, step * share if other_id in touched_ids else 0.0)
+            for other_id, share in zip(drawn.post_ids, q[1:], strict=True)
+        ]
         return (step * (1 - q[0]) if drawn.step is None else drawn.step), factors
 
     def _step(
@@ -501,9 +511,7 @@ class Reference:
                 if post.vector is None:
                     continue
                 if post.is_pretrained:
-                    factor = min(factor, self.untouched_push_limit - post.pushed)
-                    factor = max(factor, -post.pushed)
-                    post.pushed += factor
+                    continue
                 post.vector = norm(post.vector - factor * push.user_vector)
             if push.own:
                 self._move(push.own, push.user_vector)
@@ -519,8 +527,17 @@ class Reference:
         now = self.read_clock(at)
         return sum(gain.likes * 2 ** (gain.clock - now) for gain in post.gains.values())
 
+    def _share(self, post: Post) -> float:
+        """The post's share of all popularity, as it was summed up last; 1 while it was not."""
+        if not self.total:
+            return 1
+        at, likes = self.total
+        return min(1, self.likes_of(post, at) / likes)
+
     def set_clock(self, now: datetime) -> None:
         """The half-life that holds three readers a post, as far as a day's change goes."""
+        likes = sum(self.likes_of(post, now) for post in self.posts.values())
+        self.total = (now, likes) if likes else None
         if not self.engaged or min(now, max(self.engaged.values())) <= self.clock_at:
             return
         days, posts = 0.0, set[int]()
