@@ -29,7 +29,9 @@
 --               muted_terms   words and tags that a reader does not want to meet
 --   what is     models       weights of both towers, and the candidate tower in SQL
 --   known       state        which slot serves, and the locks of a switch
---               vectors, embeddings, eligibility, training_examples, post_steps
+--               vectors, embeddings, eligibility, training_examples
+--               popularity   its clock, and what engagements add
+--               post_steps
 --   a like      lessons, locks, verdicts, draws, rules, interests, withdrawals, learning: the
 --               trigger, in its order
 --               learning_later  events that wait for an embedding, a minute or the end of a freeze

@@ -18,6 +18,8 @@ create table two_tower.settings (
       check (literal_maximum_alpha > 0 and literal_maximum_alpha < 1),
   temperature real not null default 0.15
     constraint temperature_is_positive check (temperature between 0.01::real and 10),
+  popularity_in_logits real not null default 0.6
+    constraint popularity_in_logits_is_bounded check (popularity_in_logits between 0 and 2),
   history_decay real not null default 0.85
     constraint history_decay_is_a_share check (history_decay between 0.1::real and 1),
   history_length integer not null default 30
@@ -65,9 +67,6 @@ create table two_tower.settings (
     constraint account_weight_days_are_bounded check (account_weight_days between 1 and 365),
   withdrawals_per_day integer not null default 3
     constraint withdrawals_per_day_are_bounded check (withdrawals_per_day between 1 and 1000),
-  untouched_post_push_limit real not null default 0.5
-    constraint untouched_post_push_limit_is_bounded
-      check (untouched_post_push_limit between 0 and 10),
 
   encoder text not null default 'all-MiniLM-L6-v2'
     constraint encoder_is_named check (length(encoder) between 1 and 500),
@@ -135,9 +134,6 @@ create table two_tower.settings (
 
   cold_until integer not null default 3
     constraint cold_until_is_bounded check (cold_until between 0 and 1000),
-  popularity_half_life interval not null default '7 days'
-    constraint popularity_half_life_is_an_hour_or_more
-      check (popularity_half_life >= '1 hour'),
   popularity_weight real not null default 0.15
     constraint popularity_weight_is_bounded check (popularity_weight between 0 and 10),
   followed_weight real not null default 0.2
@@ -204,6 +200,7 @@ comment on column two_tower.settings.contrastive_learning_rate is 'Advanced. Ste
 comment on column two_tower.settings.literal_learning_rate is 'Advanced. Step of a post towards a user at strength 1, by the literal rule.';
 comment on column two_tower.settings.literal_maximum_alpha is 'Advanced. Upper limit of alpha in the literal rule: alpha = least(this, 1 / (engagements + 1)).';
 comment on column two_tower.settings.temperature is 'Advanced. Softmax temperature of the contrastive rule.';
+comment on column two_tower.settings.popularity_in_logits is 'Advanced. What the log of a post''s share of all popularity weighs in the softmax of the contrastive rule. Posts that are shown and liked because they are popular need not learn it. 0: nothing.';
 comment on column two_tower.settings.history_decay is 'Advanced. Factor by which each later engagement shrinks an engagement''s weight in the engaged sum.';
 comment on column two_tower.settings.history_length is 'Advanced. A user is encoded from at most this number of last engagements.';
 comment on column two_tower.settings.negative_strength_factor is 'Advanced. Factor of a negative strength in the contrastive rule, in the engaged sum and on the post.';
@@ -224,7 +221,6 @@ comment on column two_tower.settings.post_movement_limit is 'Advanced. A post th
 comment on column two_tower.settings.popularity_per_hour is 'The most that a post''s popularity grows in an hour, in likes of accounts of full weight. Raise it where honest posts get more.';
 comment on column two_tower.settings.account_weight_days is 'An account weighs its active days divided by this, at most 1, in popularity and in what counts accounts. 1: new accounts weigh as much as others.';
 comment on column two_tower.settings.withdrawals_per_day is 'Advanced. After this number of withdrawals of a signal in a day, the same user''s signal on the same post is not learned again that day.';
-comment on column two_tower.settings.untouched_post_push_limit is 'Advanced. The most that pushes move an untouched post in all, so that it is not pushed out of sight.';
 comment on column two_tower.settings.encoder is 'The sentence-transformers model that reads texts: a name or a folder that all workers reach, of 384 dimensions. The default reads English. After a change, a worker fits the candidate tower to the new model, then all texts are encoded anew in the background (two_tower.active_encoder() is the model at work). One that does not fit opens an alert and changes nothing.';
 comment on column two_tower.settings.client_event_retry_window is 'Advanced. A repeated client_event_id is recognised within this time.';
 comment on column two_tower.settings.oldest_event_age is 'Advanced. Older events are refused. Only operators can insert history at all.';
@@ -252,7 +248,6 @@ comment on column two_tower.settings.requested_text_length is 'The longest text 
 comment on column two_tower.settings.requested_texts_per_minute is 'At most this number of new texts of one user is taken by embed_text() in a minute.';
 comment on column two_tower.settings.requested_texts_kept_for is 'What embed_text() made of a text is deleted after this time.';
 comment on column two_tower.settings.cold_until is 'Engagements over which a user''s page goes from popular and fresh to personal.';
-comment on column two_tower.settings.popularity_half_life is 'Advanced. Half-life of a post''s popularity. Set it before the first event: stored popularity is counted in it.';
 comment on column two_tower.settings.popularity_weight is 'Weight of popularity (0 to 1) in the score for a warm user, beside the cosine.';
 comment on column two_tower.settings.followed_weight is 'What a post of a followed author gains in score.';
 comment on column two_tower.settings.recency_weight is 'Weight of freshness (0 to 1) in the score.';

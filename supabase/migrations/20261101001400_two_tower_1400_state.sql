@@ -22,6 +22,12 @@ create table two_tower.state (
   learning_rate_factor real not null default 1
     constraint learning_rate_factor_is_a_share
       check (learning_rate_factor > 0 and learning_rate_factor <= 1),
+  popularity_half_life interval not null default '7 days'
+    constraint popularity_half_life_is_from_a_day_to_three_years
+      check (popularity_half_life between '1 day' and '1096 days'),
+  popularity_total double precision not null default '-infinity',
+  popularity_clock double precision not null default 0,
+  popularity_clock_at timestamptz not null default 'epoch',
   hash_seed bigint not null default hashtextextended(gen_random_uuid()::text, 0),
   constraint a_freeze_has_a_reason check ((frozen_at is null) = (frozen_reason is null)),
   constraint what_went_wrong_began_before_the_freeze check (wrong_since <= frozen_at)
@@ -39,6 +45,10 @@ comment on column two_tower.state.frozen_at is 'Since when learning is frozen. N
 comment on column two_tower.state.frozen_reason is 'The reason that freeze() was given. Null when learning is not frozen.';
 comment on column two_tower.state.wrong_since is 'Since when that for which learning is frozen went on, as freeze() was told: a rollback takes a checkpoint from before. Null when learning is not frozen.';
 comment on column two_tower.state.learning_rate_factor is 'Factor of the learning rate. resume() sets it after a freeze.';
+comment on column two_tower.state.popularity_half_life is 'The time in which a post''s popularity halves: read_popularity_clock().';
+comment on column two_tower.state.popularity_total is 'Log2 of the sum of 2^popularity over all posts, when it was last summed up: set_popularity_clock(). Shares are of it.';
+comment on column two_tower.state.popularity_clock is 'What the popularity clock read at popularity_clock_at.';
+comment on column two_tower.state.popularity_clock_at is 'When the half-life was last set: set_popularity_clock().';
 comment on column two_tower.state.hash_seed is 'The secret of this database: every hash that chooses a place is keyed with it, so that nobody can work out where an account or a post stands. It never changes, or users would change arms of experiments.';
 insert into two_tower.state default values;
 

@@ -1,8 +1,7 @@
 -- Types of vectors, and the formulas of which all rules are made.
 --
--- zero_vector, scale, decay_strength and popularity_in_likes are inlined. Names in their bodies are
--- bound when they are made, so they need no search_path of their own. A search_path would keep them
--- calls.
+-- zero_vector, scale and decay_strength are inlined. Names in their bodies are bound when they are
+-- made, so they need no search_path of their own. A search_path would keep them calls.
 
 -- Domains, not check constraints of the tables: each statement parses those anew, which costs a
 -- like 20 microseconds.
@@ -48,50 +47,3 @@ end
 $$;
 comment on function two_tower.move_vector(extensions.vector, real, extensions.vector) is
   'Returns norm(start + step * direction). Returns the start where the sum has next to no length, and so no direction.';
-
--- Popularity is kept as a logarithm. The plain sum would leave the range of a double after some
--- hundred half-lives.
-create function two_tower.compute_popularity(p_likes real, p_at timestamptz, p_half_life interval)
-returns double precision language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
-begin
-  return case when p_likes > 0 then ln(p_likes::double precision) / ln(2::double precision)
-      + extract(epoch from p_at - timestamptz '2025-01-01 00:00:00+00')::double precision
-        / extract(epoch from p_half_life)::double precision
-    else '-infinity' end;
-end
-$$;
-comment on function two_tower.compute_popularity(real, timestamptz, interval) is
-  'Returns log2 of what likes add to a post''s popularity: log2(likes) + (time - 2025-01-01) / half-life. Forward decay: old likes do not shrink, new ones count for more.';
-
-create function two_tower.add_popularity(p_popularity double precision, p_added double precision)
-returns double precision language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
-begin
-  return case when least(p_popularity, p_added) = '-infinity'
-    then greatest(p_popularity, p_added)
-    else greatest(p_popularity, p_added)
-      + ln(1 + 2 ^ -least(1000, abs(p_popularity - p_added))) / ln(2::double precision) end;
-end
-$$;
-comment on function two_tower.add_popularity(double precision, double precision) is
-  'Returns log2(2^a + 2^b).';
-
-create function two_tower.subtract_popularity(p_popularity double precision,
-  p_taken double precision)
-returns double precision language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
-begin
-  return case when p_taken = '-infinity' then p_popularity
-    -- What is left of a sum when all parts are taken back is rounding.
-    when p_popularity - p_taken < 1e-9 then '-infinity'
-    else p_popularity
-      + ln(1 - 2 ^ -least(1000, p_popularity - p_taken)) / ln(2::double precision) end;
-end
-$$;
-comment on function two_tower.subtract_popularity(double precision, double precision) is
-  'Returns log2(2^a - 2^b), and -infinity where nothing is left.';
-
-create function two_tower.popularity_in_likes(p_popularity double precision,
-  p_of_one_like double precision)
-returns double precision language sql immutable parallel safe
-return 2 ^ greatest(-1000, least(1000, p_popularity - p_of_one_like));
-comment on function two_tower.popularity_in_likes(double precision, double precision) is
-  'Returns a popularity in likes. p_of_one_like: compute_popularity() of one like of now.';

@@ -36,7 +36,6 @@ create table two_tower.live_embeddings (
   moved_hour timestamptz,
   moved real not null default 0,
   gained real not null default 0,
-  pushed real not null default 0,
   model_version bigint not null references two_tower.model_weights (version),
   primary key (slot, post_id)
 ) with (fillfactor = 45);
@@ -48,14 +47,13 @@ comment on column two_tower.live_embeddings.author_id is 'posts.author_id.';
 comment on column two_tower.live_embeddings.created_at is 'The later of posts.created_at and arrived_at.';
 comment on column two_tower.live_embeddings.is_listed is 'posts.is_listed, as of the last tick.';
 comment on column two_tower.live_embeddings.source_id is 'posts.source_id.';
-comment on column two_tower.live_embeddings.is_pretrained is 'True while the post is untouched. Only then may a new tower replace its vector.';
+comment on column two_tower.live_embeddings.is_pretrained is 'True while the post is untouched. Then no push moves it, and a new tower may replace its vector.';
 comment on column two_tower.live_embeddings.is_held is 'Whether events about the post move nothing until the next checkpoint: hold_posts().';
 comment on column two_tower.live_embeddings.engagement_count is 'Learned events about the post, less withdrawn ones.';
-comment on column two_tower.live_embeddings.popularity is 'Log2 of the sum of likes * 2^((time - 2025-01-01) / half-life) over positive events, -infinity without any. Forward decay: the order never needs a refresh. popularity_in_likes() tells the sum as of now.';
+comment on column two_tower.live_embeddings.popularity is 'Log2 of the sum of likes * 2^clock over positive events, with what read_popularity_clock() said at each; -infinity without any. popularity_in_likes() tells the sum as of now.';
 comment on column two_tower.live_embeddings.moved_hour is 'The hour that moved and gained are about.';
 comment on column two_tower.live_embeddings.moved is 'How far events about the post moved it in moved_hour: the sum of their steps (settings.movement_per_hour).';
 comment on column two_tower.live_embeddings.gained is 'By how much events raised the popularity in moved_hour, in likes (settings.popularity_per_hour).';
-comment on column two_tower.live_embeddings.pushed is 'How far pushes moved the post while it was untouched (settings.untouched_post_push_limit).';
 comment on column two_tower.live_embeddings.model_version is 'The candidate tower that projected the post or, of a learned vector, for which the slot was filled.';
 
 create unique index live_embeddings_slot_number_idx on two_tower.live_embeddings (slot, number);

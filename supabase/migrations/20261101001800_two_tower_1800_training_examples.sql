@@ -12,6 +12,7 @@ create table two_tower.training_examples (
   post_emb extensions.halfvec(128) not null,
   step real not null,
   popularity real not null default 0,
+  popularity_clock double precision not null default 0,
   negative_ids bigint[] not null default '{}',
   negative_embs extensions.halfvec[] not null default '{}',
   viewed_negative_count smallint not null default 0,
@@ -32,10 +33,11 @@ comment on column two_tower.training_examples.user_emb is 'The user vector befor
 comment on column two_tower.training_examples.post_emb is 'The live embedding of the post before the event.';
 comment on column two_tower.training_examples.step is 'Factor of user_emb by which the event moved the post, after all bounds. A withdrawal takes it back.';
 comment on column two_tower.training_examples.popularity is 'What the event added to the post''s popularity, in likes of that moment, after all bounds. A withdrawal takes it back.';
+comment on column two_tower.training_examples.popularity_clock is 'What read_popularity_clock() said of created_at when the event was learned.';
 comment on column two_tower.training_examples.negative_ids is 'The negatives, viewed ones first.';
 comment on column two_tower.training_examples.negative_embs is 'The live embeddings of negative_ids before the event.';
 comment on column two_tower.training_examples.pushed_ids is 'Posts that the event pushes away, each by its push_factor times user_emb.';
-comment on column two_tower.training_examples.push_factors is 'Factors of pushed_ids.';
+comment on column two_tower.training_examples.push_factors is 'Factors of pushed_ids. 0 of one that was untouched: it was compared with, and not pushed.';
 comment on column two_tower.training_examples.created_at is 'The time of the event.';
 comment on column two_tower.training_examples.is_withdrawn is 'It is in force no more: the user took the signal back, or an operator undid it.';
 comment on column two_tower.training_examples.is_undone is 'An operator took it back (undo()), and the user has not: the signal stands, and taught nothing.';

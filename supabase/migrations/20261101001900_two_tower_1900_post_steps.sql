@@ -14,6 +14,7 @@ create table two_tower.deferred_steps (
   step real not null default 0,
   engagements integer not null default 0,
   popularity real not null default 0,
+  popularity_clock double precision not null default 0,
   created_at timestamptz not null
 );
 comment on table two_tower.deferred_steps is 'Deferred steps, which wait to be folded into live embeddings. Each of pushed_ids: p = norm(p - push_factor * user_vector). post_id: p = norm(p + step * user_vector).';
@@ -27,21 +28,25 @@ comment on column two_tower.deferred_steps.post_id is 'The post that the event w
 comment on column two_tower.deferred_steps.step is 'Factor of user_vector for post_id.';
 comment on column two_tower.deferred_steps.engagements is 'What the event adds to the post''s engagement_count: 1 when learned, -1 when withdrawn.';
 comment on column two_tower.deferred_steps.popularity is 'What the event adds to the post''s popularity or takes off it, in likes.';
+comment on column two_tower.deferred_steps.popularity_clock is 'What read_popularity_clock() said when these likes were learned.';
 comment on column two_tower.deferred_steps.created_at is 'The time of the event or, of a withdrawal, of the event that it takes back.';
 
 create type two_tower.post_step as (
   direction extensions.vector, step real, engagements integer, popularity real,
-  created_at timestamptz, event_id bigint, user_id uuid
+  popularity_clock double precision, created_at timestamptz, event_id bigint, user_id uuid
 );
 comment on type two_tower.post_step is 'A step of a post: p = norm(p + step * direction).';
 comment on column two_tower.post_step.engagements is '1 for an event about the post, -1 for a withdrawn one, 0 for a push or one that is taken back.';
 comment on column two_tower.post_step.popularity is 'In likes.';
+comment on column two_tower.post_step.popularity_clock is 'What read_popularity_clock() said when these likes were learned.';
 comment on column two_tower.post_step.created_at is 'The time of the event. Of a withdrawal: of the event that it takes back.';
 
 -- The only place where learning moves a post. Bounds keep a crowd from deciding alone where a
 -- post stands. In an hour, events about the post move it by at most settings.movement_per_hour,
 -- and raise its popularity by at most settings.popularity_per_hour. They do not move a post that
--- is held. Pushes move an untouched post by at most settings.untouched_post_push_limit in all.
+-- is held. Pushes do not move an untouched post at all: what nobody engaged with stands where its
+-- text puts it. A draw asked that already, but a post that lost its vector and was encoded anew is
+-- untouched again.
 -- What is taken back gives its room back, and needs none: it is what was applied. A step that is
 -- late counts in the hour that has begun, so that going back and forth between hours gives no
 -- room. History that is imported out of order has hours of its own. The steps are returned as
@@ -56,6 +61,7 @@ declare
 begin
   for v_place in 1..cardinality(p_steps) loop
     v_step := p_steps[v_place];
+    continue when v_step.engagements = 0 and p_post.is_pretrained;
     if v_step.engagements > 0 then
       v_hour := date_trunc('hour', v_step.created_at, 'UTC');
       if p_post.moved_hour is null or v_hour > p_post.moved_hour
@@ -79,8 +85,7 @@ begin
       p_post.moved := p_post.moved + abs(v_step.step);
       p_post.gained := p_post.gained + v_step.popularity;
       p_post.popularity := two_tower.add_popularity(p_post.popularity,
-        two_tower.compute_popularity(v_step.popularity, v_step.created_at,
-          p_settings.popularity_half_life));
+        two_tower.compute_popularity(v_step.popularity, v_step.popularity_clock));
       p_post.is_pretrained := false;
     elsif v_step.engagements < 0 then
       if p_post.moved_hour = date_trunc('hour', v_step.created_at, 'UTC') then
@@ -88,13 +93,7 @@ begin
         p_post.gained := greatest(0, p_post.gained - v_step.popularity);
       end if;
       p_post.popularity := two_tower.subtract_popularity(p_post.popularity,
-        two_tower.compute_popularity(v_step.popularity, v_step.created_at,
-          p_settings.popularity_half_life));
-    elsif p_post.is_pretrained then
-      v_step.step := greatest(v_step.step,
-        p_post.pushed - p_settings.untouched_post_push_limit);
-      v_step.step := least(v_step.step, p_post.pushed);
-      p_post.pushed := p_post.pushed - v_step.step;
+        two_tower.compute_popularity(v_step.popularity, v_step.popularity_clock));
     end if;
     p_post.engagement_count := p_post.engagement_count + v_step.engagements;
     p_post.embedding := two_tower.move_vector(p_post.embedding, v_step.step, v_step.direction);

@@ -2,17 +2,32 @@
 
 create type two_tower.drawn_posts as (
   negative_ids bigint[], negative_embs extensions.halfvec[], viewed_count integer,
-  pushed_ids bigint[], pushed_weights double precision[]
+  pushed_ids bigint[], pushed_weights double precision[], are_untouched boolean[]
 );
 comment on type two_tower.drawn_posts is
   'Posts drawn for a lesson: the negatives of its pair, and the posts that it pushes away.';
 comment on column two_tower.drawn_posts.viewed_count is 'How many of the first negatives the user viewed.';
-comment on column two_tower.drawn_posts.pushed_weights is 'exp((cosine - 1) / temperature) of each of pushed_ids with the user.';
+comment on column two_tower.drawn_posts.pushed_weights is 'weigh_post() of each of pushed_ids.';
+comment on column two_tower.drawn_posts.are_untouched is 'Whether each of pushed_ids is untouched. Such a post is compared with, and not pushed.';
 
 create type two_tower.post_range as (
-  slot smallint, lowest bigint, highest bigint, recent_places integer
+  slot smallint, lowest bigint, highest bigint, recent_places integer,
+  popularity_total double precision
 );
-comment on type two_tower.post_range is 'A slot, the numbers between which its posts lie, and the number of places of recent_posts.';
+comment on type two_tower.post_range is 'A slot, the numbers between which its posts lie, the number of places of recent_posts, and the total of popularity.';
+
+-- A popular post is engaged with more often than its vector explains, and the score says so
+-- already. So the softmax knows it too, and vectors learn the rest. Cosines are at most 1, so
+-- subtracting 1 keeps exp in range. Inlined, so it has no search_path.
+create function two_tower.weigh_post(p_cosine double precision, p_popularity double precision,
+  p_total double precision, p_temperature real, p_exponent real)
+returns double precision language sql immutable parallel safe
+return exp((p_cosine - 1) / p_temperature)
+  * (least(1, two_tower.popularity_in_likes(p_popularity, p_total)) + 1e-4::double precision)
+    ^ p_exponent;
+comment on function two_tower.weigh_post(double precision, double precision, double precision,
+  real, real) is
+  'Returns what a post weighs in the softmax of the contrastive rule: exp((cosine - 1) / temperature) * (share of all popularity + 0.0001)^exponent. p_exponent: settings.popularity_in_logits. While nothing is summed up (p_total is -infinity), all shares are 1.';
 
 -- Random negatives come from the newest posts. An account that posts a lot would be all of them, so
 -- each author has a share. An incoming post meets those that have their place already: what others
@@ -200,14 +215,15 @@ begin
       select v_recent || array(select r.number from two_tower.recent_posts r
                                where r.place = any (v_places)) as numbers
     ), tried as materialized (
-      select v.post_id, v.author_id, v.embedding, false as is_viewed,
+      select v.post_id, v.author_id, v.embedding, v.popularity, v.is_pretrained,
+        false as is_viewed,
         (v_takes_any or v.number = any ((select numbers from recent)::bigint[]))
           and v.post_id <> all (v_viewed) as is_recent,
         v.number = any (v_any) as is_any
       from two_tower.live_embeddings v
       where v.slot = p_range.slot and v.number = any ((select numbers from recent) || v_any)
       union all
-      select v.post_id, v.author_id, v.embedding, true, false, false
+      select v.post_id, v.author_id, v.embedding, v.popularity, v.is_pretrained, true, false, false
       from two_tower.live_embeddings v
       where v.slot = p_range.slot and v.post_id = any (v_viewed) and v.is_listed
     )
@@ -218,10 +234,12 @@ begin
         || array_agg(d.embedding::extensions.halfvec) filter (where d.is_recent))[:v_negatives],
       least(v_negatives, count(*) filter (where d.is_viewed)),
       (array_agg(d.post_id) filter (where d.is_any))[:v_pushes],
-      (array_agg(exp((-(d.embedding operator(extensions.<#>) p_user) - 1)
-        / p_settings.temperature)) filter (where d.is_any))[:v_pushes]
+      (array_agg(two_tower.weigh_post(-(d.embedding operator(extensions.<#>) p_user),
+        d.popularity, p_range.popularity_total, p_settings.temperature,
+        p_settings.popularity_in_logits)) filter (where d.is_any))[:v_pushes],
+      (array_agg(d.is_pretrained) filter (where d.is_any))[:v_pushes]
     into v_drawn.negative_ids, v_drawn.negative_embs, v_drawn.viewed_count, v_drawn.pushed_ids,
-      v_drawn.pushed_weights
+      v_drawn.pushed_weights, v_drawn.are_untouched
     from (
       select t.* from tried t
       where t.author_id is distinct from p_lesson.user_id
@@ -243,8 +261,8 @@ comment on function two_tower.draw_posts(two_tower.lesson, two_tower.settings, t
 -- A drawn post can be null in p_posts: encoded by another session since the rows were locked. Then
 -- the statement has not moved it.
 create function two_tower.refresh_drawn_posts(
-  p_drawn two_tower.drawn_posts, p_temperature real, p_user extensions.vector,
-  p_post_ids bigint[], p_posts two_tower.live_embeddings[]
+  p_drawn two_tower.drawn_posts, p_settings two_tower.settings, p_total double precision,
+  p_user extensions.vector, p_post_ids bigint[], p_posts two_tower.live_embeddings[]
 ) returns two_tower.drawn_posts
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 declare
@@ -259,12 +277,15 @@ begin
   for v_place in 1..coalesce(cardinality(p_drawn.pushed_ids), 0) loop
     v_index := two_tower.find_place(p_drawn.pushed_ids[v_place], p_post_ids);
     if (p_posts[v_index]).post_id is not null then
-      p_drawn.pushed_weights[v_place] := exp((-((p_posts[v_index]).embedding
-        operator(extensions.<#>) p_user) - 1) / p_temperature);
+      p_drawn.pushed_weights[v_place] := two_tower.weigh_post(
+        -((p_posts[v_index]).embedding operator(extensions.<#>) p_user),
+        (p_posts[v_index]).popularity, p_total, p_settings.temperature,
+        p_settings.popularity_in_logits);
+      p_drawn.are_untouched[v_place] := (p_posts[v_index]).is_pretrained;
     end if;
   end loop;
   return p_drawn;
 end
 $$;
-comment on function two_tower.refresh_drawn_posts(two_tower.drawn_posts, real, extensions.vector, bigint[], two_tower.live_embeddings[]) is
+comment on function two_tower.refresh_drawn_posts(two_tower.drawn_posts, two_tower.settings, double precision, extensions.vector, bigint[], two_tower.live_embeddings[]) is
   'Returns the drawn posts as they stand within the statement, which has moved some of them itself. p_post_ids is sorted.';

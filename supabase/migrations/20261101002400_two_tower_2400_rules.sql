@@ -33,24 +33,22 @@ comment on function two_tower.apply_literal_rule(real, real, integer, extensions
   'Returns the user after an event by the literal rule: u'' = norm((1 - a) u + a s p), a = least(limit, 1 / (n + 1)). The post''s own step is rate * s: p'' = norm(p + rate * s * u).';
 
 create function two_tower.apply_contrastive_rule(
-  p_full_step real, p_temperature real, p_user extensions.vector, p_post extensions.vector,
-  p_weights double precision[], out step real, out push_factors real[]
+  p_full_step real, p_own double precision, p_weights double precision[],
+  p_are_untouched boolean[], out step real, out push_factors real[]
 ) language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 declare
-  -- Cosines are at most 1, so subtracting 1 keeps exp in range.
-  v_own double precision :=
-    exp((-(p_post operator(extensions.<#>) p_user) - 1) / p_temperature);
-  v_total double precision := v_own;
+  v_total double precision := p_own;
   v_weight double precision;
 begin
   foreach v_weight in array p_weights loop
     v_total := v_total + v_weight;
   end loop;
-  foreach v_weight in array p_weights loop
-    push_factors := push_factors || greatest(1e-12, p_full_step * v_weight / v_total)::real;
+  for v_place in 1..cardinality(p_weights) loop
+    push_factors[v_place] := case when p_are_untouched[v_place] then 0
+      else greatest(1e-12, p_full_step * p_weights[v_place] / v_total) end;
   end loop;
-  step := p_full_step * (1 - v_own / v_total);
+  step := p_full_step * (1 - p_own / v_total);
 end
 $$;
-comment on function two_tower.apply_contrastive_rule(real, real, extensions.vector, extensions.vector, double precision[]) is
-  'Computes the steps of an event by the contrastive rule, from u and p before it. q = softmax([p, pushed] u / temperature). step: full_step (1 - q_p), for p'' = norm(p + step u). push_factors: full_step q of each pushed post, to be subtracted later. p_weights: exp((cosine - 1) / temperature) of each pushed post.';
+comment on function two_tower.apply_contrastive_rule(real, double precision, double precision[], boolean[]) is
+  'Computes the steps of an event by the contrastive rule. q = the weights of the post (p_own) and of those drawn (p_weights), which weigh_post() gave them before the event, over their sum. step: full_step (1 - q_p), for p'' = norm(p + step u). push_factors: full_step q of each drawn post, to be subtracted later, and 0 of an untouched one.';

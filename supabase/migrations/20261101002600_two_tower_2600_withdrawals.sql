@@ -39,6 +39,7 @@ begin
   steps := row(p_lesson.event_id, p_lesson.user_id, p_state.epoch,
     coalesce(p_example.user_emb::extensions.vector, p_user.embedding), '{}', '{}',
     p_lesson.post_id, -coalesce(p_example.step, 0), -1, coalesce(p_example.popularity, 0),
+    coalesce(p_example.popularity_clock, 0),
     coalesce(p_example.created_at, p_lesson.created_at));
   if v_is_undone or v_queued.post_id is not null then
     steps.post_id := null;

@@ -2,7 +2,8 @@
 
 create function two_tower.learn_lesson(
   p_lesson two_tower.lesson, p_settings two_tower.settings, p_state two_tower.state,
-  p_drawn two_tower.drawn_posts, p_post extensions.vector, inout p_user two_tower.user_embeddings,
+  p_drawn two_tower.drawn_posts, p_post two_tower.live_embeddings,
+  inout p_user two_tower.user_embeddings,
   out steps two_tower.deferred_steps, out example two_tower.training_examples
 ) language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
@@ -10,6 +11,7 @@ declare
   v_strength real := two_tower.weigh_strength(p_lesson.strength,
     p_settings.negative_strength_factor);
   v_popularity real;
+  v_clock double precision := two_tower.read_popularity_clock(p_lesson.created_at, p_state);
   v_step real;
   v_pushed record;
   v_factors real[] := '{}';
@@ -23,12 +25,14 @@ begin
     * two_tower.weigh_account(p_user.active_days, p_settings.account_weight_days) else 0 end;
   p_user.engaged_sum :=
     two_tower.scale(p_settings.history_decay, p_user.engaged_sum) operator(extensions.+)
-    two_tower.scale(v_strength, p_post);
+    two_tower.scale(v_strength, p_post.embedding);
   if p_settings.learning_rule = 'contrastive' then
     v_step := v_strength * p_settings.contrastive_learning_rate * p_state.learning_rate_factor;
     if p_drawn.pushed_ids <> '{}' then
-      v_pushed := two_tower.apply_contrastive_rule(v_step, p_settings.temperature, v_before, p_post,
-        p_drawn.pushed_weights);
+      v_pushed := two_tower.apply_contrastive_rule(v_step, two_tower.weigh_post(
+          -(p_post.embedding operator(extensions.<#>) v_before), p_post.popularity,
+          p_state.popularity_total, p_settings.temperature, p_settings.popularity_in_logits),
+        p_drawn.pushed_weights, p_drawn.are_untouched);
       v_step := v_pushed.step;
       v_factors := v_pushed.push_factors;
     end if;
@@ -37,14 +41,15 @@ begin
   else
     v_step := p_lesson.strength * p_settings.literal_learning_rate * p_state.learning_rate_factor;
     p_user.embedding := two_tower.apply_literal_rule(p_lesson.strength,
-      p_settings.literal_maximum_alpha, p_user.engagement_count, v_before, p_post);
+      p_settings.literal_maximum_alpha, p_user.engagement_count, v_before,
+      p_post.embedding);
   end if;
   steps := row(p_lesson.event_id, p_lesson.user_id, p_state.epoch, v_before,
     coalesce(p_drawn.pushed_ids, '{}'), v_factors, p_lesson.post_id, v_step, 1, v_popularity,
-    p_lesson.created_at);
+    v_clock, p_lesson.created_at);
   example := row(
     p_lesson.event_id, p_lesson.user_id, p_lesson.post_id, p_lesson.signal, p_lesson.label,
-    v_before, p_post, v_step, v_popularity, coalesce(p_drawn.negative_ids, '{}'),
+    v_before, p_post.embedding, v_step, v_popularity, v_clock, coalesce(p_drawn.negative_ids, '{}'),
     coalesce(p_drawn.negative_embs, '{}'), coalesce(p_drawn.viewed_count, 0), steps.pushed_ids,
     v_factors, p_lesson.created_at, false, p_user.reset_count, false);
 
@@ -53,12 +58,12 @@ begin
   p_user.recent_post_ids := (p_user.recent_post_ids || p_lesson.post_id)[v_first:];
   p_user.recent_strengths := (p_user.recent_strengths || v_strength)[v_first:];
   if v_strength > 0 then
-    p_user := two_tower.add_positive(p_lesson.post_id, p_post, p_settings, p_user);
+    p_user := two_tower.add_positive(p_lesson.post_id, p_post.embedding, p_settings, p_user);
   end if;
   p_user.updated_at := greatest(p_user.updated_at, p_lesson.created_at);
 end
 $$;
-comment on function two_tower.learn_lesson(two_tower.lesson, two_tower.settings, two_tower.state, two_tower.drawn_posts, extensions.vector, two_tower.user_embeddings) is
+comment on function two_tower.learn_lesson(two_tower.lesson, two_tower.settings, two_tower.state, two_tower.drawn_posts, two_tower.live_embeddings, two_tower.user_embeddings) is
   'Learns one event. Returns the user after it, the steps of posts, and its training example.';
 
 create function two_tower.write_learned(
@@ -116,7 +121,7 @@ declare
   v_step two_tower.post_step;
 begin
   select v_state.active_slot, min(v.number), max(v.number),
-    (select max(r.place) from two_tower.recent_posts r)
+    (select max(r.place) from two_tower.recent_posts r), v_state.popularity_total
   into v_range
   from two_tower.live_embeddings v where v.slot = v_state.active_slot;
   foreach v_lesson in array p_batch.lessons loop
@@ -142,19 +147,19 @@ begin
         v_drawn := two_tower.draw_posts(v_lesson, v_settings, v_range, v_user.embedding,
           v_lesson.post_id || v_withdrawn);
         if v_drawn.negative_ids && p_batch.post_ids or v_drawn.pushed_ids && p_batch.post_ids then
-          v_drawn := two_tower.refresh_drawn_posts(v_drawn, v_settings.temperature,
-            v_user.embedding, p_batch.post_ids, v_posts);
+          v_drawn := two_tower.refresh_drawn_posts(v_drawn, v_settings,
+            v_state.popularity_total, v_user.embedding, p_batch.post_ids, v_posts);
         end if;
       end if;
-      v_learned := two_tower.learn_lesson(v_lesson, v_settings, v_state, v_drawn,
-        v_post.embedding, v_user);
+      v_learned := two_tower.learn_lesson(v_lesson, v_settings, v_state, v_drawn, v_post,
+        v_user);
       v_example := v_learned.example;
     end if;
     v_users[v_user_index] := v_learned.p_user;
     v_steps := v_learned.steps;
     if v_lesson.post_id = any (p_batch.held_ids) then
       v_step := row(v_steps.user_vector, v_steps.step, v_steps.engagements, v_steps.popularity,
-        v_steps.created_at, v_steps.event_id, v_steps.user_id);
+        v_steps.popularity_clock, v_steps.created_at, v_steps.event_id, v_steps.user_id);
       v_moved := two_tower.move_post(v_post, array[v_step], v_settings);
       v_posts[v_post_index] := v_moved.p_post;
       v_step := v_moved.p_steps[1];

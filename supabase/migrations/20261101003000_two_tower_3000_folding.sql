@@ -23,12 +23,13 @@ begin
     select q.* from queued q join two_tower.state s on s.epoch = q.epoch
   ), steps as materialized (
     select v.event_id, n.post_id,
-      row(v.user_vector, -n.factor, 0, 0, v.created_at, v.event_id, v.user_id)::two_tower.post_step
-        as step
+      row(v.user_vector, -n.factor, 0, 0, 0, v.created_at, v.event_id,
+        v.user_id)::two_tower.post_step as step
     from valid v cross join lateral unnest(v.pushed_ids, v.push_factors) as n (post_id, factor)
+    where n.factor <> 0
     union all
     select v.event_id, v.post_id, row(v.user_vector, v.step, v.engagements, v.popularity,
-      v.created_at, v.event_id, v.user_id)::two_tower.post_step
+      v.popularity_clock, v.created_at, v.event_id, v.user_id)::two_tower.post_step
     from valid v where v.post_id is not null
   ), locked as materialized (
     select v.slot, v.post_id, v as post from two_tower.live_embeddings v
@@ -46,7 +47,7 @@ begin
       embedding = (case when (a.post).is_pretrained then m.post else a.post end).embedding,
       engagement_count = (a.post).engagement_count, popularity = (a.post).popularity,
       is_pretrained = (a.post).is_pretrained, moved_hour = (a.post).moved_hour,
-      moved = (a.post).moved, gained = (a.post).gained, pushed = (a.post).pushed
+      moved = (a.post).moved, gained = (a.post).gained
     from moved m join moved a on a.post_id = m.post_id and a.slot = v_slots[1]
     where v.slot = m.slot and v.post_id = m.post_id
   ), bounded as (

@@ -91,7 +91,7 @@ comment on column two_tower.reader.filter is 'What the page is asked to keep to,
 comment on column two_tower.reader.vector is 'The user vector. Null for a user of whom nothing is known.';
 comment on column two_tower.reader.warmth is '0 for a new reader, 1 after settings.cold_until engagements.';
 comment on column two_tower.reader."time" is 'The moment of the request.';
-comment on column two_tower.reader.popularity_unit is 'compute_popularity() of one like of now.';
+comment on column two_tower.reader.popularity_unit is 'The popularity of one like of now: read_popularity_clock().';
 comment on column two_tower.reader.popularity_scale is 'The log of 1 + the highest popularity in likes of now.';
 comment on column two_tower.reader.recency_half_life is 'In seconds.';
 comment on column two_tower.reader.followed_places is 'How many new posts of followed authors stand first on the page.';
@@ -122,7 +122,7 @@ declare
   v_vector extensions.vector := two_tower.encode_user(p_user_id);
   v_now timestamptz := two_tower.now();
   v_unit double precision :=
-    two_tower.compute_popularity(1, v_now, v_settings.popularity_half_life);
+    (select two_tower.read_popularity_clock(v_now, s) from two_tower.state s);
   v_share double precision := 0;
   v_engagements integer;
   v_has_several boolean;

@@ -40,8 +40,8 @@ create function two_tower.list_trending(p_user_id uuid, p_tag text, p_excluded b
 returns table (post_id bigint, score double precision, author_id uuid)
 language sql stable set search_path = pg_catalog, pg_temp as $$
   select v.post_id, two_tower.popularity_in_likes(v.popularity,
-    two_tower.compute_popularity(1, two_tower.now(), s.popularity_half_life)), v.author_id
-  from two_tower.settings s
+    two_tower.read_popularity_clock(two_tower.now(), t)), v.author_id
+  from two_tower.settings s cross join two_tower.state t
     cross join lateral (
       (select q.id, q.tags from two_tower.posts q
        where p_among is null and q.is_listed and q.encoded_hash is not null
@@ -52,7 +52,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
        where q.id = any (p_among) and q.created_at > two_tower.now() - s.trending_window)
     ) p
     join two_tower.live_embeddings v
-      on v.slot = (select active_slot from two_tower.state) and v.post_id = p.id
+      on v.slot = t.active_slot and v.post_id = p.id
   where (p_tag is null or p_tag = any (p.tags)) and v.popularity > '-infinity'
     and p.id <> all (p_excluded)
     and not (select exists (select from two_tower.user_posts u

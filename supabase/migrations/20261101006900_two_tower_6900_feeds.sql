@@ -70,8 +70,8 @@ returns table (post_id bigint, score double precision, author_id uuid)
 language sql stable set search_path = pg_catalog, pg_temp as $$
   select c.post_id, two_tower.popularity_in_likes(c.popularity, u.of_one_like), c.author_id
   from (
-    select two_tower.compute_popularity(1, two_tower.now(), s.popularity_half_life) as of_one_like
-    from two_tower.settings s
+    select two_tower.read_popularity_clock(two_tower.now(), s) as of_one_like
+    from two_tower.state s
   ) u cross join (
     select l.post_id, l.popularity, l.author_id from two_tower.popular_candidates l
     where p_among is null and (p_filter is null or (select exists (

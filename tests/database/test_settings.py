@@ -256,22 +256,6 @@ def test_a_profile_is_added_to_the_engaged_sum_with_profile_weight(
 # Ranking
 
 
-@pytest.mark.parametrize(("half_life", "left"), [("7 days", 1 / 2), ("14 days", 1 / 2**0.5)])
-def test_the_popularity_of_a_post_halves_in_popularity_half_life(
-    db: Connection, half_life: str, left: float
-) -> None:
-    world = World(db)
-    old, new = world.post_ids[:2]
-    with settings(db, popularity_half_life=half_life, popularity_weight=0, account_weight_days=1):
-        world.send("like", old, created_at=START)
-        world.send("like", new, created_at=START + timedelta(days=7))
-        value(db, "select two_tower.refresh_popular_candidates()")
-        found = scores(db, add_user(db), [old, new])
-        # The logarithm, in likes of now, over the largest; of a reader who is cold.
-        assert found[new].popular == pytest.approx(1)
-        assert found[old].popular == pytest.approx(np.log1p(left) / np.log(2))
-
-
 @pytest.mark.parametrize("weight", [0.2, 1.5])
 def test_a_post_of_a_followed_author_gains_followed_weight(db: Connection, weight: float) -> None:
     world = World(db, posts=1)

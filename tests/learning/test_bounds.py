@@ -130,7 +130,11 @@ def test_a_like_does_not_wait_for_another_like_of_the_same_post(
         popularity = "select popularity from two_tower.post_embeddings where post_id = %s"
         likes = (1 + 19 * 1.5) / 3  # on its first day an account weighs a third
         wanted = value(
-            watcher, "select two_tower.compute_popularity(%s::real, %s, '7 days')", likes, START
+            watcher,
+            "select two_tower.compute_popularity(%s::real, two_tower.read_popularity_clock(%s, s))"
+            " from two_tower.state s",
+            likes,
+            START,
         )
         assert value(watcher, popularity, posts[0]) == pytest.approx(wanted)
         assert_consistent(watcher)
@@ -185,35 +189,51 @@ def test_a_step_that_waits_while_a_slot_is_filled_reaches_both_slots(
         assert rows[0][1:3] == (1, False)
 
 
-def test_pushes_move_a_post_that_nobody_engaged_with_by_a_bounded_amount(db: Connection) -> None:
-    db.execute("update two_tower.settings set untouched_post_push_limit = %s", [LIMIT])
+def test_no_push_moves_a_post_that_nobody_engaged_with(db: Connection) -> None:
+    users, posts, _ = crowd(db, 3)
+    start = vectors(db)
+    for user_id in users:
+        for post_id in posts[:20]:
+            insert_events(db, [Event(user_id, post_id, "like")])
+    value(db, "select two_tower.fold_steps(null)")
+    moved = vectors(db)
+    compared = value(
+        db,
+        "select array_agg(distinct p) from two_tower.training_examples x"
+        " cross join unnest(x.pushed_ids, x.push_factors) as n (p, f) where n.f = 0",
+    )
+    assert set(compared) >= set(posts[20:])
+    assert all(np.array_equal(moved[post_id], start[post_id]) for post_id in posts[20:])
+    assert all(np.abs(moved[post_id] - start[post_id]).max() > 1e-4 for post_id in posts[:20])
+    assert_consistent(db)
+
+
+def test_a_fold_asks_again_whether_a_post_is_untouched(db: Connection) -> None:
+    """It lost its vector since the draw, and was encoded anew."""
     users, posts, direction = crowd(db, 1)
-    untouched, engaged = posts[0], posts[1]
+    untouched, engaged = posts[:2]
     insert_events(db, [Event(users[0], engaged, "like")])
     db.execute("truncate two_tower.deferred_steps")
     start = vectors(db)
-    for _ in range(60):
+    for sign in (1, -1):
         db.execute(
             "insert into two_tower.deferred_steps"
             " (event_id, user_id, epoch, user_vector, pushed_ids, push_factors, created_at)"
             " values (nextval('two_tower.engagement_event_ids'), %s, 0,"
             " %s::real[]::extensions.vector, %s, %s, now())",
-            [users[0], direction.tolist(), [untouched, engaged], [0.01, 0.01]],
+            [users[0], direction.tolist(), [untouched, engaged], [0.1 * sign, 0.01]],
         )
-    assert value(db, "select two_tower.fold_steps(20)") == 20
-    assert value(db, "select two_tower.fold_steps(null)") == 40
+        value(db, "select two_tower.fold_steps(null)")
     moved = vectors(db)
-    assert 0.5 * LIMIT < np.linalg.norm(moved[untouched] - start[untouched]) <= LIMIT
-    assert np.linalg.norm(moved[engaged] - start[engaged]) > 1.5 * LIMIT
+    assert np.array_equal(moved[untouched], start[untouched])
+    assert np.linalg.norm(moved[engaged] - start[engaged]) > 0.01
 
 
 def test_the_reference_bounds_what_the_database_bounds(db: Connection) -> None:
     """The same numbers, event by event: with limits that are reached all the time."""
-    db.execute(
-        "update two_tower.settings set movement_per_hour = 0.1, untouched_post_push_limit = 0.02"
-    )
+    db.execute("update two_tower.settings set movement_per_hour = 0.1")
     twin = Twin(db, np.random.default_rng(12), users=20, posts=60)
-    twin.reference.movement_per_hour, twin.reference.untouched_push_limit = 0.1, 0.02
+    twin.reference.movement_per_hour = 0.1
     rng = np.random.default_rng(13)
     for number in range(80):
         at = START + timedelta(minutes=3 * number)

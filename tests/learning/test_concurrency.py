@@ -48,6 +48,11 @@ def without_takings_back(events: Sequence[Event]) -> list[Event]:
     return [e for e in events if (e.user_id, e.post_id, WITHDRAWALS.get(e.event_type)) not in given]
 
 
+def touched(post_ids: Sequence[int], factors: Sequence[float]) -> list[int]:
+    """Those of the posts drawn that were read as engaged with."""
+    return [post_id for post_id, factor in zip(post_ids, factors, strict=True) if factor]
+
+
 @dataclass
 class Statement:
     """One committed statement: its place in the order of commits, its events, its draws."""
@@ -92,9 +97,11 @@ def test_after_sixteen_writers_every_vector_is_that_of_a_serial_order(
                         ids = insert_events(session, events)
                         place = value(session, "select nextval('public.commit_order')")
                         pushes = session.execute(
-                            "select event_id, pushed_ids, push_factors, post_id is not null"
-                            " from two_tower.deferred_steps"
-                            " where xmin = pg_current_xact_id()::xid order by event_id"
+                            "select d.event_id, d.pushed_ids, d.push_factors,"
+                            "   d.post_id is not null, x.step"
+                            " from two_tower.deferred_steps d"
+                            " left join two_tower.training_examples x using (event_id)"
+                            " where d.xmin = pg_current_xact_id()::xid order by d.event_id"
                         ).fetchall()
                     done.append(Statement(place, list(zip(ids, events, strict=True)), pushes))
             return done
@@ -107,11 +114,12 @@ def test_after_sixteen_writers_every_vector_is_that_of_a_serial_order(
             def draw(event_id: int, pushes: dict[int, tuple[Any, ...]] = pushes) -> Draw:
                 if event_id not in pushes:
                     return Draw()
-                _, post_ids, factors, waits = pushes.pop(event_id)
+                _, post_ids, factors, waits, step = pushes.pop(event_id)
                 snapshot = read_snapshot(connection, event_id) if waits else None
                 return Draw(
                     post_ids,
-                    float(np.sum(factors)) if factors else None,
+                    touched(post_ids, factors),
+                    step if post_ids else None,
                     waits,
                     snapshot.post_vector if snapshot else None,
                 )
@@ -233,6 +241,7 @@ def test_sessions_that_fold_at_once_apply_each_push_once(
     with connect(url, autocommit=True) as connection:
         author = add_user(connection)
         posts = add_posts(connection, 20, [author], rng)
+        connection.execute("update two_tower.live_embeddings set is_pretrained = false")
         read = "select post_id, embedding::real[] from two_tower.post_embeddings"
         vectors = {i: np.array(v, float) for i, v in connection.execute(read)}
         direction = norm(rng.normal(size=DIMENSIONS))

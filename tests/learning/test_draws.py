@@ -52,12 +52,14 @@ def test_a_post_that_was_encoded_after_the_locks_is_drawn_as_it_stands(db: Conne
     """
     drawn = db.execute(
         """
-        select (r).negative_embs = negatives as has_negatives, (r).pushed_weights
+        select (r).negative_embs = negatives as has_negatives, (r).pushed_weights,
+          (r).are_untouched
         from (select array[array_fill(0.5::real, array[128])::extensions.halfvec] as negatives) n,
           lateral two_tower.refresh_drawn_posts(
-            row('{7}', n.negatives, 0, '{7, 8}', '{0.25, 0.5}')::two_tower.drawn_posts, 0.15::real,
+            row('{7}', n.negatives, 0, '{7, 8}', '{0.25, 0.5}', '{f, t}')::two_tower.drawn_posts,
+            two_tower.read_settings(), 1,
             array_fill(1::real, array[128])::extensions.vector, '{7, 9}',
             array[null, null]::two_tower.live_embeddings[]) r
         """
     ).fetchone()
-    assert drawn == (True, [0.25, 0.5])
+    assert drawn == (True, [0.25, 0.5], [False, True])

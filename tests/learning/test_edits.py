@@ -10,7 +10,7 @@ import pytest
 from python_jobs.db import Connection, value
 from tests.support.engagements import add_posts, base_vectors, store
 from tests.support.learning import World, live, rng
-from tests.support.reference import norm
+from tests.support.reference import START, norm
 
 Vector = np.ndarray[Any, Any]
 
@@ -42,12 +42,14 @@ def projected(connection: Connection, post_id: int) -> Vector:
 
 
 def weight(connection: Connection, post_id: int) -> float:
-    """A post's popularity, in likes of the engine's first day."""
+    """A post's popularity, in likes of the test's first day."""
     return float(
         value(
             connection,
-            "select coalesce((select 2 ^ popularity from two_tower.live_embeddings"
-            " where post_id = %s and slot = (select active_slot from two_tower.state)), 0)",
+            "select coalesce((select 2 ^ (popularity - two_tower.read_popularity_clock(%s, s))"
+            " from two_tower.live_embeddings where post_id = %s and slot = s.active_slot), 0)"
+            " from two_tower.state s",
+            START,
             post_id,
         )
     )

@@ -236,11 +236,12 @@ def test_an_update_of_a_vector_touches_no_index(db: Connection) -> None:
         " where relid = 'two_tower.live_embeddings'::regclass"
     )
     (before,) = db.execute(updates)
-    for post_id in world.post_ids[::6]:
-        world.send("like", post_id)
-    value(db, "select two_tower.fold_steps(5)")
+    for number, post_id in enumerate(world.post_ids[::2]):
+        world.send("like", post_id, world.user_ids[number % 2])
+    value(db, "select two_tower.fold_steps(null)")
     (after,) = db.execute(updates)
-    assert after[0] - before[0] > 10
+    # Each like its own post, and the fold those that were engaged with.
+    assert after[0] - before[0] > 40
     assert after[1] - before[1] == after[0] - before[0]
 
 

@@ -156,6 +156,8 @@ def test_unlikes_take_back_what_the_bound_let_through_and_no_more(
 
 
 def test_pushes_are_taken_back_with_the_like(world: World) -> None:
+    for post_id in world.post_ids[1:]:
+        world.send("like", post_id, world.user_ids[1])
     world.send("like", world.post_ids[1])
     value(world.connection, "select two_tower.fold_steps(null)")
     before = {post_id: live(world.connection, post_id) for post_id in world.post_ids}

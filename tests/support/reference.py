@@ -76,20 +76,35 @@ class Event:
 class Draw:
     """What was not decided by rule: the posts drawn for an event, and whether its own step waits.
 
+    touched_ids: which of the posts were read as engaged with, where others write meanwhile.
     step: replaces lr * s * (1 - q), where it is known.
     waits: another session held the row of the post, so that the step on it was queued.
     post_vector: the post as that session left it for reading, where it waits.
     """
 
     post_ids: Sequence[int] = ()
+    touched_ids: Sequence[int] | None = None
     step: float | None = None
     waits: bool = False
     post_vector: Vector | None = None
 
 
+@dataclass(frozen=True)
+class Gain:
+    """What an event added to a popularity: likes * 2^clock. at: the time of the event."""
+
+    likes: float
+    clock: float
+    at: datetime
+
+
 @dataclass
 class Post:
-    """A post as learning sees it; vector is None until its text is encoded."""
+    """A post as learning sees it; vector is None until its text is encoded.
+
+    gains: by event, what each positive in force added to its popularity.
+    gained: the likes of moved_hour.
+    """
 
     vector: Vector | None = None
     author_id: str | None = None
@@ -98,7 +113,8 @@ class Post:
     is_deleted: bool = False
     moved_hour: datetime | None = None
     moved: float = 0.0
-    pushed: float = 0.0
+    gained: float = 0.0
+    gains: dict[int, Gain] = field(default_factory=dict)
 
 
 @dataclass
@@ -114,6 +130,8 @@ class User:
     base: Vector = field(default_factory=lambda: np.zeros(DIMENSIONS))
     recent: list[tuple[int, float]] = field(default_factory=list)
     engagement_count: int = 0
+    active_days: int = 0
+    last_at: datetime | None = None
     minute: datetime | None = None
     minute_count: int = 0
     late: list[tuple[int, Event]] = field(default_factory=list)
@@ -137,21 +155,22 @@ class Snapshot:
     step: float
     at: datetime = START
     factors: list[tuple[int, float]] = field(default_factory=list)
+    likes: float = 0.0
+    clock: float = 0.0
 
 
 @dataclass
 class Step:
     """A step on the post of an event.
 
-    engagements: 1 when learned, -1 when withdrawn. at: the time of the learned event.
+    engagements: 1 when learned, -1 when withdrawn.
     taught: the snapshot of the learned event, which is told of the step that the bound leaves.
     """
 
     post_id: int
     size: float
     engagements: int
-    at: datetime
-    taught: Snapshot | None = None
+    taught: Snapshot
 
 
 @dataclass
@@ -171,14 +190,16 @@ class Reference:
     contrastive_rate = 0.08
     alpha_limit = 0.1
     temperature = 0.15
+    popularity_in_logits = 0.6
     decay = 0.85
     history_length = 30
     negative_factor = 0.3
     learned_per_minute = 60
     late_per_user = 1000
     movement_per_hour = 2.0
+    popularity_per_hour = 30.0
+    account_weight_days = 3
     withdrawals_per_day = 3
-    untouched_push_limit = 0.5
     interest_threshold = 0.4
     interest_decay = 0.97
     interest_length = 80
@@ -195,6 +216,11 @@ class Reference:
         self.waiting: list[tuple[int, Event]] = []
         self.queue: list[Push] = []
         self.verdicts: dict[int, str] = {}
+        self.engaged: dict[tuple[str, int], datetime] = {}
+        self.half_life = timedelta(days=7)
+        self.total: tuple[datetime, float] | None = None
+        self.clock = 0.0
+        self.clock_at = datetime(1970, 1, 1, tzinfo=UTC)
 
     def apply(
         self,
@@ -226,6 +252,9 @@ class Reference:
         signal = meaning(event.event_type, event.dwell_ms)
         if signal == "view":
             return "seen"
+        if STRENGTHS.get(signal, 0) > 0:
+            pair = (event.user_id, event.post_id)
+            self.engaged[pair] = max(event.created_at, self.engaged.get(pair, event.created_at))
         user = self.users.setdefault(event.user_id, User())
         post = self.posts[event.post_id]
         withdrawn = WITHDRAWALS.get(signal)
@@ -295,6 +324,10 @@ class Reference:
     ) -> None:
         u, p = user.vector, self._seen(key[1], drawn)
         weight = strength if strength > 0 else strength * self.negative_factor
+        if user.last_at is None or at.date() > user.last_at.date():
+            user.active_days += 1
+        user.last_at = max(at, user.last_at or at)
+        likes = max(0.0, strength) * min(1, user.active_days / self.account_weight_days)
         # The sum and the list are what was engaged with, under either rule: so the rule can be
         # switched at any time and no user starts again from nothing.
         user.engaged_sum = self.decay * user.engaged_sum + weight * p
@@ -307,9 +340,10 @@ class Reference:
             user.vector = norm(user.base + user.engaged_sum)
             step = self.contrastive_rate * weight
             if strength > 0:
-                step, factors = self._push(u, p, step, drawn)
-        self.taught[key] = Snapshot(event_id, u, p, step, at, factors)
-        self._step(event_id, u, factors, Step(key[1], step, 1, at, self.taught[key]), drawn)
+                step, factors = self._push(u, p, key[1], step, drawn)
+        clock = self.read_clock(at)
+        self.taught[key] = Snapshot(event_id, u, p, step, at, factors, likes, clock)
+        self._step(event_id, u, factors, Step(key[1], step, 1, self.taught[key]), drawn)
         user.recent = [*user.recent, (key[1], weight)][-self.history_length :]
         if strength > 0:
             self._add_positive(user, key[1], p)
@@ -363,19 +397,27 @@ class Reference:
         return vector
 
     def _push(
-        self, u: Vector, p: Vector, step: float, drawn: Draw
+        self, u: Vector, p: Vector, post_id: int, step: float, drawn: Draw
     ) -> tuple[float, list[tuple[int, float]]]:
-        """The step left for the post itself, and the pushes on the drawn posts.
+        """The step left for the post itself, and the pushes on the drawn posts, 0 if untouched.
 
         Without any drawn post there is nothing to compare with, and the step is the full one.
         """
         if not drawn.post_ids:
             return step, []
-        others = [self.posts[post_id].vector for post_id in drawn.post_ids]
-        logits = np.array([v @ u for v in [p, *others]]) / self.temperature
+        others = [self.posts[other] for other in drawn.post_ids]
+        cosines = np.array([v @ u for v in [p, *(other.vector for other in others)]])
+        shares = np.array([self._share(post) for post in [self.posts[post_id], *others]])
+        logits = cosines / self.temperature + self.popularity_in_logits * np.log(shares + 1e-4)
         q = np.exp(logits - logits.max())
         q /= q.sum()
-        factors = [(i, step * share) for i, share in zip(drawn.post_ids, q[1:], strict=True)]
+        touched_ids = drawn.touched_ids
+        if touched_ids is None:
+            touched_ids = [i for i in drawn.post_ids if not self.posts[i].is_pretrained]
+        factors = [
+            (other_id, step * share if other_id in touched_ids else 0.0)
+            for other_id, share in zip(drawn.post_ids, q[1:], strict=True)
+        ]
         return (step * (1 - q[0]) if drawn.step is None else drawn.step), factors
 
     def _step(
@@ -395,22 +437,28 @@ class Reference:
 
     def _move(self, own: Step, direction: Vector) -> None:
         """The step of an event on its post, bounded per hour; a withdrawal gives its room back."""
-        post = self.posts[own.post_id]
-        hour = own.at.replace(minute=0, second=0, microsecond=0)
+        post, taught = self.posts[own.post_id], own.taught
+        hour = taught.at.replace(minute=0, second=0, microsecond=0)
         size = abs(own.size)
         if own.engagements > 0:
             is_late = post.moved_hour and timedelta(0) <= post.moved_hour - hour <= timedelta(
                 days=1
             )
             if not is_late:
-                post.moved_hour, post.moved = hour, 0.0
+                post.moved_hour, post.moved, post.gained = hour, 0.0, 0.0
             size = min(size, max(0.0, self.movement_per_hour - post.moved))
             post.moved += size
             post.is_pretrained = False
-            assert own.taught is not None
-            own.taught.step = float(np.copysign(size, own.size))
-        elif post.moved_hour == hour:
-            post.moved = max(0.0, post.moved - size)
+            taught.step = float(np.copysign(size, own.size))
+            taught.likes = min(taught.likes, self.popularity_per_hour - post.gained)
+            post.gained += taught.likes
+            if taught.likes > 0:
+                post.gains[taught.event_id] = Gain(taught.likes, taught.clock, taught.at)
+        else:
+            post.gains.pop(taught.event_id, None)
+            if post.moved_hour == hour:
+                post.moved = max(0.0, post.moved - size)
+                post.gained = max(0.0, post.gained - taught.likes)
         post.engagement_count += own.engagements
         assert post.vector is not None
         post.vector = norm(post.vector + np.copysign(size, own.size) * direction)
@@ -432,7 +480,7 @@ class Reference:
         self.withdrawals.setdefault(key, []).append(exact.at)
         queued = [push for push in self.queue if push.event_id == exact.event_id]
         self.queue = [push for push in self.queue if push.event_id != exact.event_id]
-        own: Step | None = Step(key[1], -exact.step, -1, exact.at)
+        own: Step | None = Step(key[1], -exact.step, -1, exact)
         if queued and queued[0].own:
             own = None
         factors = [] if queued else [(i, -factor) for i, factor in exact.factors]
@@ -463,14 +511,47 @@ class Reference:
                 if post.vector is None:
                     continue
                 if post.is_pretrained:
-                    factor = min(factor, self.untouched_push_limit - post.pushed)
-                    factor = max(factor, -post.pushed)
-                    post.pushed += factor
+                    continue
                 post.vector = norm(post.vector - factor * push.user_vector)
             if push.own:
                 self._move(push.own, push.user_vector)
         del self.queue[:count]
         return count
+
+    def read_clock(self, at: datetime) -> float:
+        """Half-lives at a time, by the clock of popularity."""
+        return self.clock + (at - self.clock_at) / self.half_life
+
+    def likes_of(self, post: Post, at: datetime) -> float:
+        """The popularity of a post, in likes of that time."""
+        now = self.read_clock(at)
+        return sum(gain.likes * 2 ** (gain.clock - now) for gain in post.gains.values())
+
+    def _share(self, post: Post) -> float:
+        """The post's share of all popularity, as it was summed up last; 1 while it was not."""
+        if not self.total:
+            return 1
+        at, likes = self.total
+        return min(1, self.likes_of(post, at) / likes)
+
+    def set_clock(self, now: datetime) -> None:
+        """The half-life that holds three readers a post, as far as a day's change goes."""
+        likes = sum(self.likes_of(post, now) for post in self.posts.values())
+        self.total = (now, likes) if likes else None
+        if not self.engaged or min(now, max(self.engaged.values())) <= self.clock_at:
+            return
+        days, posts = 0.0, set[int]()
+        engaged = sorted((now - at, post_id) for (_, post_id), at in self.engaged.items())
+        for count, (age, post_id) in enumerate(engaged, 1):
+            posts.add(post_id)
+            if count < 3 * len(posts):
+                days = age / timedelta(days=1) * 3 * len(posts) / count
+        most = 2 ** min(1, (now - self.clock_at) / timedelta(days=1))
+        before = self.half_life / timedelta(days=1)
+        self.clock, self.clock_at = self.read_clock(now), now
+        self.half_life = timedelta(
+            days=max(1, min(1096, max(before / most, min(before * most, days))))
+        )
 
     def take_waiting(self, is_due: Callable[[Event], bool]) -> list[tuple[int, Event]]:
         """The deferred events that are due, in id order; they wait no longer."""

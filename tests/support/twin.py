@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from datetime import datetime
 
 import numpy as np
+import pytest
 
-from python_jobs.db import Connection, rows
+from python_jobs.db import Connection, rows, value
 from tests.support.database import add_user
 from tests.support.engagements import (
     add_posts,
@@ -128,6 +129,14 @@ class Twin:
         delete_posts(self.connection, [post_id])
         self.reference.posts[post_id].is_deleted = True
 
+    def set_clock(self, now: datetime) -> None:
+        """Sets the clock of popularity on both sides."""
+        self.connection.execute("select set_config('two_tower.now', %s, false)", [now.isoformat()])
+        self.connection.execute("select two_tower.set_popularity_clock()")
+        self.reference.set_clock(now)
+        half_life = value(self.connection, "select popularity_half_life from two_tower.state")
+        assert half_life / self.reference.half_life == pytest.approx(1, rel=1e-6)
+
     def fold(self, limit: int | None = None) -> None:
         """Folds the oldest deferred steps on both sides."""
         row = self.connection.execute("select two_tower.fold_steps(%s)", [limit]).fetchone()
@@ -161,18 +170,22 @@ class Twin:
         """The largest difference of any number of any vector; all that is counted must be equal."""
         reference, connection, largest = self.reference, self.connection, 0.0
         posts = connection.execute(
-            "select post_id, embedding::real[], engagement_count, is_pretrained"
-            " from two_tower.post_embeddings where embedding is not null"
+            "select post_id, embedding::real[], engagement_count, is_pretrained,"
+            "  two_tower.popularity_in_likes(popularity,"
+            "    two_tower.read_popularity_clock(two_tower.now(), s)) as likes, two_tower.now()"
+            " from two_tower.post_embeddings cross join two_tower.state s"
+            " where embedding is not null"
         ).fetchall()
         assert {row[0] for row in posts} == {
             i for i, post in reference.posts.items() if post.vector is not None
         }
-        for post_id, vector, count, is_pretrained in posts:
+        for post_id, vector, count, is_pretrained, likes, now in posts:
             post = reference.posts[post_id]
             assert post.vector is not None
             assert (post_id, count) == (post_id, post.engagement_count)
             assert (post_id, is_pretrained) == (post_id, post.is_pretrained)
             largest = max(largest, float(np.abs(np.array(vector) - post.vector).max()))
+            largest = max(largest, abs(likes - reference.likes_of(post, now)))
         users = connection.execute(
             "select user_id::text, embedding::real[], engaged_sum::real[], engagement_count,"
             "  recent_post_ids, recent_strengths, two_tower.encode_user(user_id)::real[],"

@@ -91,6 +91,7 @@ class TwoTower(System):
         if (number + 1) % FOLDED_EVERY == 0:
             self._send()
             value(self.connection, "select two_tower.fold_steps(null)")
+            value(self.connection, "select two_tower.set_popularity_clock()")
             value(self.connection, "select two_tower.refresh_popular_candidates()")
             if value(self.connection, "select two_tower.improve_first_tower()"):
                 self._finish_switch()
