@@ -133,7 +133,8 @@ create function two_tower.may_study() returns boolean
 language sql stable set search_path = pg_catalog, pg_temp as $$
   select s.study_enabled and s.learning_rule = 'contrastive' and st.frozen_at is null
     and st.filling_version is null and not exists (
-      select from (select * from two_tower.studies order by id desc limit 1) l
+      select from (
+        select * from two_tower.studies where state = 'done' order by id desc limit 1) l
       where l.ended_at + (l.ended_at - l.begun_at) * (1 / s.study_share - 1) > two_tower.now())
   from two_tower.settings s cross join two_tower.state st;
 $$;
