@@ -48,7 +48,7 @@
 --   a search    texts       what callers want encoded
 --               telling     what readers say of themselves
 --               encoder     from one encoder to another
---   around it   monitoring, safety
+--   around it   monitoring, study_health, safety
 --   a client    source_functions  what is written for each attached table
 --               readable     what asks its policies
 --               cursors      what a scroll has shown

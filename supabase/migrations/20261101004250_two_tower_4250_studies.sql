@@ -297,3 +297,24 @@ end
 $$;
 comment on function two_tower.end_study(bigint) is
   'Ends a study: what it repeated is not new any more. Raises 55000 where it is void or over. Definer: workers have no grant on tables.';
+
+create function two_tower.measure_study() returns table (name text, value double precision)
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  with last as (
+    select l.* from two_tower.studies l where l.state = 'done' order by l.id desc limit 1
+  )
+  select 'study_lag', count(*) from (
+    select from public.engagement_events e
+    where e.id > coalesce((select last_event_id from last), 0)
+      and e.event_type in (select g.event_type from two_tower.signals g where g.label)
+    limit 50000) n
+  union all select 'study_passes', (select l.steps / l.engagements::double precision from last l)
+  union all select 'study_movement', (
+    select sum(y.movement / greatest(1, y.moved_posts))
+      / greatest(1, extract(epoch from two_tower.now() - c.made_at) / 86400)
+    from (select * from two_tower.checkpoints order by id desc limit 1) c
+      join two_tower.studies y on y.begun_at >= c.made_at
+    group by c.made_at);
+$$;
+comment on function two_tower.measure_study() is
+  'Returns the metrics of study. study_movement: the sum over studies since the newest checkpoint of the mean cosine distance by which each moved its posts, per day; a checkpoint of today counts as a day old.';

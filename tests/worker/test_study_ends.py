@@ -273,6 +273,75 @@ def test_a_study_is_due_after_its_events_or_daily_after_a_twentieth(world: World
     assert value(db, due) is False
 
 
+def cycle(world: World, post: int | None, others: list[int]) -> np.ndarray:
+    """A hundred times, nine hours apart: an account likes the post, a study comes, it takes the
+    like back. Others like meanwhile, so that there is something to study. Where the post is."""
+    db = world.connection
+    target = post or world.post_ids[0]
+    attacker = world.user_ids[0]
+    start = value(db, "select two_tower.now()")
+    for number in range(100):
+        at = start + timedelta(hours=9 * number)
+        events = [Event(world.user_ids[1 + number % 11], others[number], "like", None, at)]
+        if post:
+            events.append(Event(attacker, post, "like", None, at))
+        insert_events(db, events)
+        set_clock(db, at + timedelta(hours=1))
+        assert "moved" in HANDLERS["study"](db)
+        if post:
+            later = at + timedelta(hours=2)
+            insert_events(db, [Event(attacker, post, "unlike", None, later)])
+        value(db, "select two_tower.fold_steps(null)")
+    return vectors(db)[target]
+
+
+def test_back_and_forth_a_hundred_times_moves_a_post_by_little(db: Connection) -> None:
+    """Against the same months without that account. Studies draw at random: what they do to the
+    post besides is in both, and small beside the bound."""
+    world = World(db, users=12, posts=300)
+    post, others = world.post_ids[0], world.post_ids[100:200]
+    engage(world, 300)
+    like(world, world.user_ids[5], post)
+    ends = []
+    for attacked in (None, post):
+        with db.transaction(force_rollback=True):
+            db.execute("select setseed(0.5)")
+            world.post_ids[0] = post
+            ends.append(cycle(world, attacked, others))
+            done = "select count(*) from two_tower.studies where state = 'done'"
+            assert value(db, done) == 100
+    assert np.linalg.norm(ends[1] - ends[0]) <= 0.02
+
+
+def test_drift_of_study_switches_study_off_and_learning_goes_on(world: World) -> None:
+    db = world.connection
+    value(db, "select two_tower.checkpoint('operator')")
+    study = begin(db)
+    db.execute("update two_tower.studies set moved_posts = 10, movement = 10 * 0.25")
+    value(db, "select two_tower.end_study(%s)", study.id)
+    metrics = dict(db.execute("select * from two_tower.measure_study()").fetchall())
+    assert metrics["study_movement"] == pytest.approx(0.25)
+    assert metrics["study_passes"] == pytest.approx(study.steps / study.engagements)
+    assert metrics["study_lag"] < 10
+    for drift, froze, is_studying in ((0.6, True, True), (0.4, False, False), (0.6, True, False)):
+        with db.transaction(force_rollback=True):
+            if not is_studying and froze:
+                db.execute(
+                    "select two_tower.open_alert('metric_out_of_range', 'embedding_drift',"
+                    " 'a test', '{\"stopped_study\": true}')"
+                )
+            db.execute(
+                "select two_tower.open_alert('metric_out_of_range', 'embedding_drift',"
+                " 'a test', jsonb_build_object('value', %s::float8))",
+                [drift],
+            )
+            assert value(db, "select two_tower.freeze_on_drift()") is froze
+            assert value(db, "select frozen_at is not null from two_tower.state") is froze
+            if not froze:
+                assert not value(db, "select study_enabled from two_tower.settings")
+                assert value(db, "select two_tower.freeze_on_drift()") is False
+
+
 # Workers and writers
 
 
@@ -294,7 +363,10 @@ def busy_app(url: str, posts: int) -> None:
                 ],
             )
         value(db, "select two_tower.fold_steps(null)")
-        db.execute("update two_tower.schedules set is_enabled = kind = 'study'")
+        db.execute("update two_tower.schedules set is_enabled = false")
+        # What else ticks do with posts is done before: a tick that waits for one starts no study.
+        wait_until(lambda: value(db, "select two_tower.tick()") == {"serving_refreshed": 0})
+        db.execute("update two_tower.schedules set is_enabled = true where kind = 'study'")
 
 
 def test_a_worker_does_the_study_that_is_due(fresh_database: Callable[[], str]) -> None:
