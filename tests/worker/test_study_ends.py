@@ -299,7 +299,7 @@ def test_back_and_forth_a_hundred_times_moves_a_post_by_little(db: Connection) -
     """Against the same months without that account. Studies draw at random: what they do to the
     post besides is in both, and small beside the bound."""
     world = World(db, users=12, posts=300)
-    post, others = world.post_ids[0], world.post_ids[100:200]
+    post, others = world.post_ids[0], world.post_ids[200:300]
     engage(world, 300)
     like(world, world.user_ids[5], post)
     ends = []
