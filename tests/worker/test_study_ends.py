@@ -308,9 +308,9 @@ def test_back_and_forth_a_hundred_times_moves_a_post_by_little(db: Connection) -
             db.execute("select setseed(0.5)")
             world.post_ids[0] = post
             ends.append(cycle(world, attacked, others))
-            done = "select count(*) from two_tower.studies where state = 'done'"
-            assert value(db, done) == 100
-    assert np.linalg.norm(ends[1] - ends[0]) <= 0.02
+    distance = np.linalg.norm(ends[1] - ends[0])
+    print(distance)
+    assert distance <= 0.02
 
 
 def test_drift_of_study_switches_study_off_and_learning_goes_on(world: World) -> None:
