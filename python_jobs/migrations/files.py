@@ -20,7 +20,7 @@ from python_jobs.errors import CommandError
 from python_jobs.migrations.statements import Statement, split_statements
 
 UNINSTALL = "two_tower_uninstall"
-FIRST_STARTER_NUMBER = "9000"
+FIRST_STARTER_NUMBER = "9900"
 # Where the engine's own text has pgvector, and names nothing else.
 VECTOR_SCHEMA = "extensions"
 

@@ -68,6 +68,18 @@ create table two_tower.settings (
   withdrawals_per_day integer not null default 3
     constraint withdrawals_per_day_are_bounded check (withdrawals_per_day between 1 and 1000),
 
+  study_enabled boolean not null default true,
+  study_share real not null default 0.25
+    constraint study_share_is_a_share check (study_share > 0 and study_share <= 1),
+  study_passes integer not null default 4
+    constraint study_passes_are_bounded check (study_passes between 1 and 16),
+  study_negatives integer not null default 64
+    constraint study_negatives_are_bounded check (study_negatives between 1 and 512),
+  study_rate real not null default 0.15
+    constraint study_rate_is_a_share check (study_rate between 0 and 1),
+  study_movement_limit real not null default 0.05
+    constraint study_movement_limit_is_small check (study_movement_limit between 0 and 0.5),
+
   encoder text not null default 'all-MiniLM-L6-v2'
     constraint encoder_is_named check (length(encoder) between 1 and 500),
 
@@ -221,6 +233,12 @@ comment on column two_tower.settings.post_movement_limit is 'Advanced. A post th
 comment on column two_tower.settings.popularity_per_hour is 'The most that a post''s popularity grows in an hour, in likes of accounts of full weight. Raise it where honest posts get more.';
 comment on column two_tower.settings.account_weight_days is 'An account weighs its active days divided by this, at most 1, in popularity and in what counts accounts. 1: new accounts weigh as much as others.';
 comment on column two_tower.settings.withdrawals_per_day is 'Advanced. After this number of withdrawals of a signal in a day, the same user''s signal on the same post is not learned again that day.';
+comment on column two_tower.settings.study_enabled is 'Whether a job repeats the newest positives (study). Drift that it makes switches it off.';
+comment on column two_tower.settings.study_share is 'Advanced. The share of its time that a worker studies: after a study, the next one waits until this is kept. Then it is about more engagements.';
+comment on column two_tower.settings.study_passes is 'Advanced. How many positives a study repeats for each new one.';
+comment on column two_tower.settings.study_negatives is 'Advanced. Posts that a step of a study pushes away. They are drawn uniformly among posts that somebody engaged with.';
+comment on column two_tower.settings.study_rate is 'Advanced. The learning rate of a study, as a share of that of an engagement.';
+comment on column two_tower.settings.study_movement_limit is 'Advanced. The most that one study moves a post: the distance between its vectors of norm 1 before and after.';
 comment on column two_tower.settings.encoder is 'The sentence-transformers model that reads texts: a name or a folder that all workers reach, of 384 dimensions. The default reads English. After a change, a worker fits the candidate tower to the new model, then all texts are encoded anew in the background (two_tower.active_encoder() is the model at work). One that does not fit opens an alert and changes nothing.';
 comment on column two_tower.settings.client_event_retry_window is 'Advanced. A repeated client_event_id is recognised within this time.';
 comment on column two_tower.settings.oldest_event_age is 'Advanced. Older events are refused. Only operators can insert history at all.';

@@ -10,12 +10,13 @@ create table two_tower.schedules (
   last_run_at timestamptz,
   last_event_id bigint not null default 0,
   description text not null,
-  constraint a_schedule_is_by_time_or_by_events check ((every is null) <> (every_events is null)),
+  constraint a_schedule_is_by_time_or_by_events
+    check (every is not null or every_events is not null),
   constraint a_schedule_does_not_run_all_the_time check (every >= '1 second' and every_events > 0)
 );
 comment on table two_tower.schedules is 'What runs when. Change an interval, or disable a schedule, with an UPDATE. However many runs were missed, one makes up for them.';
 comment on column two_tower.schedules.kind is 'The kind of the job or, in the database, the name of the function.';
-comment on column two_tower.schedules.every is 'Runs when this time has passed since last_run_at.';
+comment on column two_tower.schedules.every is 'Runs when this time has passed since last_run_at. Of a schedule by events: if a twentieth of every_events was learned.';
 comment on column two_tower.schedules.every_events is 'Runs after this number of learned engagements. Accounts count by their weight, each for at most a share (settings.account_share).';
 comment on column two_tower.schedules.runs_in is 'worker: becomes a job. database: becomes a call within tick().';
 comment on column two_tower.schedules.last_event_id is 'Of a schedule by events: the newest event that was counted, or that was there at the last run. The events after it count.';
@@ -23,6 +24,8 @@ comment on column two_tower.schedules.last_run_at is 'Set it to null to run a sc
 insert into two_tower.schedules (kind, every, every_events, runs_in, description) values
   ('train_candidate_tower', null, 1000, 'worker',
     'Trains the candidate tower on the newest training pairs.'),
+  ('study', '1 day', 1000, 'worker',
+    'Repeats the newest positives, and moves posts by what it learns.'),
   ('train_user_tower', '1 hour', null, 'worker',
     'Trains the user tower. Encodes active users with the version that serves.'),
   ('create_partitions_ahead', '1 day', null, 'database',

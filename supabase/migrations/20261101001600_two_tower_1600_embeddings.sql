@@ -96,6 +96,7 @@ create table two_tower.user_embeddings (
   minute_count integer not null default 0,
   waits_until timestamptz,
   reset_count integer not null default 0,
+  history_from bigint not null default 0,
   updated_at timestamptz
 ) with (fillfactor = 55, toast_tuple_target = 8160);
 comment on table two_tower.user_embeddings is 'One row per user who engaged, sent a batch of events, or has an encoded profile.';
@@ -116,6 +117,7 @@ comment on column two_tower.user_embeddings.waits_until is 'When the next of the
 create index user_embeddings_waits_until_idx on two_tower.user_embeddings (waits_until)
   where waits_until is not null;
 comment on column two_tower.user_embeddings.reset_count is 'How often the user began anew (reset_my_feed()).';
+comment on column two_tower.user_embeddings.history_from is 'The newest event when the user last began anew. Later ones are the user''s history.';
 comment on column two_tower.user_embeddings.updated_at is 'The time of the last learned event.';
 
 -- An account is worth what it costs to keep up: days of use. Days are those of the events, so an

@@ -157,8 +157,8 @@ def test_what_the_cli_pushed_from_the_checkout_is_not_applied_again(
     )
     assert done.returncode == 0, done.stderr
     assert migrate(url, tmp_path) == []
-    write_project(tmp_path, _20991231000000_two_tower_8800_later="select 1;")
-    assert migrate(url, tmp_path) == ["20991231000000_two_tower_8800_later.sql"]
+    write_project(tmp_path, _20991231000000_two_tower_9800_later="select 1;")
+    assert migrate(url, tmp_path) == ["20991231000000_two_tower_9800_later.sql"]
     assert migrate(url, tmp_path) == []
 
 

@@ -342,7 +342,7 @@ def test_the_ablation_compares_with_jobs_off(tmp_path: Path) -> None:
         for u, i, s in zip(stream.users, stream.items, stream.seconds, strict=True)
     ]
     found = report_of(write_csv(tmp_path / "camps.csv", rows), "--ablation", "--questions", "60")
-    arms = ["jobs off", "candidate tower only", "user tower only", "both towers"]
+    arms = ["jobs off", "study only", "candidate tower only", "user tower only", "all jobs"]
     assert [row["name"] for row in found["report"]["systems"]] == ["popularity, 30 days", *arms]
     for arm in arms:  # too few events for any training: all do, and draw, the same
         assert found[arm]["all"]["to_jobs_off"] == {"ratio": 1, "low": 1, "high": 1}

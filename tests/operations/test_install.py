@@ -255,7 +255,7 @@ def test_files_for_another_schema_of_pgvector_are_refused(
 
 def test_starter_and_seed_are_written_only_for_who_asks(app: Path, checkout: Path) -> None:
     migrations = checkout / "supabase" / "migrations"
-    starter = migrations / "20261101009000_two_tower_9000_starter.sql"
+    starter = migrations / "20261101009900_two_tower_9900_starter.sql"
     for path in migrations.glob("*_two_tower_9???_*.sql"):
         path.unlink()
     starter.write_text("create table public.threads (id bigint primary key);\n")
@@ -267,7 +267,7 @@ def test_starter_and_seed_are_written_only_for_who_asks(app: Path, checkout: Pat
     assert not seed.exists()
     said = says(run("install", "--into", str(app), "--starter", "--seed"))
     assert said.startswith("Wrote one file into ")
-    assert engine_in(app)[-1].title == "9000_starter"
+    assert engine_in(app)[-1].title == "9900_starter"
     assert seed.read_text() == (checkout / "supabase" / "seed.sql").read_text()
     seed.write_text("select 1;")
     said = says(run("install", "--into", str(app), "--starter", "--seed"))
@@ -282,13 +282,13 @@ def test_only_what_is_new_is_written_after_all_that_the_project_has(
     before = find_migrations(app)
     migrations = app / "supabase" / "migrations"
     (migrations / "20991231235959_later.sql").write_text("select 1;")
-    for number in ("8801", "8800"):
+    for number in ("9801", "9800"):
         path = checkout / "supabase" / "migrations" / f"1_two_tower_{number}_new.sql"
         path.write_text("select 1;\n")
     said = run("install", "--into", str(app))
     assert said.output.splitlines()[1:] == [
-        "  21000101000000_two_tower_8800_new.sql",
-        "  21000101000001_two_tower_8801_new.sql",
+        "  21000101000000_two_tower_9800_new.sql",
+        "  21000101000001_two_tower_9801_new.sql",
         "- No database was asked: set TWO_TOWER_DATABASE_URL to see what is in the way.",
         "Next: supabase db push",
     ]

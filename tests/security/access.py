@@ -62,17 +62,17 @@ TABLES = {
 PRIVATE_TABLES = _words("""
     action_embeddings active_readers alert_kinds alerts audits author_embeddings author_steps
     base_embeddings blocks checkpoint_posts checkpoint_users checkpoints cold_start_counts
-    cursors deferred_events deferred_steps due_posts error_codes experiment_arms
-    experiment_results experiments exploration_pool follows health installed_files jobs lessons
-    likeness_embeddings listed_posts live_embeddings live_workers metric_targets metrics
-    model_authors model_tensors model_weights most_moved_posts most_moved_users
-    most_moving_users open_alerts overview partitioned_tables partitions popular_candidates
-    post_changes post_embeddings posts posts_never_shown profile_embeddings recent_posts
-    requested_texts rollbacks schedule_counts schedules serving_builds serving_embeddings_0
-    serving_embeddings_1 serving_index setting_changes settings signals source_reports sources
-    state told_interests training_examples training_pairs undo_users undos unlearned_events
-    update_latencies user_embeddings user_post_signals user_posts users users_to_erase
-    vanished_posts withheld_authors workers
+    cursors deferred_events deferred_steps due_posts engagements_in_force error_codes
+    experiment_arms experiment_results experiments exploration_pool follows health
+    installed_files jobs lessons likeness_embeddings listed_posts live_embeddings live_workers
+    metric_targets metrics model_authors model_tensors model_weights most_moved_posts
+    most_moved_users most_moving_users open_alerts overview partitioned_tables partitions
+    popular_candidates post_changes post_embeddings posts posts_never_shown profile_embeddings
+    recent_posts requested_texts rollbacks schedule_counts schedules serving_builds
+    serving_embeddings_0 serving_embeddings_1 serving_index setting_changes settings signals
+    source_reports sources state studies study_posts told_interests training_examples
+    training_pairs undo_users undos unlearned_events update_latencies user_embeddings
+    user_post_signals user_posts users users_to_erase vanished_posts withheld_authors workers
 """)
 
 # Of these the service role may do less. Pages are written for attached tables: rows are changed in
@@ -153,13 +153,14 @@ BACK_END_FUNCTIONS = {
 
 # What a worker calls. tests/worker/test_worker_role.py holds that it calls nothing else.
 WORKER_FUNCTIONS = _words("""
-    active_encoder active_version build_serving_index candidate_tower_pairs check_serving_index
-    claim_job complete_job encoder_to_try event_types_to_train fail_job heartbeat_job
-    held_out_from judge_candidate_tower judge_user_tower live_anchors posts_to_encode
-    profiles_to_encode project_profiles random_posts_as_of read_author_embeddings
-    read_base_embeddings read_model_authors read_settings read_tensors read_version
-    refuse_encoder reject_training release_job store_base_embeddings store_profile_embeddings
-    store_text_embeddings store_user_encodings store_weights switch_encoder texts_to_encode
+    active_encoder active_version apply_study begin_study build_serving_index
+    candidate_tower_pairs check_serving_index claim_job complete_job encoder_to_try end_study
+    event_types_to_train fail_job heartbeat_job held_out_from judge_candidate_tower
+    judge_user_tower live_anchors posts_to_encode profiles_to_encode project_profiles
+    random_posts_as_of read_author_embeddings read_base_embeddings read_model_authors
+    read_settings read_tensors read_version refuse_encoder reject_training release_job
+    store_base_embeddings store_profile_embeddings store_text_embeddings store_user_encodings
+    store_weights study_posts study_steps study_window switch_encoder texts_to_encode
     texts_to_fit tick user_histories users_to_encode users_to_judge users_to_train
 """)
 

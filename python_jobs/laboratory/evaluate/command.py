@@ -41,9 +41,10 @@ BASES = {JOBS_OFF: "to_jobs_off", "ALS": "to_als"}
 LEAST_EVENTS = 100
 ABLATION = {
     JOBS_OFF: (),
+    "study only": ("study",),
     "candidate tower only": ("candidate_tower",),
     "user tower only": ("user_tower",),
-    "both towers": ("candidate_tower", "user_tower"),
+    "all jobs": ("study", "candidate_tower", "user_tower"),
 }
 
 
@@ -73,7 +74,7 @@ ABLATION = {
     metavar="NAME=VALUE",
     help="A setting of two_tower.settings for our system; may be repeated.",
 )
-@click.option("--ablation", is_flag=True, help="Compare towers on and off instead of peers.")
+@click.option("--ablation", is_flag=True, help="Compare jobs on and off instead of peers.")
 @click.option("--only-ours", is_flag=True, help="Leave out ALS, item-kNN and the literal rule.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option(
@@ -131,7 +132,7 @@ def evaluate(
         base = encode(stream)
         systems: list[System] = [Popularity(stream, 30)]
         new_database = on_exit.enter_context(databases())
-        for name, jobs in (ABLATION if ablation else {OURS: ()}).items():
+        for name, jobs in (ABLATION if ablation else {OURS: ("study",)}).items():
             systems.append(TwoTower(name, new_database(on_exit), stream, base, settings, jobs))
         if not ablation:
             systems += [Popularity(stream, None), StaticContent(stream, base)]

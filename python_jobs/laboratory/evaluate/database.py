@@ -16,13 +16,14 @@ from python_jobs.laboratory.server import USER_ID
 FOLDED_EVERY = 100
 TRAINED_EVERY = 1000
 USERS_TRAINED_EVERY = 2500
+STUDIED_EVERY = 1000
 
 
 class TwoTower(System):
     """A database of its own; events go in by INSERT, pages come from recommend_for().
 
     settings: columns of two_tower.settings that differ from the defaults.
-    jobs: of candidate_tower and user_tower, those that are trained, at the cadence above.
+    jobs: of study, candidate_tower and user_tower, those that run, at the cadence above.
     """
 
     def __init__(
@@ -95,10 +96,12 @@ class TwoTower(System):
             value(self.connection, "select two_tower.refresh_popular_candidates()")
             if value(self.connection, "select two_tower.improve_first_tower()"):
                 self._finish_switch()
+        if "study" in self.jobs and (number + 1) % STUDIED_EVERY == 0:
+            self._run("study")
         if "candidate_tower" in self.jobs and (number + 1) % TRAINED_EVERY == 0:
-            self._train("train_candidate_tower")
+            self._run("train_candidate_tower")
         if "user_tower" in self.jobs and (number + 1) % USERS_TRAINED_EVERY == 0:
-            self._train("train_user_tower")
+            self._run("train_user_tower")
 
     def _send(self) -> None:
         if not self.waiting:
@@ -120,7 +123,7 @@ class TwoTower(System):
             ],
         )
 
-    def _train(self, kind: str) -> None:
+    def _run(self, kind: str) -> None:
         from python_jobs.worker.jobs import HANDLERS
 
         HANDLERS[kind](self.connection)

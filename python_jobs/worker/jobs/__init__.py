@@ -10,6 +10,7 @@ from python_jobs.worker.jobs.candidate_tower import train_candidate_tower
 from python_jobs.worker.jobs.change_encoder import change_encoder
 from python_jobs.worker.jobs.encode import encode_posts, encode_profiles
 from python_jobs.worker.jobs.serve import build_serving_index, check_serving_index
+from python_jobs.worker.jobs.study import study
 from python_jobs.worker.jobs.user_tower import encode_active_users, train_user_tower
 
 Handler = Callable[[Connection], dict[str, Any]]
@@ -21,6 +22,7 @@ HANDLERS: dict[str, Handler] = {
     "check_serving_index": check_serving_index,
     "change_encoder": change_encoder,
     "encode_users": encode_active_users,
+    "study": study,
     "train_candidate_tower": train_candidate_tower,
     "train_user_tower": train_user_tower,
 }

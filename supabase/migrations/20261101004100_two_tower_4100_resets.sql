@@ -50,7 +50,8 @@ begin
     engaged_sum = default, prior = v_prior.embedding, prior_weight = v_prior.weight,
     prior_source = v_prior.source, recent_post_ids = default, recent_strengths = default,
     positive_ids = default, positive_interests = default, interest_sums = default,
-    engagement_count = default, waits_until = default, reset_count = u.reset_count + 1
+    engagement_count = default, waits_until = default, reset_count = u.reset_count + 1,
+    history_from = coalesce(pg_sequence_last_value('two_tower.engagement_event_ids'), 0)
   where u.user_id = v_user_id;
 end
 $$;

@@ -229,7 +229,7 @@ begin
     cross join two_tower.settings s cross join two_tower.state st
   where a.kind = 'metric_out_of_range' and a.subject = 'embedding_drift' and a.closed_at is null
     and not a.details ? 'froze' and s.freeze_on_drift and st.frozen_at is null;
-  if not found then
+  if not found or two_tower.stop_study_on_drift(v_alert) then
     return false;
   end if;
   perform two_tower.freeze(v_alert.message);
@@ -237,4 +237,4 @@ begin
   return true;
 end
 $$;
-comment on function two_tower.freeze_on_drift() is 'Freezes learning when an alert of drift is open, and returns whether it did. Does so once per alert: after a resume() the operator''s word counts.';
+comment on function two_tower.freeze_on_drift() is 'Freezes learning when an alert of drift is open, and returns whether it did. Where study made most of the drift, switches that off first. Does so once per alert: after a resume() the operator''s word counts.';

@@ -132,6 +132,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
     where state = 'dead' and finished_at > two_tower.now() - interval '1 day'
   union all select 'serving_recall', (select recall from two_tower.serving_index)
   union all select 'embedding_drift', two_tower.measure_drift()
+  union all select * from two_tower.measure_study()
   union all select * from two_tower.measure_queues();
 $$;
 comment on function two_tower.measure_metrics() is 'Returns the metrics as they are now, but those that only audits measure. value is null where there is nothing to measure.';

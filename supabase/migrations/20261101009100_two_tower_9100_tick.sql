@@ -68,15 +68,19 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
     and not exists (select from two_tower.jobs j
                     where j.kind = p_schedule.kind and j.state in ('pending', 'running'))
     and case
-      when p_schedule.every is not null then
+      when p_schedule.every_events is null then
         coalesce(p_schedule.last_run_at + p_schedule.every <= two_tower.now(), true)
       else
         (select filling_version is null from two_tower.state)
-        and two_tower.has_engagements(p_schedule.kind, p_schedule.every_events)
+        and (p_schedule.kind <> 'study' or two_tower.may_study())
+        and two_tower.has_engagements(p_schedule.kind, case
+          when coalesce(p_schedule.last_run_at + p_schedule.every <= two_tower.now(),
+            p_schedule.every is not null)
+            then ceil(p_schedule.every_events / 20.0)::integer else p_schedule.every_events end)
     end;
 $$;
 comment on function two_tower.is_schedule_due(two_tower.schedules) is
-  'Returns whether a schedule should run now. A schedule does not run while its last job is pending or running. A schedule by events does not run while a slot is being filled. Engagements are counted where they are (count_engagements()), so that no counter row slows down their writers.';
+  'Returns whether a schedule should run now. A schedule does not run while its last job is pending or running. A schedule by events does not run while a slot is being filled. One that has a time too runs with a twentieth of its events when that has passed. A study also asks may_study(). Engagements are counted where they are (count_engagements()), so that no counter row slows down their writers.';
 
 create function two_tower.start_due_schedules() returns text[]
 language plpgsql set search_path = pg_catalog, pg_temp as $$

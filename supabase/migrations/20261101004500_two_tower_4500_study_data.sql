@@ -1,0 +1,132 @@
+-- What a study reads. SQL says which steps there are, and what they are made of. The worker
+-- computes.
+
+create function two_tower.study_window(p_study_id bigint)
+returns table (event_id bigint, created_at timestamptz)
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+  select w.event_id, w.created_at
+  from two_tower.open_study(p_study_id) o
+    cross join two_tower.list_studied(o.last_event_id, o.begun_at) w
+  order by w.event_id;
+$$;
+comment on function two_tower.study_window(bigint) is
+  'Returns the positives among which a study draws its steps, at most 20,000, oldest first. Raises 55000 where the study is void or over. Definer: workers have no grant on tables.';
+
+-- A sample of pages, not of rows: it reads no more than it needs, whatever there is. Posts of one
+-- page have nothing in common but their time.
+create function two_tower.draw_engaged_posts(p_slot smallint, p_count integer,
+  out post_ids bigint[], out author_ids uuid[])
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  v_rows real := (select r.reltuples from pg_catalog.pg_class r
+    where r.oid = 'two_tower.live_embeddings'::regclass);
+  v_share real;
+begin
+  foreach v_share in array array[8, 64, null]::real[] loop
+    v_share := coalesce(least(100, 100 * v_share * p_count / greatest(v_rows, 1)), 100);
+    select array_agg(d.post_id), array_agg(d.author_id) into post_ids, author_ids
+    from (
+      select v.post_id, v.author_id
+      from two_tower.live_embeddings v tablesample system (v_share)
+      where v.slot = p_slot and not v.is_pretrained and v.is_listed
+      order by random() limit p_count
+    ) d;
+    exit when v_share = 100 or cardinality(post_ids) = p_count;
+  end loop;
+end
+$$;
+comment on function two_tower.draw_engaged_posts(smallint, integer) is
+  'Draws at most p_count different posts that somebody engaged with, uniformly, with their authors.';
+
+create function two_tower.study_history(p_user_id uuid, p_event_id bigint, p_post_id bigint,
+  p_created_at timestamptz, p_settings two_tower.settings, out post_ids bigint[],
+  out weights real[])
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select array_agg(h.post_id order by h.place), array_agg(two_tower.decay_strength(h.strength,
+    p_settings.history_decay, h.place - 1) order by h.place)
+  from (
+    select n.post_id, n.strength,
+      row_number() over (order by n.created_at desc, n.event_id desc) as place
+    from two_tower.engagements_in_force n
+    where n.user_id = p_user_id and n.created_at <= p_created_at and n.event_id < p_event_id
+      and n.post_id <> p_post_id
+    order by n.created_at desc, n.event_id desc limit p_settings.history_length
+  ) h;
+$$;
+comment on function two_tower.study_history(uuid, bigint, bigint, timestamptz, two_tower.settings) is
+  'Returns the posts of which a user was made when an event came, the latest first, as far as they are in force, each with decay^age * strength. Leaves out the post of the event itself.';
+
+create function two_tower.study_steps(p_study_id bigint, p_event_ids bigint[],
+  p_created_at timestamptz[])
+returns table (event_id bigint, post_id bigint, strength real, history_ids bigint[],
+  history_weights real[], prior extensions.vector, negative_ids bigint[])
+language plpgsql security definer set search_path = pg_catalog, pg_temp
+  set jit = off set enable_hashjoin = off set enable_mergejoin = off set enable_seqscan = off as $$
+declare
+  v_study two_tower.studies := two_tower.open_study(p_study_id);
+  v_settings two_tower.settings;
+  v_pool record;
+begin
+  if cardinality(p_event_ids) > v_study.batch_steps then
+    raise exception 'these are more than % steps', v_study.batch_steps using errcode = '22023',
+      hint = 'Ask for studies.batch_steps at a time.';
+  end if;
+  select * into v_settings from two_tower.settings;
+  v_pool := two_tower.draw_engaged_posts((select active_slot from two_tower.state),
+    16384 - v_study.batch_steps * (v_settings.history_length + 1));
+  return query
+  with step as materialized (
+    select n.event_id, n.user_id, n.post_id, n.strength, h.post_ids, h.weights,
+      two_tower.scale(u.prior_weight, u.prior) as prior
+    from unnest(p_event_ids, p_created_at) as a (event_id, created_at)
+      join two_tower.engagements_in_force n
+        on n.event_id = a.event_id and n.created_at = a.created_at
+      join two_tower.user_embeddings u on u.user_id = n.user_id
+      cross join lateral two_tower.study_history(n.user_id, n.event_id, n.post_id, n.created_at,
+        v_settings) h
+  ), drawn as materialized (
+    select s.event_id, s.user_id, s.post_id as target_id, k.turn,
+      1 + floor(random() * cardinality(v_pool.post_ids))::integer as place
+    from step s cross join generate_series(1, v_settings.study_negatives * 3 / 2) as k (turn)
+  ), kept as (
+    select d.event_id, v_pool.post_ids[d.place] as post_id,
+      row_number() over (partition by d.event_id order by d.turn) as place
+    from drawn d
+    where v_pool.post_ids[d.place] <> d.target_id
+      and v_pool.author_ids[d.place] is distinct from d.user_id
+      and not exists (select from two_tower.user_posts u
+        where u.user_id = d.user_id and u.post_id = v_pool.post_ids[d.place]
+          and (u.is_engaged or u.is_hidden))
+  ), negative as materialized (
+    select k.event_id, array_agg(k.post_id order by k.place) as post_ids
+    from kept k where k.place <= v_settings.study_negatives group by k.event_id
+  )
+  select s.event_id, s.post_id, s.strength, coalesce(s.post_ids, '{}'), coalesce(s.weights, '{}'),
+    s.prior, coalesce(n.post_ids, '{}')
+  from step s left join negative n using (event_id) order by s.event_id;
+end
+$$;
+comment on function two_tower.study_steps(bigint, bigint[], timestamptz[]) is
+  'Returns what some steps of a study are made of. history: what the user was made of when the event came, each post with decay^age * strength. prior: what is added to that, or null. negatives: at most settings.study_negatives posts, drawn uniformly among those that somebody engaged with; none that the user engaged with, hid or wrote. Leaves out events that do not stand any more. Raises 22023 for more than studies.batch_steps, and 55000 where the study is void or over. Definer: workers have no grant on tables.';
+
+create function two_tower.study_posts(p_study_id bigint, p_post_ids bigint[])
+returns table (post_id bigint, embedding extensions.vector, engagements integer,
+  log_share double precision)
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_study two_tower.studies := two_tower.open_study(p_study_id);
+begin
+  if cardinality(p_post_ids) > 16384 then
+    raise exception 'these are more than 16,384 posts' using errcode = '22023',
+      hint = 'Ask for the posts of one batch of steps at a time.';
+  end if;
+  return query
+  select v.post_id, v.embedding::extensions.vector, v.engagement_count,
+    ln(least(1, two_tower.popularity_in_likes(v.popularity, v_study.popularity_total)) + 1e-4)
+  from two_tower.live_embeddings v
+  where v.slot = (select active_slot from two_tower.state) and v.post_id = any (p_post_ids)
+  order by v.post_id;
+end
+$$;
+comment on function two_tower.study_posts(bigint, bigint[]) is
+  'Returns the vectors of posts as they stand, the engagements with each, and log_share: ln(share of all popularity + 0.0001). Raises 22023 for more than 16,384 posts, and 55000 where the study is void or over. Definer: workers have no grant on tables.';
