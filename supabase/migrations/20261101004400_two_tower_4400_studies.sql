@@ -90,7 +90,7 @@ where exists (
   where x.event_id = e.id and x.created_at = e.created_at
 ) and not exists (
   select from two_tower.training_examples as t
-  where t.user_id = e.user_id and t.post_id = e.post_id and t.event_id = e.event_id
+  where t.user_id = e.user_id and t.post_id = e.post_id and t.event_id = e.id
     and t.created_at = e.created_at and t.is_undone
 ) and not exists (
   select from two_tower.rollbacks as r
@@ -303,7 +303,9 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   with last as (
     select l.* from two_tower.studies l where l.state = 'done' order by l.id desc limit 1
   )
-  select 'study_lag', count(*) from (
+  select 'study_lag', case when (
+      select s.study_enabled and s.learning_rule = 'contrastive' from two_tower.settings s)
+    then count(*) end from (
     select from public.engagement_events e
     where e.id > coalesce((select last_event_id from last), 0)
       and e.event_type in (select g.event_type from two_tower.signals g where g.label)
@@ -317,4 +319,4 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
     group by c.made_at);
 $$;
 comment on function two_tower.measure_study() is
-  'Returns the metrics of study. study_movement: the sum over studies since the newest checkpoint of the mean cosine distance by which each moved its posts, per day; a checkpoint of today counts as a day old.';
+  'Returns the metrics of study. study_lag: null while study is switched off. study_movement: the sum over studies since the newest checkpoint of the mean cosine distance by which each moved its posts, per day; a checkpoint of today counts as a day old.';

@@ -1,13 +1,15 @@
 -- Whether study keeps up, and what it does to the embeddings.
 
 insert into two_tower.metric_targets (name, unit, target_low, target_high, alert_low, alert_high,
-  description) values
+  description, advice) values
   ('study_lag', 'positives', null, 8000, null, 32000,
-    'Positives that came since the last one that a study repeated, counted up to 50,000.'),
+    'Positives that came since the last one that a study repeated, counted up to 50,000.',
+    'Studies do not keep up: see that a worker runs, or raise settings.study_share.'),
   ('study_passes', 'ratio', 1, null, null, null,
-    'How many positives the last study repeated for each new one.'),
+    'How many positives the last study repeated for each new one.', null),
   ('study_movement', 'cosine distance per day', null, null, null, null,
-    'What studies since the newest checkpoint moved posts by, on average. A part of the drift.');
+    'What studies since the newest checkpoint moved posts by, on average. A part of the drift.',
+    null);
 
 -- Drift of study is not the work of a crowd: it ends with study, and likes go on teaching.
 create function two_tower.stop_study_on_drift(p_alert two_tower.alerts) returns boolean
