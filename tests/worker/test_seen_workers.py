@@ -103,7 +103,7 @@ def test_a_worker_that_is_told_to_stop_ends_between_two_batches_and_leaves_the_r
     with connect(url, autocommit=True) as connection, connect(url) as blocker:
         connection.execute(
             "insert into public.posts (author_id, content)"
-            " select null, 'a post about ' || n from generate_series(1, 2000) n"
+            " select null, 'a post about ' || n from generate_series(1, 600) n"
         )
         blocker.execute("lock table two_tower.base_embeddings in share mode")
         with running_worker(url) as worker:
@@ -112,13 +112,13 @@ def test_a_worker_that_is_told_to_stop_ends_between_two_batches_and_leaves_the_r
             blocker.rollback()
             assert worker.end() == 0
         encoded = "select count(*) from two_tower.post_embeddings where embedding is not null"
-        assert 0 < value(connection, encoded) < 2000
+        assert 0 < value(connection, encoded) < 600
         job = rows(connection, "select * from two_tower.jobs where kind = 'encode_posts'")[0]
         assert (job.state, job.attempts, job.last_error) == ("pending", 0, None)
         assert len(worker.said("is left to the next worker")) == 1
         with running_worker(url, "--drain") as heir:
             assert heir.end() == 0
-        assert value(connection, encoded) == 2000
+        assert value(connection, encoded) == 600
 
 
 def test_a_worker_notes_its_release_and_answers_probes_while_its_database_comes_and_goes(
