@@ -13,28 +13,11 @@ from python_jobs.db import call, rows, value
 from python_jobs.errors import CommandError
 from python_jobs.operations.database import open_database
 from python_jobs.operations.switch import finish_switch
-from python_jobs.operations.tables import print_json, print_sections, read_sections
 
 NO_CHECKPOINT = (
     "No checkpoint is good, not empty, and older than what went wrong: two-tower report shows all."
 )
 LOCAL_TIME = click.DateTime(["%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S"])
-
-REPORT = {
-    "Learning": "select frozen_at, frozen_reason, learning_rate_factor, filling_checkpoint"
-    " from two_tower.state",
-    "Health": "select name, value, unit, state from two_tower.health order by name",
-    "Open alerts": "select kind, subject, message, occurrences, opened_at from two_tower.alerts"
-    " where closed_at is null order by opened_at desc limit 50",
-    "Last audits": "select made_at, checkpoint_id, is_good, findings from two_tower.audits"
-    " order by id desc limit 3",
-    "Checkpoints": "select id, made_at, reason, candidate_tower, user_tower, posts, users, is_good"
-    " from two_tower.checkpoints order by id desc",
-    "Experiments": "select experiment, arm, users, round(positives_per_view::numeric, 4) as rate,"
-    " round(difference::numeric, 4) as difference,"
-    " format('%%s to %%s', round(difference_low::numeric, 4), round(difference_high::numeric, 4))"
-    " as interval, verdict from two_tower.experiment_results order by experiment, arm",
-}
 
 
 @click.command()
@@ -139,14 +122,3 @@ _NAMES = {
 
 def _figure(count: int | None) -> str:
     return "none" if count is None else f"{count:,}"
-
-
-@click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def report(as_json: bool) -> None:
-    """Show health, open alerts, audits, checkpoints and experiments."""
-    sections = read_sections(REPORT)
-    if as_json:
-        print_json(sections)
-    else:
-        print_sections(sections)

@@ -12,7 +12,7 @@ from python_jobs.operations.words import count, quantity, span, wanted
 OK, WARNING, ALERT = "ok", "warning", "alert"
 SILENCE_S = 300.0  # without a worker for longer, somebody should look
 OF_FIGURES = "metric_out_of_range"  # such an alert repeats what a figure says
-TOLD_ELSEWHERE = ("open_alerts", "is_frozen", "workers")
+TOLD_ELSEWHERE = ("open_alerts", "is_frozen", "workers", "unattended_work")
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
       (select count(*) from (select from two_tower.update_latencies
         where measured_at > two_tower.now() - interval '1 hour' limit 20) u) < 20 as has_few_times,
       (select count(*)
-        from (select * from public.engagement_events e order by e.id desc limit 1000) n
+        from (select e.id, e.event_type, e.created_at from public.engagement_events e
+          order by e.id desc limit 1000) n
           join two_tower.signals g on g.event_type = n.event_type and g.label
         where n.created_at > two_tower.now() - interval '1 hour'
           and not exists (select from two_tower.unlearned_events x

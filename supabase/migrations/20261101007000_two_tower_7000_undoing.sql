@@ -179,9 +179,9 @@ begin
       hint = 'Wait until ticks have finished it, then undo what is left.';
   end if;
   insert into two_tower.undos (reason, is_of_users, from_at, until_at, last_event_id)
-  select p_reason, p_user_ids is not null, coalesce(p_from, '-infinity'),
-    coalesce(p_until, 'infinity'), coalesce(max(e.id), 0)
-  from public.engagement_events e
+  values (p_reason, p_user_ids is not null, coalesce(p_from, '-infinity'),
+    coalesce(p_until, 'infinity'),
+    coalesce((select max(e.id) from public.engagement_events e), 0))
   returning * into v_undo;
   insert into two_tower.undo_users (undo_id, user_id)
   select distinct v_undo.id, u.id from two_tower.users u where u.id = any (p_user_ids);
