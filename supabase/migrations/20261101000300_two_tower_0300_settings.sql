@@ -18,7 +18,7 @@ create table two_tower.settings (
       check (literal_maximum_alpha > 0 and literal_maximum_alpha < 1),
   temperature real not null default 0.15
     constraint temperature_is_positive check (temperature between 0.01::real and 10),
-  popularity_in_logits real not null default 0.6
+  popularity_in_logits real not null default 0
     constraint popularity_in_logits_is_bounded check (popularity_in_logits between 0 and 2),
   history_decay real not null default 0.85
     constraint history_decay_is_a_share check (history_decay between 0.1::real and 1),

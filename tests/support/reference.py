@@ -190,7 +190,7 @@ class Reference:
     contrastive_rate = 0.08
     alpha_limit = 0.1
     temperature = 0.15
-    popularity_in_logits = 0.6
+    popularity_in_logits = 0.0
     decay = 0.85
     history_length = 30
     negative_factor = 0.3
