@@ -111,6 +111,18 @@ def test_what_was_ever_taken_back_is_not_repeated(world: World) -> None:
     assert not taught & {tuple(row) for row in withdrawn}
 
 
+def test_what_an_operator_undid_is_not_taught_again(world: World) -> None:
+    db = world.connection
+
+    def taught() -> set[str]:
+        return {step.user_id for step in steps_of(db, begin(db))}
+
+    assert world.user in taught()
+    value(db, "select two_tower.undo('spam', array[%s]::uuid[])", world.user)
+    value(db, "select two_tower.finish_undos()")
+    assert taught() == {str(user) for user in world.user_ids} - {world.user}
+
+
 def test_what_stands_for_less_than_ten_minutes_is_for_the_next_study(world: World) -> None:
     db = world.connection
     set_clock(db, START + timedelta(minutes=499))
