@@ -48,6 +48,8 @@ def well(db: Connection) -> Connection:
     value(db, "select two_tower.note_worker('worker-0001', '1.2')")
     db.execute("update two_tower.metric_targets set target_low = null, alert_low = null")
     value(db, "select two_tower.record_metrics()")
+    if value(db, "select state from two_tower.health where name = 'pgvector'") != "ok":
+        pytest.skip("this pgvector is old, which needs somebody by itself")
     return db
 
 
