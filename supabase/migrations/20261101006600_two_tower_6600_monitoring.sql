@@ -40,7 +40,8 @@ comment on function two_tower.count_workers() is 'Returns how many workers were 
 
 -- Cheap: what is counted stands in small partial indexes, and the rest Postgres estimates.
 create function two_tower.measure_queues() returns table (name text, value double precision)
-language sql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+language sql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off
+  as $$
   with clock as materialized (select two_tower.now() as now), due as materialized (
     select j.run_at from two_tower.jobs j, clock c where j.state = 'pending' and j.run_at <= c.now
   ), texts as materialized (

@@ -136,7 +136,7 @@ def test_writers_of_posts_likes_the_encoder_and_ticks_never_wait_in_a_circle(own
         tick_until_quiet(connection)
         assert differences(connection) == []
         # Many likes of few posts may meet the bound of an hour.
-        assert open_alerts(connection).keys() <= {"post_moved_in_concert"}
+        assert open_alerts(connection).keys() <= {"post_moved_in_concert", "post_held"}
         assert_consistent(connection)
 
 
