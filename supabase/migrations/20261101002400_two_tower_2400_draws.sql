@@ -18,13 +18,14 @@ comment on type two_tower.post_range is 'A slot, the numbers between which its p
 
 -- A popular post is engaged with more often than its vector explains, and the score says so
 -- already. So the softmax knows it too, and vectors learn the rest. Cosines are at most 1, so
--- subtracting 1 keeps exp in range. Inlined, so it has no search_path.
+-- subtracting 1 keeps exp in range. Inlined, so it has no search_path. A like asks for some twenty
+-- weights: without popularity it pays for no power.
 create function two_tower.weigh_post(p_cosine double precision, p_popularity double precision,
   p_total double precision, p_temperature real, p_exponent real)
 returns double precision language sql immutable parallel safe
-return exp((p_cosine - 1) / p_temperature)
-  * (least(1, two_tower.popularity_in_likes(p_popularity, p_total)) + 1e-4::double precision)
-    ^ p_exponent;
+return exp((p_cosine - 1) / p_temperature) * case when p_exponent = 0 then 1 else
+  (least(1, two_tower.popularity_in_likes(p_popularity, p_total)) + 1e-4::double precision)
+    ^ p_exponent end;
 comment on function two_tower.weigh_post(double precision, double precision, double precision,
   real, real) is
   'Returns what a post weighs in the softmax of the contrastive rule: exp((cosine - 1) / temperature) * (share of all popularity + 0.0001)^exponent. p_exponent: settings.popularity_in_logits. While nothing is summed up (p_total is -infinity), all shares are 1.';

@@ -27,17 +27,6 @@ $$;
 comment on function two_tower.measure_drift() is
   'Returns drift: the cosine distance from the newest checkpoint, per day, of the posts that were engaged with since. It is the smaller of two medians: over posts, and over accounts, each with the mean of those of its last engagements. Accounts are a sample of about 2,000. Returns null after a change of the candidate tower: a promotion is not drift.';
 
-create function two_tower.count_workers() returns bigint
-language sql stable set search_path = pg_catalog, pg_temp as $$
-  select count(*) from (
-    select w.name from two_tower.workers w
-    where w.seen_at > two_tower.now() - interval '30 seconds'
-    union
-    select j.worker from two_tower.jobs j
-    where j.state = 'running' and j.lease_until > two_tower.now()) w;
-$$;
-comment on function two_tower.count_workers() is 'Returns how many workers were seen within 30 seconds, or have a job whose lease goes on.';
-
 -- Cheap: what is counted stands in small partial indexes, and the rest Postgres estimates.
 create function two_tower.measure_queues() returns table (name text, value double precision)
 language sql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off
@@ -51,7 +40,7 @@ language sql stable set search_path = pg_catalog, pg_temp set enable_seqscan = o
     select p.requested_at from two_tower.due_posts p, clock c
     where p.requested_at <= c.now order by p.turn limit 10000
   ), alive as materialized (
-    select two_tower.count_workers() as workers
+    select count(distinct w.name) as workers from two_tower.live_workers w
   ), oldest (name, seconds) as materialized (
     select 'oldest_waiting_job', coalesce(extract(epoch from max(c.now - d.run_at)), 0)
       from due d, clock c

@@ -13,7 +13,7 @@ create function two_tower.explain_metrics() returns table (name text, note text)
 language sql stable set search_path = pg_catalog, pg_temp as $$
   with facts as materialized (
     select s.frozen_at is not null as is_frozen, two_tower.is_importing() as is_importing,
-      two_tower.count_workers() = 0 as has_no_worker,
+      not two_tower.has_worker() as has_no_worker,
       (select count(*) from (select from two_tower.user_embeddings u
         where u.engagement_count > 0 limit 10) u) < 10 as has_few_users,
       (select count(*) from (select from two_tower.live_embeddings v
