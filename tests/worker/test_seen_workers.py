@@ -129,7 +129,10 @@ def test_a_worker_notes_its_release_and_answers_probes_while_its_database_comes_
         status, said = wait_until(lambda: (found := ask(port))[0] == 200 and found)
         assert (status, said["state"]) in ((200, "works"), (200, "waits for work"))
         with connect(durable.url(), autocommit=True) as connection:
-            (row,) = rows(connection, "select name, version from two_tower.workers")
+            # A worker answers probes before its first claim writes its row.
+            (row,) = wait_until(
+                lambda: rows(connection, "select name, version from two_tower.workers")
+            )
         assert tuple(row) == (said["worker"], version("two-tower"))
         assert worker.said(f"{said['worker']} of two-tower")
         kill_all_of(durable)
