@@ -49,17 +49,25 @@ def durable_server() -> Iterator[Cluster]:
 def kill_all_of(cluster: Cluster) -> None:
     """kill -9 of the server and each of its processes, at once: as a loss of power would."""
     postmaster = int((cluster.data_dir / "postmaster.pid").read_text().splitlines()[0])
+    # One that is forked meanwhile would be missed, and can wait for ever for a lock of the dead.
+    os.kill(postmaster, signal.SIGSTOP)
+    wait_until(lambda: _state_and_parent(postmaster)[0] == "T")
     pids = [postmaster]
-    for status in Path("/proc").glob("[0-9]*/stat"):
+    for folder in Path("/proc").glob("[0-9]*"):
         try:
-            parent = int(status.read_text().rsplit(")", 1)[1].split()[1])
+            _, parent = _state_and_parent(int(folder.name))
         except OSError:
             continue
         if parent == postmaster:
-            pids.append(int(status.parent.name))
+            pids.append(int(folder.name))
     for pid in pids:
         try:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             continue
     wait_until(lambda: not port_answers(cluster.port))
+
+
+def _state_and_parent(pid: int) -> tuple[str, int]:
+    state, parent = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[:2]
+    return state, int(parent)
