@@ -34,6 +34,12 @@ insert into two_tower.schedules (kind, every, every_events, runs_in, description
     'Drops partitions that are older than settings keep them.'),
   ('request_reconciliation', '1 day', null, 'database',
     'Asks for a walk of every attached table, which finds what its triggers missed.'),
+  ('sample_sources', '1 minute', null, 'database',
+    'Samples attached tables for rows that no trigger met. Asks for a walk where there are some.'),
+  ('request_refresh', '1 day', null, 'database',
+    'Asks for a walk over all posts, which mends what is missing or of another version.'),
+  ('request_recompute', '7 days', null, 'database',
+    'Asks for a walk over all posts, which computes the vectors of untouched ones anew.'),
   ('link_accounts', '5 minutes', null, 'database',
     'Links imported users with the accounts that they got since.'),
   ('hold_posts', '1 minute', null, 'database',
@@ -45,7 +51,7 @@ insert into two_tower.schedules (kind, every, every_events, runs_in, description
   ('refresh_popular_candidates', '5 minutes', null, 'database',
     'Lists the most popular posts, as candidates for pages.'),
   ('set_popularity_clock', '5 minutes', null, 'database',
-    'Sets how fast popularity decays, by how much is engaged with. Sums it up.'),
+    'Sets how fast popularity decays, by how much is engaged with.'),
   ('check_serving_index', '1 hour', null, 'worker',
     'Samples the recall of the serving index. Asks for a build when the index is worn.'),
   ('checkpoint', '1 day', null, 'database',
@@ -57,6 +63,6 @@ insert into two_tower.schedules (kind, every, every_events, runs_in, description
   ('record_metrics', '1 minute', null, 'database',
     'Records the metrics of the view health, and raises alerts.');
 
--- Nothing is known yet that a user tower could learn, or that could be grouped.
+-- Nothing is known yet that a user tower could learn, that could be grouped, or that is stale.
 update two_tower.schedules set last_run_at = two_tower.now()
-where kind in ('train_user_tower', 'request_regrouping');
+where kind in ('train_user_tower', 'request_regrouping', 'request_refresh', 'request_recompute');

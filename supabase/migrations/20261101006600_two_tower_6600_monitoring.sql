@@ -72,6 +72,21 @@ language sql stable set search_path = pg_catalog, pg_temp set enable_seqscan = o
 $$;
 comment on function two_tower.measure_queues() is 'Returns the metrics of what waits, and of how much there is. Reads no large table.';
 
+create function two_tower.sample_new_posts() returns table (is_there boolean)
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  (select v.post_id is not null or n.is_unreadable
+    from (select p.id, p.is_unreadable from two_tower.posts p
+        where p.created_at between two_tower.now() - interval '1 day' and two_tower.now()
+          and p.is_listed and p.encoded_hash is not null
+        order by p.created_at desc, p.id limit 1000) n
+      left join two_tower.live_embeddings v
+        on v.slot = (select active_slot from two_tower.state) and v.post_id = n.id)
+  union all
+  (select false from two_tower.due_posts d
+    where not d.is_edited and d.requested_at <= two_tower.now() limit 1000);
+$$;
+comment on function two_tower.sample_new_posts() is 'Returns of at most 1,000 encoded posts of a day whether they have a vector, or cannot have one, and false for at most 1,000 that wait for the encoder.';
+
 create function two_tower.measure_metrics() returns table (name text, value double precision)
 language sql stable set search_path = pg_catalog, pg_temp as $$
   with recent as (
@@ -85,17 +100,14 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   union all select 'update_latency', percentile_cont(0.95) within group (order by u.milliseconds)
     from two_tower.update_latencies u where u.measured_at > two_tower.now() - interval '1 hour'
   union all select 'cold_start_ctr', two_tower.cold_start_ctr()
-  union all select 'post_coverage', avg(c.is_there::integer) from (
-    (select v.post_id is not null or n.is_unreadable as is_there
-      from (select p.id, p.is_unreadable from two_tower.posts p
-          where p.created_at between two_tower.now() - interval '1 day' and two_tower.now()
-            and p.is_listed and p.encoded_hash is not null
-          order by p.created_at desc, p.id limit 1000) n
-        left join two_tower.live_embeddings v
-          on v.slot = (select active_slot from two_tower.state) and v.post_id = n.id)
-    union all
-    (select false from two_tower.due_posts d
-      where not d.is_edited and d.requested_at <= two_tower.now() limit 1000)) c
+  -- Null where there is no row. The share of rows that the registry knows, times the share of
+  -- known posts that have a vector.
+  union all select 'post_coverage', case when r.sampled > 0 or c.share is not null
+      then (1 - r.missing / greatest(r.sampled, 1)) * coalesce(c.share, 1) end
+    from (select coalesce(sum(s.missing_rows), 0)::double precision as missing,
+        coalesce(sum(s.sampled_rows), 0) as sampled
+        from two_tower.sources s where s.role = 'posts' and s.state = 'attached') r
+      cross join (select avg(n.is_there::integer) as share from two_tower.sample_new_posts() n) c
   union all select 'user_coverage', avg((extensions.vector_norm(u.embedding) > 0)::integer)
     from (select * from two_tower.user_embeddings where engagement_count > 0 order by user_id
       limit 10000) u

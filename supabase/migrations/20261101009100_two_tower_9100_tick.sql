@@ -123,9 +123,9 @@ declare
   v_steps text[] := '{fold_steps, learn_deferred, learn_waiting, apply_post_changes,
     reconcile_sources, fill_slot, restore_users, erase_users, purge_posts, prune_requested_texts,
     announce, refresh_recent_posts, compact_numbers, encode_anew, regroup_interests,
-    refresh_told_interests, undo_lessons}';
+    refresh_told_interests, undo_lessons, refresh_posts}';
   v_limits integer[] := '{1000, 500, 500, 1000, 1, 2000, 2000, 1000, 1000, 1000, null, null, 1000,
-    1000, 200, 1000, 500}';
+    1000, 200, 1000, 500, 1000}';
   v_place integer;
   v_turn bigint;
   v_step text;
