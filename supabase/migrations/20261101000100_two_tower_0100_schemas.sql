@@ -68,7 +68,9 @@
 --               sampling     whether they missed any
 --               restoring    events that were restored, and are learned once more
 --   the beat    broadcasts  what readers and operators are told by Realtime
---               tick, policies
+--               tick
+--               personal_data  what is stored about one user
+--               policies
 --   an app      starter: tables to start from, attached like any others. Optional
 
 create schema if not exists extensions;

@@ -67,8 +67,9 @@ PRIVATE_TABLES = _words("""
     installed_files jobs lessons likeness_embeddings listed_posts live_embeddings live_workers
     metric_targets metrics model_authors model_tensors model_weights most_moved_posts
     most_moved_users most_moving_users open_alerts overview partitioned_tables partitions
-    popular_candidates post_changes post_embeddings posts posts_never_shown profile_embeddings
-    recent_posts refreshes requested_texts rollbacks schedule_counts schedules serving_builds
+    personal_tables popular_candidates post_changes post_embeddings posts posts_never_shown
+    profile_embeddings recent_posts refreshes requested_texts rollbacks schedule_counts schedules
+    serving_builds
     serving_embeddings_0 serving_embeddings_1 serving_index setting_changes settings signals
     source_reports sources state studies study_posts told_interests training_examples
     training_pairs undo_users undos unlearned_events update_latencies user_embeddings
@@ -98,6 +99,8 @@ CLIENT_FUNCTIONS = {
     "public.more_from_author": "a page",
     "public.what_is_known_of_me": "about the caller alone",
     "two_tower.list_known": "core of what_is_known_of_me",
+    "public.export_my_data": "about the caller alone",
+    "two_tower.export_for": "core of export_my_data",
     "public.set_interests": "the caller's own interests",
     "two_tower.tell_interests": "core of set_interests",
     "public.trending_posts": "a page",
@@ -146,6 +149,7 @@ CLIENT_FUNCTIONS = {
 BACK_END_FUNCTIONS = {
     "public.recommend_for",
     "public.explain_for",
+    "public.export_user_data",
     "public.remove_post",
     "public.restore_post",
     "public.read_metrics",
