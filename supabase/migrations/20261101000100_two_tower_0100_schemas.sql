@@ -70,6 +70,7 @@
 --   the beat    broadcasts  what readers and operators are told by Realtime
 --               tick
 --               personal_data  what is stored about one user
+--               retention    for how long what is kept
 --               policies
 --   an app      starter: tables to start from, attached like any others. Optional
 

@@ -68,8 +68,8 @@ PRIVATE_TABLES = _words("""
     metric_targets metrics model_authors model_tensors model_weights most_moved_posts
     most_moved_users most_moving_users open_alerts overview partitioned_tables partitions
     personal_tables popular_candidates post_changes post_embeddings posts posts_never_shown
-    profile_embeddings recent_posts refreshes requested_texts rollbacks schedule_counts schedules
-    serving_builds
+    profile_embeddings recent_posts refreshes requested_texts retention rollbacks schedule_counts
+    schedules serving_builds
     serving_embeddings_0 serving_embeddings_1 serving_index setting_changes settings signals
     source_reports sources state studies study_posts told_interests training_examples
     training_pairs undo_users undos unlearned_events update_latencies user_embeddings
