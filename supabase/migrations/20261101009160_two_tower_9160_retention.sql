@@ -58,7 +58,8 @@ with kept (relation, setting, always_for, until) as (
   cross join (select min(f.installed_at) as installed_at from two_tower.installed_files as f) as i
 )
 select
-  format('%I.%I', n.nspname, c.relname) as table_name, z.setting, z.kept, z.until, z.rows as estimated_rows, z.bytes,
+  format('%I.%I', n.nspname, c.relname) as table_name, z.setting, z.kept, z.until,
+  z.rows as estimated_rows, z.bytes,
   round(z.bytes / d.days)::bigint as bytes_a_day,
   round(z.bytes / d.days * extract(epoch from z.kept_for) / 86400)::bigint as bytes_when_full
 from sized as z
