@@ -4,18 +4,21 @@
 create function two_tower.measure_drift() returns double precision
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
-  v_share real := (select 100 * least(1, 2000 / greatest(r.reltuples, 1))
+  v_share real := (select 100 * least(1, 500 / greatest(r.reltuples, 1))
     from pg_catalog.pg_class r where r.oid = 'two_tower.user_embeddings'::regclass);
 begin
   return (
     with post as materialized (
       select * from two_tower.measure_movement()
-    ), account as (
-      select avg(p.distance) as distance
+    ), recent as materialized (
+      select u.user_id, r.post_id
       from two_tower.user_embeddings u tablesample system (v_share)
         cross join lateral unnest(u.recent_post_ids) as r (post_id)
-        join post p on p.post_id = r.post_id
-      group by u.user_id
+    ), account as (
+      select avg(m.distance) as distance
+      from two_tower.measure_movement(array(select distinct r.post_id from recent r)) m
+        join recent n on n.post_id = m.post_id
+      group by n.user_id
     )
     select least(
         (select percentile_cont(0.5) within group (order by distance) from post),
@@ -25,7 +28,7 @@ begin
 end
 $$;
 comment on function two_tower.measure_drift() is
-  'Returns drift: the cosine distance from the newest checkpoint, per day, of the posts that were engaged with since. It is the smaller of two medians: over posts, and over accounts, each with the mean of those of its last engagements. Accounts are a sample of about 2,000. Returns null after a change of the candidate tower: a promotion is not drift.';
+  'Returns drift: the cosine distance from the newest checkpoint, per day, of the posts that were engaged with since. It is the smaller of two medians: over posts, and over accounts, each with the mean of those of its last engagements. Accounts are a sample of about 500, posts one of about 10,000. Returns null after a change of the candidate tower: a promotion is not drift.';
 
 -- Cheap: what is counted stands in small partial indexes, and the rest Postgres estimates.
 create function two_tower.measure_queues() returns table (name text, value double precision)
