@@ -122,7 +122,7 @@ $$;
 comment on function two_tower.measure_quality() is 'Returns the metrics that audits report, as they are now, of a sample of about 200,000 rows of live_embeddings. value is null where there is nothing to measure.';
 
 create function two_tower.run_audit(p_checkpoint bigint default null) returns bigint
-language plpgsql set search_path = pg_catalog, pg_temp as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   v_findings jsonb;
   v_is_good boolean;
@@ -141,7 +141,7 @@ begin
   return v_id;
 end
 $$;
-comment on function two_tower.run_audit(bigint) is 'Audits the embeddings as they are now, stores the findings, and raises alerts. Says of the checkpoint, if one is given, whether it is good. Returns the id of the audit.';
+comment on function two_tower.run_audit(bigint) is 'Audits the embeddings as they are now, stores the findings, and raises alerts. Says of the checkpoint, if one is given, whether it is good. Returns the id of the audit. Definer: workers have no grant on tables.';
 
 -- A crowd that moves one post stops there, before its drift stops all others.
 create function two_tower.hold_posts() returns integer

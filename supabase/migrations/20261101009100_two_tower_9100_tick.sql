@@ -99,7 +99,8 @@ begin
       last_event_id = coalesce((select max(e.id) from public.engagement_events e), last_event_id)
     where kind = v_schedule.kind;
     delete from two_tower.schedule_counts where kind = v_schedule.kind;
-    if v_schedule.runs_in = 'worker' then
+    if v_schedule.runs_in = 'worker'
+      or v_schedule.runs_in = 'either' and two_tower.has_worker() then
       perform two_tower.enqueue_job(v_schedule.kind);
     else
       perform two_tower.try_call(v_schedule.kind);

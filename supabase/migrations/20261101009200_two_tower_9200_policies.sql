@@ -125,7 +125,8 @@ grant execute on function
   two_tower.judge_user_tower(bigint, uuid[], extensions.vector[], extensions.vector[]),
   two_tower.store_user_encodings(bigint, uuid[], extensions.vector[]),
   two_tower.project_profiles(uuid, integer), two_tower.build_serving_index(text),
-  two_tower.check_serving_index(integer)
+  two_tower.check_serving_index(integer), two_tower.checkpoint(text),
+  two_tower.run_audit(bigint)
   to two_tower_worker;
 
 alter table public.author_blocks enable row level security;
