@@ -60,11 +60,16 @@ comment on function two_tower.request_recompute() is 'Asks for a walk over all p
 create function two_tower.find_stale_posts(p_post_ids bigint[], p_is_recomputed boolean)
 returns table (post_id bigint, fault text)
 language sql stable set search_path = pg_catalog, pg_temp as $$
-  select p.id, f.fault
-  from (select s.active_slot, two_tower.active_encoder() as encoder,
+  with s as materialized (
+    select t.active_slot, two_tower.active_encoder() as encoder,
       two_tower.active_version('candidate_tower') as version,
       exists (select from two_tower.cursors where name = 'encoding_round') as is_encoded_anew
-      from two_tower.state s) s
+    from two_tower.state t
+  ), on_its_way as materialized (
+    select c.post_id from two_tower.post_changes c where c.post_id = any (p_post_ids)
+  )
+  select p.id, f.fault
+  from s
     cross join two_tower.posts p
     left join two_tower.base_embeddings b on b.post_id = p.id
     left join two_tower.live_embeddings v on v.slot = s.active_slot and v.post_id = p.id
@@ -86,8 +91,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
       select 'differs from registry'
       where (v.author_id, v.created_at, v.is_listed)
           is distinct from (p.author_id, greatest(p.created_at, p.arrived_at), p.is_listed)
-        and v.post_id is not null
-        and not exists (select from two_tower.post_changes c where c.post_id = p.id)) f
+        and v.post_id is not null and p.id not in (select w.post_id from on_its_way w)) f
   where p.id = any (p_post_ids) and f.fault is not null;
 $$;
 comment on function two_tower.find_stale_posts(bigint[], boolean) is 'Returns what is stale of these posts, and why. p_is_recomputed: computes the vectors of untouched posts too, and compares.';
