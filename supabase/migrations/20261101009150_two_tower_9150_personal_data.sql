@@ -130,10 +130,12 @@ create function two_tower.find_user_traces(p_user_id uuid)
 returns table (table_name text, column_name text, found_rows bigint)
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
-  v_texts text[] := array[p_user_id::text, replace(p_user_id::text, '-', '')];
+  v_patterns text[] := array[format('%%%s%%', p_user_id),
+    format('%%%s%%', replace(p_user_id::text, '-', ''))];
+  v_column record;
 begin
-  for table_name, column_name in
-    select format('%I.%I', n.nspname, c.relname), a.attname
+  for v_column in
+    select n.nspname, c.relname, a.attname
     from pg_class c join pg_namespace n on n.oid = c.relnamespace
       join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
       join pg_type y on y.oid = a.atttypid
@@ -142,16 +144,14 @@ begin
       and (y.typcategory in ('S', 'U') or (select e.typcategory in ('S', 'U') from pg_type e
         where e.oid = y.typelem and y.typcategory = 'A'))
       and format_type(a.atttypid, null) !~ '(vector|halfvec|bytea)(\[\])?$'
-    order by 1, a.attnum
+    order by n.nspname, c.relname, a.attnum
   loop
-    execute format('select count(*) from %s t where %s', table_name,
-      case when (select a.atttypid = 'uuid'::regtype from pg_attribute a
-          where a.attrelid = table_name::regclass and a.attname = column_name)
-        then format('t.%I = $1', column_name)
-        else format('lower(t.%I::text) like any (array[''%%'' || $2[1] || ''%%'',
-          ''%%'' || $2[2] || ''%%''])', column_name) end)
-    into found_rows using p_user_id, v_texts;
+    execute format('select count(*) from %I.%I t where lower(t.%I::text) like any ($1)',
+      v_column.nspname, v_column.relname, v_column.attname)
+    into found_rows using v_patterns;
     if found_rows > 0 then
+      table_name := format('%I.%I', v_column.nspname, v_column.relname);
+      column_name := v_column.attname;
       return next;
     end if;
   end loop;
