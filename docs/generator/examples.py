@@ -74,6 +74,12 @@ EXAMPLES = (
         {"p_texts": ["amateur radio"], "p_post_keys": ["3"], "p_post_source": "posts"},
     ),
     Example("what_is_known_of_me", {}),
+    Example("export_my_data", {"p_limit": 2, "p_cursor": None}),
+    Example(
+        "export_user_data",
+        {"p_user_id": CALLER, "p_limit": 1, "p_cursor": None},
+        role=BACK_END,
+    ),
     Example("reset_my_feed", {}),
     Example("explain_recommendation", {"p_post_id": 3}, {**BY_KEY, "p_post_key": "3"}),
     Example(

@@ -50,6 +50,7 @@
 --   a search    texts       what callers want encoded
 --               telling     what readers say of themselves
 --               encoder     from one encoder to another
+--               refreshing  all posts are looked at, daily and weekly
 --   around it   metric_targets, monitoring, study_health, recording_metrics
 --               safety
 --               undoing      what users, or an hour, taught is taken back
@@ -64,9 +65,13 @@
 --   any app     pages         rows of an attached table, as pages
 --               attachable, attaching: which tables can be attached, and how
 --               mending, reconciliation: what became of the table, and what triggers missed
+--               sampling     whether they missed any
 --               restoring    events that were restored, and are learned once more
 --   the beat    broadcasts  what readers and operators are told by Realtime
---               tick, policies
+--               tick
+--               personal_data  what is stored about one user
+--               retention    for how long what is kept
+--               policies
 --   an app      starter: tables to start from, attached like any others. Optional
 
 create schema if not exists extensions;

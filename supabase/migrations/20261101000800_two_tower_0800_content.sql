@@ -24,6 +24,8 @@ create table two_tower.sources (
   may_remove_all boolean not null default false,
   is_walk_wanted boolean not null default true,
   reconciled_at timestamptz,
+  sampled_rows integer not null default 0,
+  missing_rows integer not null default 0,
   attached_at timestamptz not null default two_tower.now()
 );
 comment on table two_tower.sources is 'The app''s tables that are or were attached. attach_posts() and its kin write the rows.';
@@ -46,6 +48,8 @@ comment on column two_tower.sources.may_remove_all is 'Whether the next walk may
 comment on column two_tower.sources.is_walk_wanted is 'Whether another walk is due. A tick begins it.';
 comment on column two_tower.sources.attached_at is 'When the table was attached first.';
 comment on column two_tower.sources.reconciled_at is 'When the last walk ended.';
+comment on column two_tower.sources.sampled_rows is 'Of a table of posts: how many rows the last sample had.';
+comment on column two_tower.sources.missing_rows is 'How many of these the registry lacked. A walk brings them in.';
 create unique index one_source_of_profiles_follows_blocks on two_tower.sources (role)
   where role <> 'posts' and state <> 'detached';
 create unique index one_source_of_a_name on two_tower.sources (name) where state <> 'detached';

@@ -46,7 +46,7 @@ comment on column two_tower.state.frozen_reason is 'The reason that freeze() was
 comment on column two_tower.state.wrong_since is 'Since when that for which learning is frozen went on, as freeze() was told: a rollback takes a checkpoint from before. Null when learning is not frozen.';
 comment on column two_tower.state.learning_rate_factor is 'Factor of the learning rate. resume() sets it after a freeze.';
 comment on column two_tower.state.popularity_half_life is 'The time in which a post''s popularity halves: read_popularity_clock().';
-comment on column two_tower.state.popularity_total is 'Log2 of the sum of 2^popularity over all posts, when it was last summed up: set_popularity_clock(). Shares are of it.';
+comment on column two_tower.state.popularity_total is 'Log2 of the sum of 2^popularity over all posts, when it was last summed up: set_popularity_clock(). Shares are of it. -infinity while settings.popularity_in_logits is 0: nothing asks for it.';
 comment on column two_tower.state.popularity_clock is 'What the popularity clock read at popularity_clock_at.';
 comment on column two_tower.state.popularity_clock_at is 'When the half-life was last set: set_popularity_clock().';
 comment on column two_tower.state.hash_seed is 'The secret of this database: every hash that chooses a place is keyed with it, so that nobody can work out where an account or a post stands. It never changes, or users would change arms of experiments.';

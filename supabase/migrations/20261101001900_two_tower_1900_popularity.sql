@@ -105,31 +105,39 @@ comment on function two_tower.sum_popularity(smallint, double precision) is
 
 -- Popularity is chance where a half-life holds few engagements, and old where it holds many. While
 -- nobody engages, the clock is left alone: an idle night says nothing. A total of some minutes ago
--- will do for shares of it: kept by each like, it would be a row that all likes wait for.
+-- will do for shares of it: kept by each like, it would be a row that all likes wait for. It reads
+-- all live embeddings, so nothing is summed up that no softmax asks for.
 create function two_tower.set_popularity_clock() returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_state two_tower.state;
+  v_new two_tower.state;
   v_now timestamptz := two_tower.now();
-  v_clock double precision;
   v_days double precision;
   v_newest_at timestamptz;
   v_most double precision;
 begin
   select * into v_state from two_tower.state;
-  v_clock := two_tower.read_popularity_clock(v_now, v_state);
-  update two_tower.state set
-    popularity_total = two_tower.sum_popularity(v_state.active_slot, v_clock) where id;
+  v_new := v_state;
+  v_new.popularity_total := case when (select s.popularity_in_logits > 0 from two_tower.settings s)
+    then two_tower.sum_popularity(v_state.active_slot,
+      two_tower.read_popularity_clock(v_now, v_state))
+    else '-infinity' end;
   select m.days, m.newest_at into v_days, v_newest_at from two_tower.measure_half_life(v_now) m;
   if v_newest_at > v_state.popularity_clock_at and v_now > v_state.popularity_clock_at then
     v_most := 2 ^ least(1, extract(epoch from v_now - v_state.popularity_clock_at) / 86400);
-    update two_tower.state set
-      popularity_half_life = greatest('1 day', popularity_half_life / v_most,
-        least('1096 days', popularity_half_life * v_most, v_days * interval '1 day')),
-      popularity_clock = v_clock, popularity_clock_at = v_now
+    v_new.popularity_half_life := greatest('1 day', v_state.popularity_half_life / v_most,
+      least('1096 days', v_state.popularity_half_life * v_most, v_days * interval '1 day'));
+    v_new.popularity_clock := two_tower.read_popularity_clock(v_now, v_state);
+    v_new.popularity_clock_at := v_now;
+  end if;
+  if v_new is distinct from v_state then
+    update two_tower.state set popularity_total = v_new.popularity_total,
+      popularity_half_life = v_new.popularity_half_life,
+      popularity_clock = v_new.popularity_clock, popularity_clock_at = v_new.popularity_clock_at
     where id;
   end if;
 end
 $$;
 comment on function two_tower.set_popularity_clock() is
-  'Sets state.popularity_half_life to measure_half_life(): from 1 day to 3 years, and at most twice or half of what it was a day before. The clock goes on from where it stands. Sets state.popularity_total. Reads all live embeddings.';
+  'Sets state.popularity_half_life to measure_half_life(): from 1 day to 3 years, and at most twice or half of what it was a day before. The clock goes on from where it stands. Sets state.popularity_total, which reads all live embeddings, if settings.popularity_in_logits is above 0.';

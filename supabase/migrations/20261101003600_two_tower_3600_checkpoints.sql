@@ -56,8 +56,10 @@ create table two_tower.checkpoint_users (
 comment on table two_tower.checkpoint_users is 'Users as they stood. One partition per checkpoint. Rows of deleted users are erased.';
 comment on column two_tower.checkpoint_users.reset_count is 'user_embeddings.reset_count. A user who began anew since gets nothing back but the prior.';
 
+-- Dropping waits for whoever reads a checkpoint, and later readers queue behind it.
 create function two_tower.drop_old_checkpoints() returns integer
-language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp set lock_timeout = '1s' as $$
 declare
   v_id bigint;
   v_dropped integer := 0;
@@ -76,22 +78,44 @@ begin
     v_dropped := v_dropped + 1;
   end loop;
   return v_dropped;
+exception when lock_not_available then
+  return 0;
 end
 $$;
-comment on function two_tower.drop_old_checkpoints() is 'Keeps the newest settings.checkpoints_kept checkpoints, the newest good one, and the one that is being rolled back to. Drops the others. Returns how many. Definer: workers own no table.';
+comment on function two_tower.drop_old_checkpoints() is 'Keeps the newest settings.checkpoints_kept checkpoints, the newest good one, and the one that is being rolled back to. Drops the others. Returns how many. Returns 0 when a long reader is in the way: the next checkpoint tries again. Definer: workers own no table.';
+
+-- What runs every minute reads no more of a large checkpoint than this.
+create function two_tower.sample_checkpoint(p_checkpoint_id bigint, p_posts integer default 10000)
+returns setof two_tower.checkpoint_posts
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  v_posts bigint := (select c.posts from two_tower.checkpoints c where c.id = p_checkpoint_id);
+begin
+  if v_posts > 0 then
+    return query execute format(
+      'select * from two_tower.checkpoint_posts_%s tablesample system (%s)', p_checkpoint_id,
+      least(100, 100.0 * p_posts / v_posts));
+  end if;
+end
+$$;
+comment on function two_tower.sample_checkpoint(bigint, integer) is 'Returns all posts of a checkpoint, or about p_posts of them where there are more: others each time.';
 
 -- A promotion is not movement. A checkpoint that is being audited is measured from the one before.
-create function two_tower.measure_movement()
+create function two_tower.measure_movement(p_post_ids bigint[] default null)
 returns table (post_id bigint, distance double precision, days double precision)
 language sql stable set search_path = pg_catalog, pg_temp as $$
   select c.post_id, 1 + (v.embedding operator(extensions.<#>) c.embedding),
     greatest(1, extract(epoch from two_tower.now() - n.made_at) / 86400)
   from (select * from two_tower.checkpoints where is_good is not null
       order by id desc limit 1) n
-    join two_tower.checkpoint_posts c on c.checkpoint_id = n.id
+    cross join lateral (
+      select * from two_tower.sample_checkpoint(n.id) where p_post_ids is null
+      union all
+      select k.* from unnest(p_post_ids) as i (post_id)
+        join two_tower.checkpoint_posts k on k.checkpoint_id = n.id and k.post_id = i.post_id) c
     join two_tower.live_embeddings v on v.post_id = c.post_id
       and v.slot = (select active_slot from two_tower.state)
   where n.candidate_tower = two_tower.active_version('candidate_tower')
     and v.engagement_count <> c.engagement_count and not v.is_held;
 $$;
-comment on function two_tower.measure_movement() is 'Returns the posts that were engaged with since the newest audited checkpoint: their cosine distance from it, and its age in days. A checkpoint of today counts as a day old. Leaves out held posts. Returns nothing after a change of the candidate tower.';
+comment on function two_tower.measure_movement(bigint[]) is 'Returns, of these posts or of sample_checkpoint(), those that were engaged with since the newest audited checkpoint: their cosine distance from it, and its age in days. A checkpoint of today counts as a day old. Leaves out held posts. Returns nothing after a change of the candidate tower.';

@@ -40,6 +40,7 @@ begin
   delete from two_tower.checkpoint_users c where c.user_id = v_user_id;
   delete from two_tower.author_embeddings a where a.author_id = v_user_id;
   delete from two_tower.author_steps a where a.author_id = v_user_id;
+  delete from two_tower.alerts a where a.subject = v_user_id::text;
   delete from public.author_blocks b where v_user_id in (b.user_id, b.author_id);
   delete from two_tower.blocks b where v_user_id in (b.user_id, b.author_id);
   delete from two_tower.follows f where v_user_id in (f.follower_id, f.followed_id);

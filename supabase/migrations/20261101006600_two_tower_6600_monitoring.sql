@@ -4,18 +4,21 @@
 create function two_tower.measure_drift() returns double precision
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
-  v_share real := (select 100 * least(1, 2000 / greatest(r.reltuples, 1))
+  v_share real := (select 100 * least(1, 500 / greatest(r.reltuples, 1))
     from pg_catalog.pg_class r where r.oid = 'two_tower.user_embeddings'::regclass);
 begin
   return (
     with post as materialized (
       select * from two_tower.measure_movement()
-    ), account as (
-      select avg(p.distance) as distance
+    ), recent as materialized (
+      select u.user_id, r.post_id
       from two_tower.user_embeddings u tablesample system (v_share)
         cross join lateral unnest(u.recent_post_ids) as r (post_id)
-        join post p on p.post_id = r.post_id
-      group by u.user_id
+    ), account as (
+      select avg(m.distance) as distance
+      from two_tower.measure_movement(array(select distinct r.post_id from recent r)) m
+        join recent n on n.post_id = m.post_id
+      group by n.user_id
     )
     select least(
         (select percentile_cont(0.5) within group (order by distance) from post),
@@ -25,7 +28,7 @@ begin
 end
 $$;
 comment on function two_tower.measure_drift() is
-  'Returns drift: the cosine distance from the newest checkpoint, per day, of the posts that were engaged with since. It is the smaller of two medians: over posts, and over accounts, each with the mean of those of its last engagements. Accounts are a sample of about 2,000. Returns null after a change of the candidate tower: a promotion is not drift.';
+  'Returns drift: the cosine distance from the newest checkpoint, per day, of the posts that were engaged with since. It is the smaller of two medians: over posts, and over accounts, each with the mean of those of its last engagements. Accounts are a sample of about 500, posts one of about 10,000. Returns null after a change of the candidate tower: a promotion is not drift.';
 
 -- Cheap: what is counted stands in small partial indexes, and the rest Postgres estimates.
 create function two_tower.measure_queues() returns table (name text, value double precision)
@@ -72,6 +75,21 @@ language sql stable set search_path = pg_catalog, pg_temp set enable_seqscan = o
 $$;
 comment on function two_tower.measure_queues() is 'Returns the metrics of what waits, and of how much there is. Reads no large table.';
 
+create function two_tower.sample_new_posts() returns table (is_there boolean)
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  (select v.post_id is not null or n.is_unreadable
+    from (select p.id, p.is_unreadable from two_tower.posts p
+        where p.created_at between two_tower.now() - interval '1 day' and two_tower.now()
+          and p.is_listed and p.encoded_hash is not null
+        order by p.created_at desc, p.id limit 1000) n
+      left join two_tower.live_embeddings v
+        on v.slot = (select active_slot from two_tower.state) and v.post_id = n.id)
+  union all
+  (select false from two_tower.due_posts d
+    where not d.is_edited and d.requested_at <= two_tower.now() limit 1000);
+$$;
+comment on function two_tower.sample_new_posts() is 'Returns of at most 1,000 encoded posts of a day whether they have a vector, or cannot have one, and false for at most 1,000 that wait for the encoder.';
+
 create function two_tower.measure_metrics() returns table (name text, value double precision)
 language sql stable set search_path = pg_catalog, pg_temp as $$
   with recent as (
@@ -85,17 +103,14 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   union all select 'update_latency', percentile_cont(0.95) within group (order by u.milliseconds)
     from two_tower.update_latencies u where u.measured_at > two_tower.now() - interval '1 hour'
   union all select 'cold_start_ctr', two_tower.cold_start_ctr()
-  union all select 'post_coverage', avg(c.is_there::integer) from (
-    (select v.post_id is not null or n.is_unreadable as is_there
-      from (select p.id, p.is_unreadable from two_tower.posts p
-          where p.created_at between two_tower.now() - interval '1 day' and two_tower.now()
-            and p.is_listed and p.encoded_hash is not null
-          order by p.created_at desc, p.id limit 1000) n
-        left join two_tower.live_embeddings v
-          on v.slot = (select active_slot from two_tower.state) and v.post_id = n.id)
-    union all
-    (select false from two_tower.due_posts d
-      where not d.is_edited and d.requested_at <= two_tower.now() limit 1000)) c
+  -- Null where there is no row. The share of rows that the registry knows, times the share of
+  -- known posts that have a vector.
+  union all select 'post_coverage', case when r.sampled > 0 or c.share is not null
+      then (1 - r.missing / greatest(r.sampled, 1)) * coalesce(c.share, 1) end
+    from (select coalesce(sum(s.missing_rows), 0)::double precision as missing,
+        coalesce(sum(s.sampled_rows), 0) as sampled
+        from two_tower.sources s where s.role = 'posts' and s.state = 'attached') r
+      cross join (select avg(n.is_there::integer) as share from two_tower.sample_new_posts() n) c
   union all select 'user_coverage', avg((extensions.vector_norm(u.embedding) > 0)::integer)
     from (select * from two_tower.user_embeddings where engagement_count > 0 order by user_id
       limit 10000) u

@@ -14,6 +14,9 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   with facts as materialized (
     select s.frozen_at is not null as is_frozen, two_tower.is_importing() as is_importing,
       not two_tower.has_worker() as has_no_worker,
+      exists (select from two_tower.sources w
+        where w.role = 'posts' and w.state = 'attached' and w.missing_rows > 0
+          and (w.walk is not null or w.is_walk_wanted)) as is_walking,
       (select count(*) from (select from two_tower.user_embeddings u
         where u.engagement_count > 0 limit 10) u) < 10 as has_few_users,
       (select count(*) from (select from two_tower.live_embeddings v
@@ -41,13 +44,14 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
           oldest_waiting_text}'),
       (3, f.is_importing, 'A worker is encoding them.',
         '{post_coverage, deferred_events, oldest_waiting_post}'),
-      (4, f.is_quiet, 'Few users engage at this hour.',
+      (4, f.is_walking, 'A walk of an attached table is bringing rows in.', '{post_coverage}'),
+      (5, f.is_quiet, 'Few users engage at this hour.',
         '{training_pairs_per_hour, negatives_per_positive}'),
-      (5, f.has_few_users, 'Fewer than 10 users have taught anything.',
+      (6, f.has_few_users, 'Fewer than 10 users have taught anything.',
         '{user_coverage, embedding_drift, week_cosine, mean_cosine, training_balance}'),
-      (6, f.has_few_posts, 'There are fewer than 40 posts.',
+      (7, f.has_few_posts, 'There are fewer than 40 posts.',
         '{negatives_per_positive, mean_cosine, training_balance}'),
-      (7, f.has_few_times, 'Few events were timed.', '{update_latency}')
+      (8, f.has_few_times, 'Few events were timed.', '{update_latency}')
     ) as r (place, is_so, note, names)
     cross join unnest(r.names) as n (name)
   where r.is_so order by n.name, r.place;

@@ -71,7 +71,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
       where n.candidate_tower = two_tower.active_version('candidate_tower')
         and n.made_at <= two_tower.now() - interval '5 days'
       order by abs(extract(epoch from two_tower.now() - interval '7 days' - n.made_at)) limit 1) w
-    join two_tower.checkpoint_posts c on c.checkpoint_id = w.id
+    cross join lateral two_tower.sample_checkpoint(w.id) c
     join two_tower.live_embeddings v on v.post_id = c.post_id
       and v.slot = (select active_slot from two_tower.state);
 $$;
@@ -88,10 +88,16 @@ $$;
 comment on function two_tower.measure_balance() is 'Returns the positives for each negative of the training pairs of the last week, of at most 100,000 events.';
 
 create function two_tower.measure_quality() returns table (name text, value double precision)
-language sql stable set search_path = pg_catalog, pg_temp as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  v_slot smallint := (select active_slot from two_tower.state);
+  v_share real := (select 100 * least(1, 200000 / greatest(r.reltuples, 1))
+    from pg_catalog.pg_class r where r.oid = 'two_tower.live_embeddings'::regclass);
+begin
+  return query
   with live as materialized (
-    select v.post_id, v.embedding, v.engagement_count from two_tower.live_embeddings v
-    where v.slot = (select active_slot from two_tower.state)
+    select v.post_id, v.embedding, v.engagement_count
+    from two_tower.live_embeddings v tablesample system (v_share) where v.slot = v_slot
   ), top as (
     select embedding from live where engagement_count > 0
     order by engagement_count desc, post_id limit 200
@@ -111,11 +117,12 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   select 'week_cosine', two_tower.measure_week()
   union all
   select 'training_balance', two_tower.measure_balance();
+end
 $$;
-comment on function two_tower.measure_quality() is 'Returns the metrics that audits report, as they are now. value is null where there is nothing to measure.';
+comment on function two_tower.measure_quality() is 'Returns the metrics that audits report, as they are now, of a sample of about 200,000 rows of live_embeddings. value is null where there is nothing to measure.';
 
 create function two_tower.run_audit(p_checkpoint bigint default null) returns bigint
-language plpgsql set search_path = pg_catalog, pg_temp as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   v_findings jsonb;
   v_is_good boolean;
@@ -134,7 +141,7 @@ begin
   return v_id;
 end
 $$;
-comment on function two_tower.run_audit(bigint) is 'Audits the embeddings as they are now, stores the findings, and raises alerts. Says of the checkpoint, if one is given, whether it is good. Returns the id of the audit.';
+comment on function two_tower.run_audit(bigint) is 'Audits the embeddings as they are now, stores the findings, and raises alerts. Says of the checkpoint, if one is given, whether it is good. Returns the id of the audit. Definer: workers have no grant on tables.';
 
 -- A crowd that moves one post stops there, before its drift stops all others.
 create function two_tower.hold_posts() returns integer
@@ -145,7 +152,12 @@ declare
 begin
   for v_post in
     select v.slot, v.post_id, m.distance
-    from two_tower.measure_movement() m cross join two_tower.settings s
+    from (
+        select * from two_tower.measure_movement() union
+        select * from two_tower.measure_movement(array(
+          select distinct e.post_id
+          from (select post_id from public.engagement_events order by id desc limit 5000) e))) m
+      cross join two_tower.settings s
       join two_tower.live_embeddings v on v.post_id = m.post_id
         and v.slot = (select active_slot from two_tower.state)
     where m.distance > s.post_movement_limit
@@ -161,7 +173,7 @@ begin
   return v_held;
 end
 $$;
-comment on function two_tower.hold_posts() is 'Holds posts that moved by more than settings.post_movement_limit from the newest checkpoint, and opens an alert for each. Returns how many.';
+comment on function two_tower.hold_posts() is 'Holds posts that moved by more than settings.post_movement_limit from the newest checkpoint, and opens an alert for each. Looks at the posts of the newest 5,000 events, and at sample_checkpoint(). Returns how many.';
 
 create function two_tower.release_posts() returns void
 language sql set search_path = pg_catalog, pg_temp as $$
@@ -179,6 +191,7 @@ language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   v_id bigint;
   v_active bigint := two_tower.active_version('candidate_tower');
+  v_table text;
 begin
   perform pg_advisory_xact_lock(two_tower.bulk_lock());
   insert into two_tower.checkpoints (reason, candidate_tower, user_tower)
@@ -187,34 +200,44 @@ begin
             is not false then 'daily' else 'promotion' end),
           v_active, two_tower.active_version('user_tower'))
   returning id into v_id;
-  execute format('create table two_tower.checkpoint_posts_%s partition of
-    two_tower.checkpoint_posts for values in (%s)', v_id, v_id);
-  execute format('create table two_tower.checkpoint_users_%s partition of
-    two_tower.checkpoint_users for values in (%s)', v_id, v_id);
+  foreach v_table in array '{checkpoint_posts, checkpoint_users}'::text[] loop
+    execute format('create table two_tower.%1$s_%2$s (like two_tower.%1$s including all,
+      constraint is_of_this_checkpoint check (checkpoint_id = %2$s))', v_table, v_id);
+  end loop;
   -- One statement, so that posts and users are of one moment. It waits for no writer.
-  with posts as (
-    insert into two_tower.checkpoint_posts
-    select v_id, v.post_id, v.embedding, v.engagement_count, v.popularity
-    from two_tower.live_embeddings v
-    where v.slot = (select active_slot from two_tower.state) and not v.is_pretrained
-    returning post_id
-  ), users as (
-    insert into two_tower.checkpoint_users
-    select v_id, u.user_id, u.embedding, u.engaged_sum, u.prior, u.prior_weight,
-      u.prior_source, u.recent_post_ids, u.recent_strengths, u.positive_ids,
-      u.positive_interests, u.interest_sums, u.engagement_count, u.reset_count
-    from two_tower.user_embeddings u
-    returning engagement_count
-  )
-  update two_tower.checkpoints set
-    posts = (select count(*) from posts),
-    users = (select count(*) from users where engagement_count > 0),
-    engagements = (select coalesce(sum(engagement_count), 0) from users),
-    last_event_id = (select coalesce(max(e.id), 0) from public.engagement_events e)
-  where id = v_id;
-  perform two_tower.release_posts();
+  execute format('
+    with posts as (
+      insert into two_tower.checkpoint_posts_%1$s
+      select %1$s, v.post_id, v.embedding, v.engagement_count, v.popularity
+      from two_tower.live_embeddings v
+      where v.slot = (select active_slot from two_tower.state) and not v.is_pretrained
+      returning post_id
+    ), users as (
+      insert into two_tower.checkpoint_users_%1$s
+      select %1$s, u.user_id, u.embedding, u.engaged_sum, u.prior, u.prior_weight,
+        u.prior_source, u.recent_post_ids, u.recent_strengths, u.positive_ids,
+        u.positive_interests, u.interest_sums, u.engagement_count, u.reset_count
+      from two_tower.user_embeddings u
+      returning engagement_count
+    )
+    update two_tower.checkpoints set
+      posts = (select count(*) from posts),
+      users = (select count(*) from users where engagement_count > 0),
+      engagements = (select coalesce(sum(engagement_count), 0) from users),
+      last_event_id = (select coalesce(max(e.id), 0) from public.engagement_events e)
+    where id = %1$s', v_id);
+  -- Attached when it is full, so that nobody waits to read older ones meanwhile. The constraint
+  -- spares reading it again.
+  foreach v_table in array '{checkpoint_posts, checkpoint_users}'::text[] loop
+    execute format('alter table two_tower.%1$s attach partition two_tower.%1$s_%2$s
+      for values in (%2$s)', v_table, v_id);
+    execute format('alter table two_tower.%1$s_%2$s drop constraint is_of_this_checkpoint',
+      v_table, v_id);
+  end loop;
   perform two_tower.run_audit(v_id);
   perform two_tower.drop_old_checkpoints();
+  -- Last: who likes a post that was held waits for it.
+  perform two_tower.release_posts();
   return v_id;
 end
 $$;

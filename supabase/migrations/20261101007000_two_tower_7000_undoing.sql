@@ -24,7 +24,7 @@ comment on column two_tower.undos.is_of_users is 'Of the users in undo_users alo
 comment on column two_tower.undos.from_at is 'Lessons of events that arrived from here on.';
 comment on column two_tower.undos.until_at is 'Lessons of events that arrived before this.';
 comment on column two_tower.undos.last_event_id is 'The newest event that was stored when it was asked for: later ones stand.';
-comment on column two_tower.undos.position is 'Users up to this id are done.';
+comment on column two_tower.undos.position is 'Users up to this id are done. Zeros when all are.';
 comment on column two_tower.undos.lessons is 'How many lessons were taken back.';
 comment on column two_tower.undos.finished_at is 'Null while ticks are at it.';
 
@@ -130,7 +130,10 @@ begin
       v_undo.position := v_user_id;
     end if;
   end loop;
-  update two_tower.undos u set position = v_undo.position,
+  update two_tower.undos u set
+    -- A walk that has ended names nobody.
+    position = case when v_user_id is null then '00000000-0000-0000-0000-000000000000'
+      else v_undo.position end,
     lessons = u.lessons + p_limit - v_left,
     finished_at = case when v_user_id is null then two_tower.now() end
   where u.id = v_undo.id;

@@ -99,7 +99,8 @@ begin
       last_event_id = coalesce((select max(e.id) from public.engagement_events e), last_event_id)
     where kind = v_schedule.kind;
     delete from two_tower.schedule_counts where kind = v_schedule.kind;
-    if v_schedule.runs_in = 'worker' then
+    if v_schedule.runs_in = 'worker'
+      or v_schedule.runs_in = 'either' and two_tower.has_worker() then
       perform two_tower.enqueue_job(v_schedule.kind);
     else
       perform two_tower.try_call(v_schedule.kind);
@@ -123,9 +124,9 @@ declare
   v_steps text[] := '{fold_steps, learn_deferred, learn_waiting, apply_post_changes,
     reconcile_sources, fill_slot, restore_users, erase_users, purge_posts, prune_requested_texts,
     announce, refresh_recent_posts, compact_numbers, encode_anew, regroup_interests,
-    refresh_told_interests, undo_lessons}';
+    refresh_told_interests, undo_lessons, refresh_posts}';
   v_limits integer[] := '{1000, 500, 500, 1000, 1, 2000, 2000, 1000, 1000, 1000, null, null, 1000,
-    1000, 200, 1000, 500}';
+    1000, 200, 1000, 500, 1000}';
   v_place integer;
   v_turn bigint;
   v_step text;

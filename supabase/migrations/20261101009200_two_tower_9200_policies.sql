@@ -73,13 +73,16 @@ grant execute on function
 revoke execute on function
   public.reset_my_feed(), public.more_from_author(text, integer),
   public.trending_posts(text, integer), public.set_interests(text[], text[], text),
-  public.what_is_known_of_me()
+  public.what_is_known_of_me(), public.export_my_data(integer, text),
+  public.export_user_data(uuid, integer, text)
   from public, anon, authenticated, service_role;
 grant execute on function
   public.reset_my_feed(), two_tower.reset_feed(), public.more_from_author(text, integer),
   public.trending_posts(text, integer), public.set_interests(text[], text[], text),
-  two_tower.tell_interests(text[], bigint[]), public.what_is_known_of_me(), two_tower.list_known()
+  two_tower.tell_interests(text[], bigint[]), public.what_is_known_of_me(), two_tower.list_known(),
+  public.export_my_data(integer, text), two_tower.export_for(uuid, integer, text)
   to authenticated, service_role;
+grant execute on function public.export_user_data(uuid, integer, text) to service_role;
 
 -- A worker can do its work and nothing else: it calls these functions, and has no grant on a table.
 -- Its login is a member: create role worker login password '...' in role two_tower_worker.
@@ -122,7 +125,8 @@ grant execute on function
   two_tower.judge_user_tower(bigint, uuid[], extensions.vector[], extensions.vector[]),
   two_tower.store_user_encodings(bigint, uuid[], extensions.vector[]),
   two_tower.project_profiles(uuid, integer), two_tower.build_serving_index(text),
-  two_tower.check_serving_index(integer)
+  two_tower.check_serving_index(integer), two_tower.checkpoint(text),
+  two_tower.run_audit(bigint)
   to two_tower_worker;
 
 alter table public.author_blocks enable row level security;

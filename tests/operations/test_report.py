@@ -87,6 +87,37 @@ def test_the_terminal_gets_an_audit_a_line_and_no_word_is_cut_off(url: str) -> N
     assert "…" not in text
 
 
+def test_how_impressions_are_spread_is_one_line_on_both(url: str, page: Path) -> None:
+    with connect(url) as connection:
+        (spread,) = rows(connection, "select * from two_tower.measure_concentration()")
+        never = value(connection, "select count(*) from two_tower.posts_never_shown")
+    assert 0 < never < spread.listed_posts == 60
+    told = f"60 posts listed, {spread.shown_posts} shown in 7 days, {never} never;"
+    assert told in " ".join(command(url).output.split())
+    assert told in page.read_text()
+    assert f"(Gini {spread.gini:.2f})" in page.read_text()
+    (row,) = json.loads(command(url, "--json").output)["Impressions"]
+    assert (row["never_shown_posts"], row["readers_reached"]) == (never, spread.readers_reached)
+
+
+def test_what_takes_too_long_to_read_is_left_out(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("python_jobs.operations.report.command.IMPRESSIONS_TIMEOUT", "100ms")
+    monkeypatch.setattr("python_jobs.operations.report.command.IMPRESSIONS", "select pg_sleep(600)")
+    ran = command(url)
+    assert ran.exit_code == 0, ran.output
+    assert "not measured: there is too much to read" in ran.output
+
+
+def test_storage_is_the_largest_tables_on_the_terminal_and_all_on_the_page(
+    url: str, page: Path
+) -> None:
+    with connect(url) as connection:
+        kept = rows(connection, "select table_name from two_tower.retention")
+    text, html = command(url).output, page.read_text()
+    assert [row.table_name in text for row in kept] == [True] * 5 + [False] * (len(kept) - 5)
+    assert all(f"<td>{row.table_name}</td>" in html for row in kept)
+
+
 def test_programs_get_the_same_as_json(url: str) -> None:
     told = json.loads(command(url, "--json").output)
     assert [row["reason"] for row in told["Checkpoints"]] == ["operator"]

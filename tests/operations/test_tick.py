@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from python_jobs.db import Connection, connect, value
+from python_jobs.db import Connection, connect, rows, value
+from python_jobs.worker.jobs import HANDLERS
 from tests.support.database import add_user
 from tests.support.patience import wait_until
 
@@ -39,6 +40,23 @@ def test_a_schedule_that_fails_opens_an_alert_and_stops_no_other(db: Connection)
     assert value(db, f"{ran} and every is not null and runs_in = 'database'") == 0
     assert value(db, "select count(*) from two_tower.checkpoints") == 1
     assert value(db, "select count(*) from two_tower.metrics") > 0
+
+
+def test_what_takes_long_is_a_job_while_a_worker_runs(db: Connection) -> None:
+    rows(db, "select * from two_tower.claim_job('a', '{other}')")
+    ticks(db)
+    jobs = "select count(*) from two_tower.jobs where kind in ('checkpoint', 'run_audit')"
+    assert value(db, jobs) == 2
+    assert value(db, "select count(*) from two_tower.audits") == 0
+    for kind in ("checkpoint", "run_audit"):
+        (job,) = rows(db, "select * from two_tower.claim_job('a', array[%s])", kind)
+        done = HANDLERS[kind](db)
+        assert value(db, "select two_tower.complete_job(%s, 'a')::text", job.id) == ""
+        assert set(done) == {"checkpoint"} if kind == "checkpoint" else {"audit"}
+    assert value(db, "select count(*) from two_tower.checkpoints") == 1
+    assert value(db, "select count(*) from two_tower.audits") == 2
+    ticks(db)
+    assert value(db, jobs) == 2  # once a day
 
 
 def test_the_alert_of_a_call_closes_with_its_next_success(db: Connection) -> None:

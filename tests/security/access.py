@@ -67,8 +67,9 @@ PRIVATE_TABLES = _words("""
     installed_files jobs lessons likeness_embeddings listed_posts live_embeddings live_workers
     metric_targets metrics model_authors model_tensors model_weights most_moved_posts
     most_moved_users most_moving_users open_alerts overview partitioned_tables partitions
-    popular_candidates post_changes post_embeddings posts posts_never_shown profile_embeddings
-    recent_posts requested_texts rollbacks schedule_counts schedules serving_builds
+    personal_tables popular_candidates post_changes post_embeddings posts posts_never_shown
+    profile_embeddings recent_posts refreshes requested_texts retention rollbacks schedule_counts
+    schedules serving_builds
     serving_embeddings_0 serving_embeddings_1 serving_index setting_changes settings signals
     source_reports sources state studies study_posts told_interests training_examples
     training_pairs undo_users undos unlearned_events update_latencies user_embeddings
@@ -98,6 +99,8 @@ CLIENT_FUNCTIONS = {
     "public.more_from_author": "a page",
     "public.what_is_known_of_me": "about the caller alone",
     "two_tower.list_known": "core of what_is_known_of_me",
+    "public.export_my_data": "about the caller alone",
+    "two_tower.export_for": "core of export_my_data",
     "public.set_interests": "the caller's own interests",
     "two_tower.tell_interests": "core of set_interests",
     "public.trending_posts": "a page",
@@ -146,6 +149,7 @@ CLIENT_FUNCTIONS = {
 BACK_END_FUNCTIONS = {
     "public.recommend_for",
     "public.explain_for",
+    "public.export_user_data",
     "public.remove_post",
     "public.restore_post",
     "public.read_metrics",
@@ -154,11 +158,11 @@ BACK_END_FUNCTIONS = {
 # What a worker calls. tests/worker/test_worker_role.py holds that it calls nothing else.
 WORKER_FUNCTIONS = _words("""
     active_encoder active_version apply_study begin_study build_serving_index
-    candidate_tower_pairs check_serving_index claim_job complete_job encoder_to_try end_study
-    event_types_to_train fail_job heartbeat_job held_out_from judge_candidate_tower
+    candidate_tower_pairs check_serving_index checkpoint claim_job complete_job encoder_to_try
+    end_study event_types_to_train fail_job heartbeat_job held_out_from judge_candidate_tower
     judge_user_tower live_anchors posts_to_encode profiles_to_encode project_profiles
     random_posts_as_of read_author_embeddings read_base_embeddings read_model_authors
-    read_settings read_tensors read_version refuse_encoder reject_training release_job
+    read_settings read_tensors read_version refuse_encoder reject_training release_job run_audit
     store_base_embeddings store_profile_embeddings store_text_embeddings store_user_encodings
     store_weights study_posts study_steps study_window switch_encoder texts_to_encode
     texts_to_fit tick user_histories users_to_encode users_to_judge users_to_train

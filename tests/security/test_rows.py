@@ -122,6 +122,7 @@ ABOUT_A_USER: dict[str, dict[str, Any]] = {
     "two_tower.muted_for": {},
     "two_tower.shown_before": {"p_cursor": None},
     "two_tower.cursor_after": {"p_cursor": None, "p_post_ids": []},
+    "two_tower.export_for": {"p_limit": 5},
     "two_tower.explain_post": {"p_post_id": 0},
     "two_tower.explain_readable": {"p_post_id": 0},
 }

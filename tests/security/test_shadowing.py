@@ -63,6 +63,8 @@ CALLS = {
     "two_tower.tell_interests": "('{{boats}}', array[{post}])",
     "public.what_is_known_of_me": "()",
     "two_tower.list_known": "()",
+    "public.export_my_data": "(10)",
+    "two_tower.export_for": "('{me}', 10)",
     "public.more_from_author": "('{other}', 3)",
     "public.trending_posts": "('boats', 3)",
     "two_tower.reset_feed": "()",

@@ -9,14 +9,16 @@ from typing import Any
 from uuid import UUID
 
 import click
+import psycopg
 from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from python_jobs.db import rows
+from python_jobs.db import Connection, rows
 from python_jobs.errors import CommandError
 from python_jobs.operations.database import open_database
 from python_jobs.operations.report.html import write_page
+from python_jobs.operations.report.kept import describe_impressions, describe_table
 from python_jobs.operations.report.story import read_map, read_measurements
 from python_jobs.operations.status import MARKS, STYLES, describe_finding
 from python_jobs.operations.status import QUERIES as STATUS
@@ -38,8 +40,16 @@ QUERIES = {
     " (metrics #>> '{gate,lower_bound}')::double precision as lower_bound,"
     " (metrics #>> '{gate,events}')::integer as events"
     " from two_tower.model_weights where decided_at is not null order by decided_at",
+    "Storage": "select * from two_tower.retention",
 }
+# Reads all that readers did with posts: where that takes too long, the report does without.
+IMPRESSIONS = (
+    "select c.*, (select count(*) from two_tower.posts_never_shown) as never_shown_posts"
+    " from two_tower.measure_concentration() c"
+)
+IMPRESSIONS_TIMEOUT = "20s"
 SHOWN_CHECKPOINTS = 5
+SHOWN_TABLES = 5
 
 
 @click.command()
@@ -58,6 +68,7 @@ def report(as_json: bool, html: Path | None, days: float, reader: UUID | None) -
         raise click.UsageError("--days is a number above 0.")
     with open_database() as connection:
         sections = {title: rows(connection, query) for title, query in QUERIES.items()}
+        sections["Impressions"] = _read_impressions(connection)
         if html is None:
             print_json(sections) if as_json else _print(sections)
             return
@@ -71,6 +82,16 @@ def report(as_json: bool, html: Path | None, days: float, reader: UUID | None) -
     click.echo(f"The report is in {html}. It needs nothing beside it: open it in a browser.")
 
 
+def _read_impressions(connection: Connection) -> list[Any]:
+    """One row, or none where it takes longer than IMPRESSIONS_TIMEOUT."""
+    try:
+        with connection.transaction():
+            connection.execute(f"set local statement_timeout = '{IMPRESSIONS_TIMEOUT}'".encode())
+            return rows(connection, IMPRESSIONS)
+    except psycopg.errors.QueryCanceled:
+        return []
+
+
 def _print(sections: dict[str, list[Any]]) -> None:
     (overview,) = sections["Overview"]
     console = Console()
@@ -82,6 +103,8 @@ def _print(sections: dict[str, list[Any]]) -> None:
         ("Audits", _audits(sections["Audits"], overview.now)),
         ("Checkpoints", _checkpoints(sections["Checkpoints"], overview.now)),
         ("Experiments", _experiments(sections["Experiments"])),
+        ("Impressions", map(Text, describe_impressions(sections["Impressions"]))),
+        ("Storage", map(Text, _storage(sections["Storage"]))),
     ):
         console.print()
         console.print(Text(title, "bold"))
@@ -129,3 +152,8 @@ def _experiments(results: list[Any]) -> Iterator[Text]:
             f"  {row.arm}: {count(row.users, 'reader')}, {rate} positives a view{difference}",
             f"; {row.verdict}" if row.verdict else "",
         )
+
+
+def _storage(tables: list[Any]) -> Iterator[str]:
+    for row in tables[:SHOWN_TABLES]:
+        yield f"{row.table_name}: {', '.join(each for each in describe_table(row) if each)}"

@@ -9,6 +9,7 @@ from string import Template
 from typing import Any
 
 from python_jobs.operations.report import plots
+from python_jobs.operations.report.kept import describe_impressions, describe_table
 from python_jobs.operations.report.story import Map
 from python_jobs.operations.status import MARKS, facts
 from python_jobs.operations.verdict import Verdict, judge
@@ -121,6 +122,8 @@ def _facts(sections: dict[str, list[Any]]) -> Iterator[str]:
     yield '<h2>What is at work</h2><dl class="card">'
     for label, lines in facts(sections):
         yield f"<dt>{label}</dt><dd>{'<br>'.join(map(escape, lines))}</dd>"
+    for line in describe_impressions(sections["Impressions"]):
+        yield f"<dt>Impressions</dt><dd>{escape(line)}</dd>"
     yield "</dl>"
 
 
@@ -208,6 +211,11 @@ def _records(sections: dict[str, list[Any]]) -> Iterator[str]:
             for row in sections["Checkpoints"]
         ),
     )  # fmt: skip
+    yield from _table(
+        "Storage",
+        ("table", "takes", "grows", "for how long", "in the end"),
+        ((row.table_name, *describe_table(row)) for row in sections["Storage"]),
+    )
 
 
 def _table(title: str, heads: tuple[str, ...], lines: Iterator[tuple[str, ...]]) -> Iterator[str]:

@@ -9,6 +9,7 @@ from python_jobs.db import Connection
 from python_jobs.worker.jobs.candidate_tower import train_candidate_tower
 from python_jobs.worker.jobs.change_encoder import change_encoder
 from python_jobs.worker.jobs.encode import encode_posts, encode_profiles
+from python_jobs.worker.jobs.keep import checkpoint, run_audit
 from python_jobs.worker.jobs.serve import build_serving_index, check_serving_index
 from python_jobs.worker.jobs.study import study
 from python_jobs.worker.jobs.user_tower import encode_active_users, train_user_tower
@@ -20,6 +21,8 @@ HANDLERS: dict[str, Handler] = {
     "encode_profiles": encode_profiles,
     "build_serving_index": build_serving_index,
     "check_serving_index": check_serving_index,
+    "checkpoint": checkpoint,
+    "run_audit": run_audit,
     "change_encoder": change_encoder,
     "encode_users": encode_active_users,
     "study": study,

@@ -260,6 +260,22 @@ type Generated = {
           "reason": string;
         }[];
       };
+      "export_my_data": {
+        Args: { "p_cursor"?: string; "p_limit"?: number };
+        Returns: {
+          "content": Json;
+          "cursor": string;
+          "table_name": string;
+        }[];
+      };
+      "export_user_data": {
+        Args: { "p_cursor"?: string; "p_limit"?: number; "p_user_id": string };
+        Returns: {
+          "content": Json;
+          "cursor": string;
+          "table_name": string;
+        }[];
+      };
       "more_from_author": {
         Args: { "p_author_key": string; "p_limit"?: number };
         Returns: {
