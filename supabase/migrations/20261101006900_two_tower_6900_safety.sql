@@ -136,7 +136,8 @@ end
 $$;
 comment on function two_tower.run_audit(bigint) is 'Audits the embeddings as they are now, stores the findings, and raises alerts. Says of the checkpoint, if one is given, whether it is good. Returns the id of the audit.';
 
--- A crowd that moves one post stops there, before its drift stops all others.
+-- A crowd that moves one post stops there. One that moves most of what is engaged with is drift: it
+-- stops all.
 create function two_tower.hold_posts() returns integer
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
@@ -148,7 +149,7 @@ begin
     from two_tower.measure_movement() m cross join two_tower.settings s
       join two_tower.live_embeddings v on v.post_id = m.post_id
         and v.slot = (select active_slot from two_tower.state)
-    where m.distance > s.post_movement_limit
+    where m.distance > s.post_movement_limit and not v.is_held
     order by v.post_id for no key update of v
   loop
     update two_tower.live_embeddings v set is_held = true

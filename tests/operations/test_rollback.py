@@ -153,7 +153,7 @@ def test_the_command_names_what_would_be_lost_before_it_asks(
         for arguments, answer in ((("--dry-run",), ""), ((), "n\n")):
             done = command(url, "rollback", *arguments, answer=answer)
             assert f"Checkpoint {number} of " in done.output
-            assert "hours old; its audit found nothing." in done.output
+            assert " d old; its audit found nothing." in done.output
             assert f"What {lost:,} engagements taught would be gone." in done.output
             assert learned(connection) == later
         assert command(url, "resume").output == (

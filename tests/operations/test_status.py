@@ -71,7 +71,9 @@ def test_what_is_wrong_stands_first_with_why_and_what_is_wanted(well: Connection
     well.execute("select two_tower.open_alert('post_held', 'posts:1', 'Look who moved it.')")
     text = words(shown(well))
     assert text.startswith("✖ 4 things need you. ✖ Learning is frozen: a wave of spam since ")
-    assert "✖ No worker has been seen for 6 min New posts get no vector" in text
+    assert "✖ unattended_work is 2 h, wanted at most 2 min For how long" in text
+    assert "Start a worker: two-tower worker." in text
+    assert "Workers none for 6 min" in text
     assert "✖ oldest_waiting_post is 2 h, wanted at most 60 s How long the oldest" in text
     assert "✖ post_held posts:1 since" in text
     assert "Look who moved it." in text
@@ -164,7 +166,7 @@ def test_watching_goes_on_while_the_database_changes_goes_and_comes_and_ends_by_
         env=environment, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
     )  # fmt: skip
     try:
-        read_until(mine, lambda told: "No worker has run yet" in told)
+        read_until(mine, lambda told: "none has run yet" in told)
         with connect(url, autocommit=True) as connection:
             connection.execute("select two_tower.freeze('seen at once')")
         read_until(mine, lambda told: "seen at once" in told)
