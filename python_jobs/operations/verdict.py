@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,6 +11,7 @@ from typing import Any
 from python_jobs.operations.words import count, quantity, wanted
 
 OK, WARNING, ALERT = "ok", "warning", "alert"
+MANY = 3  # alerts of a kind that are told one by one
 OF_FIGURES = "metric_out_of_range"  # such an alert repeats what a figure says
 TOLD_ELSEWHERE = ("open_alerts", "is_frozen")
 
@@ -80,10 +82,18 @@ def _of_figures(health: list[Any], alerts: list[Any]) -> Iterator[Finding]:
 
 
 def _of_alerts(health: list[Any], alerts: list[Any]) -> Iterator[Finding]:
-    """Those about a figure that is out of its range now are told by the figure."""
+    """Those about a figure that is out of its range now are told by the figure.
+
+    Many of one kind are one incident: a crowd moves many posts.
+    """
     told = {row.name for row in health if row.state in (WARNING, ALERT)}
-    for alert in alerts:
-        if alert.kind == OF_FIGURES and alert.subject in told:
-            continue
+    untold = [row for row in alerts if row.kind != OF_FIGURES or row.subject not in told]
+    left = Counter(row.kind for row in untold)
+    many = {kind for kind, alike in left.items() if alike > MANY}
+    for alert in untold:
         what = " ".join(filter(None, (alert.kind, alert.subject)))
+        if alert.kind in many:
+            if not left[alert.kind]:
+                continue
+            what += f" and {left.pop(alert.kind) - 1:,} like it"
         yield Finding(ALERT, what, alert.message, alert.advice, alert.opened_at, alert.occurrences)

@@ -171,9 +171,9 @@ language sql set search_path = pg_catalog, pg_temp as $$
         order by h.post_id, h.slot for no key update) h
   where v.slot = h.slot and v.post_id = h.post_id;
   update two_tower.alerts set closed_at = two_tower.now()
-  where kind = 'post_held' and closed_at is null;
+  where kind in ('post_held', 'post_moved_in_concert') and closed_at is null;
 $$;
-comment on function two_tower.release_posts() is 'Lets held posts move again. Each checkpoint does.';
+comment on function two_tower.release_posts() is 'Lets held posts move again, and closes the alerts of posts that a crowd moved. Each checkpoint does, and each rollback.';
 
 create function two_tower.checkpoint(p_reason text default null) returns bigint
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$

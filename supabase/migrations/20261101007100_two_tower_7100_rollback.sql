@@ -71,6 +71,7 @@ begin
   select v_checkpoint.id, v_checkpoint.last_event_id, coalesce(max(e.id), 0)
   from public.engagement_events e;
   perform two_tower.reopen_undone(v_checkpoint);
+  perform two_tower.release_posts();
   return v_plan.checkpoint_id;
 end
 $$;

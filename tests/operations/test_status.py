@@ -92,6 +92,18 @@ def test_a_figure_and_its_alert_are_told_once(well: Connection) -> None:
     )
 
 
+def test_posts_that_a_crowd_moved_are_one_thing_to_look_at(well: Connection) -> None:
+    for post in range(1, 6):
+        well.execute("select two_tower.open_alert('post_held', %s, 'a test')", [str(post)])
+    for name in ("a", "b"):
+        well.execute("select two_tower.open_alert('call_failed', %s, 'a test')", [name])
+    text = words(shown(well))
+    assert text.startswith("✖ 3 things need you.")
+    assert "post_held 1 and 4 like it" in text
+    assert "call_failed a" in text
+    assert "call_failed b" in text
+
+
 def test_a_worker_is_shown_with_its_job_and_only_three_rejected_versions_are(
     well: Connection,
 ) -> None:
@@ -111,7 +123,7 @@ def test_a_worker_is_shown_with_its_job_and_only_three_rejected_versions_are(
 def test_no_word_is_cut_off_however_narrow_the_terminal(well: Connection, width: int) -> None:
     for n in range(12):
         message = "A long message about something that has happened and must be read. " * 3
-        well.execute("select two_tower.open_alert('call_failed', %s, %s)", [f"f{n}", message])
+        well.execute("select two_tower.open_alert(%s, '', %s)", [f"kind_{n}", message])
     text = shown(well, width)
     assert "…" not in text
     assert "..." not in text
