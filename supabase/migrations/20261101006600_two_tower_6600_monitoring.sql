@@ -120,7 +120,8 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
       values ('waiting_events', m.events), ('longest_wait', coalesce(m.minutes, 0))
     ) as w (name, value)
   union all select 'dead_jobs', count(*) from two_tower.jobs
-    where state = 'dead' and finished_at > two_tower.now() - interval '1 day'
+    where state = 'dead' and attempts >= max_attempts
+      and finished_at > two_tower.now() - interval '1 day'
   union all select 'serving_recall', (select recall from two_tower.serving_index)
   union all select 'embedding_drift', two_tower.measure_drift()
   union all select * from two_tower.measure_study()
