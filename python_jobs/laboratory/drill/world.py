@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from python_jobs.db import Connection, rows, value
+from python_jobs.errors import CommandError
 from python_jobs.laboratory.server import USER_ID
 
 SUBJECTS = ("sailing", "baking", "chess")
@@ -21,6 +22,7 @@ ACCOUNTS_AN_HOUR = 40
 HITS = 15  # posts of others that an account of the wave goes for
 PAGE = 20
 SEED = 7
+TURNS = 10_000  # of ticks, at most, until nothing is due
 
 
 class World:
@@ -117,13 +119,17 @@ class World:
         return self.write_posts(len(SUBJECTS))
 
     def tick(self) -> None:
-        """Ticks until nothing is due. Jobs are done at once: their work was done when it came."""
-        is_idle = False
-        while not is_idle:
+        """Ticks until nothing is due. Jobs are done at once: their work was done when it came.
+
+        Raises CommandError where there is no end to it.
+        """
+        for _ in range(TURNS):
             did = value(self.connection, "select two_tower.tick()")
             for job in rows(self.connection, "select id from two_tower.claim_job('drill')"):
                 value(self.connection, "select two_tower.complete_job(%s, 'drill')", job.id)
-            is_idle = not any(each not in (0, []) for each in did.values())
+            if not any(each not in (0, []) for each in did.values()):
+                return
+        raise CommandError(f"Ticks come to no end: {did}.")
 
     def pages(self, readers: range, at: datetime) -> list[list[int]]:
         """The page of each of these readers as of a time: ids of posts."""
