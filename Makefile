@@ -30,8 +30,10 @@ eval: $(STAMP)
 
 bench: $(STAMP) faiss
 	@$(VENV)/bin/two-tower bench inserts
+	@$(VENV)/bin/two-tower bench cpu
 	@$(VENV)/bin/two-tower bench serving
 	@$(VENV)/bin/two-tower bench sources
+	@$(VENV)/bin/two-tower bench operations
 
 bench-large: $(STAMP) faiss
 	@$(VENV)/bin/two-tower bench growth

@@ -27,6 +27,7 @@ COMMANDS = {
     "rollback": ("python_jobs.operations.safety", "rollback"),
     "undo": ("python_jobs.operations.undo", "undo"),
     "weights": ("python_jobs.operations.weights", "weights"),
+    "drill": ("python_jobs.laboratory.drill.command", "drill"),
     "evaluate": ("python_jobs.laboratory.evaluate.command", "evaluate"),
     "bench": ("python_jobs.laboratory.bench.command", "bench"),
 }

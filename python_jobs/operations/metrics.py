@@ -32,7 +32,7 @@ class Health(Collector):
         """A gauge for each figure that has a value, its state and its limits."""
         try:
             with open_database() as connection:
-                figures = rows(connection, "select * from public.read_metrics()")
+                figures = rows(connection, "select * from two_tower.read_health()")
         except CommandError:
             if not self.waits:
                 raise

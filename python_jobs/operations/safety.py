@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import click
@@ -13,6 +13,7 @@ from python_jobs.db import call, rows, value
 from python_jobs.errors import CommandError
 from python_jobs.operations.database import open_database
 from python_jobs.operations.switch import finish_switch
+from python_jobs.operations.words import span
 
 NO_CHECKPOINT = (
     "No checkpoint is good, not empty, and older than what went wrong: two-tower report shows all."
@@ -95,11 +96,10 @@ def rollback(number: int | None, dry_run: bool, yes: bool) -> None:
 
 def _told(plan: Any) -> Iterator[str]:
     """A row of two_tower.plan_rollback() in words."""
-    hours = (datetime.now(UTC) - plan.made_at).total_seconds() / 3600
     found = "its audit found nothing" if plan.is_good else "its audit found something"
     yield (
         f"Checkpoint {plan.checkpoint_id} of {plan.made_at.astimezone():%Y-%m-%d %H:%M},"
-        f" {hours:.1f} hours old; {found}."
+        f" {span(plan.age)} old; {found}."
     )
     if plan.wrong_since:
         yield f"Learning goes wrong since {plan.wrong_since.astimezone():%Y-%m-%d %H:%M}."
@@ -108,8 +108,7 @@ def _told(plan: Any) -> Iterator[str]:
     for what in ("users", "engagements", "candidate_tower", "user_tower"):
         then, now = (getattr(plan, f"{what}_{when}") for when in ("then", "now"))
         yield f"  {_NAMES[what]:<28} {_figure(now):>9} now, {_figure(then):>9} then"
-    lost = max(0, plan.engagements_now - plan.engagements_then)
-    yield f"What {lost:,} engagements taught would be gone. They stay recorded."
+    yield f"What {plan.engagements_lost:,} engagements taught would be gone. They stay recorded."
 
 
 _NAMES = {

@@ -22,9 +22,9 @@ from python_jobs.operations.words import clock, count, span
 QUERIES = {
     "Overview": "select *, two_tower.now() as now,"
     " two_tower.seconds_without_worker() as seconds_without_worker from two_tower.overview",
-    "Health": "select * from public.read_metrics()",
-    "Alerts": "select kind, subject, message, occurrences, opened_at from two_tower.alerts"
-    " where closed_at is null order by opened_at desc, id desc",
+    "Health": "select * from two_tower.read_health()",
+    "Alerts": "select kind, subject, message, advice, page, occurrences, opened_at"
+    " from two_tower.open_alerts order by opened_at desc, kind, subject",
     "Workers": "select * from two_tower.live_workers order by claimed_at, name",
     "Jobs": "select kind, state, count(*) as jobs, max(finished_at) as last_finished_at"
     " from two_tower.jobs group by 1, 2 order by 1, 2",
@@ -96,7 +96,7 @@ def page(sections: dict[str, list[Any]]) -> Group:
 
 
 def describe_finding(finding: Finding, now: datetime) -> RenderableType:
-    """What, since when, and below it why."""
+    """What, since when, and below it why and what to do."""
     since = f"  since {clock(finding.since, now)}" if finding.since else ""
     often = f", {finding.occurrences:,} times" if finding.occurrences > 1 else ""
     head = Text.assemble(
@@ -104,7 +104,7 @@ def describe_finding(finding: Finding, now: datetime) -> RenderableType:
         (finding.what, "bold"),
         (since + often, "dim"),
     )
-    return Group(head, Padding(Text(finding.why), (0, 0, 0, 2), expand=False))
+    return Group(head, Padding(Text(finding.text), (0, 0, 0, 2), expand=False))
 
 
 def facts(sections: dict[str, list[Any]]) -> Iterator[tuple[str, list[str]]]:

@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from python_jobs.operations.words import count, quantity, span, wanted
+from python_jobs.operations.words import count, quantity, wanted
 
 OK, WARNING, ALERT = "ok", "warning", "alert"
-SILENCE_S = 300.0  # without a worker for longer, somebody should look
+MANY = 3  # alerts of a kind that are told one by one
 OF_FIGURES = "metric_out_of_range"  # such an alert repeats what a figure says
-TOLD_ELSEWHERE = ("open_alerts", "is_frozen", "workers", "unattended_work")
+TOLD_ELSEWHERE = ("open_alerts", "is_frozen")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What is not as it should be. state: warning or alert. since: null where that is not known."""
+    """What is not as it should be. state: warning or alert. since: null where that is not known.
+
+    advice: what to do about it; null where there is nothing to say.
+    """
 
     state: str
     what: str
     why: str
+    advice: str | None
     since: datetime | None = None
     occurrences: int = 1
+
+    @property
+    def text(self) -> str:
+        """Why it matters, and what to do."""
+        return " ".join(filter(None, (self.why, self.advice)))
 
 
 @dataclass(frozen=True)
@@ -36,7 +46,7 @@ class Verdict:
 
 
 def judge(overview: Any, health: list[Any], alerts: list[Any]) -> Verdict:
-    """overview: its row, with seconds_without_worker. health, alerts: rows, of open alerts."""
+    """overview: its row. health, alerts: rows, of read_health() and of open alerts."""
     findings = [*_of_the_whole(overview), *_of_figures(health, alerts), *_of_alerts(health, alerts)]
     findings.sort(key=lambda each: each.state != ALERT)
     grave = sum(each.state == ALERT for each in findings)
@@ -52,15 +62,10 @@ def _of_the_whole(overview: Any) -> Iterator[Finding]:
         yield Finding(
             ALERT,
             f"Learning is frozen: {overview.frozen_reason}",
-            "Events are recorded and wait. Go on with: two-tower resume",
+            "Events are recorded and wait.",
+            "Go on with: two-tower resume",
             overview.frozen_at,
         )
-    silence = overview.seconds_without_worker
-    start = "New posts get no vector, and no tower is trained. Start one: two-tower worker"
-    if silence is None:
-        yield Finding(WARNING, "No worker has run yet", start)
-    elif silence > SILENCE_S:
-        yield Finding(ALERT, f"No worker has been seen for {span(silence)}", start)
 
 
 def _of_figures(health: list[Any], alerts: list[Any]) -> Iterator[Finding]:
@@ -72,14 +77,23 @@ def _of_figures(health: list[Any], alerts: list[Any]) -> Iterator[Finding]:
         target = f", wanted {wanted(row)}" if wanted(row) else ""
         alert = opened.get(row.name)
         since = alert.opened_at if alert else None
-        yield Finding(row.state, f"{row.name}{value}{target}", row.description, since)
+        what = f"{row.name}{value}{target}"
+        yield Finding(row.state, what, row.description, row.advice, since)
 
 
 def _of_alerts(health: list[Any], alerts: list[Any]) -> Iterator[Finding]:
-    """Those about a figure that is out of its range now are told by the figure."""
+    """Those about a figure that is out of its range now are told by the figure.
+
+    Many of one kind are one incident: a crowd moves many posts.
+    """
     told = {row.name for row in health if row.state in (WARNING, ALERT)}
-    for alert in alerts:
-        if alert.kind == OF_FIGURES and alert.subject in told:
-            continue
+    untold = [row for row in alerts if row.kind != OF_FIGURES or row.subject not in told]
+    left = Counter(row.kind for row in untold)
+    many = {kind for kind, alike in left.items() if alike > MANY}
+    for alert in untold:
         what = " ".join(filter(None, (alert.kind, alert.subject)))
-        yield Finding(ALERT, what, alert.message, alert.opened_at, alert.occurrences)
+        if alert.kind in many:
+            if not left[alert.kind]:
+                continue
+            what += f" and {left.pop(alert.kind) - 1:,} like it"
+        yield Finding(ALERT, what, alert.message, alert.advice, alert.opened_at, alert.occurrences)

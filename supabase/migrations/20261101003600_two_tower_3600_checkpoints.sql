@@ -116,6 +116,6 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
     join two_tower.live_embeddings v on v.post_id = c.post_id
       and v.slot = (select active_slot from two_tower.state)
   where n.candidate_tower = two_tower.active_version('candidate_tower')
-    and v.engagement_count <> c.engagement_count and not v.is_held;
+    and v.engagement_count <> c.engagement_count;
 $$;
-comment on function two_tower.measure_movement(bigint[]) is 'Returns, of these posts or of sample_checkpoint(), those that were engaged with since the newest audited checkpoint: their cosine distance from it, and its age in days. A checkpoint of today counts as a day old. Leaves out held posts. Returns nothing after a change of the candidate tower.';
+comment on function two_tower.measure_movement(bigint[]) is 'Returns, of these posts or of sample_checkpoint(), those that were engaged with since the newest audited checkpoint: their cosine distance from it, and its age in days. A checkpoint of today counts as a day old. Returns nothing after a change of the candidate tower.';

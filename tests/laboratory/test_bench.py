@@ -9,10 +9,15 @@ import pytest
 from click.testing import CliRunner
 
 from python_jobs.cli import main
-from python_jobs.db import connect
+from python_jobs.db import connect, value
 from python_jobs.errors import CommandError
-from python_jobs.laboratory.bench import growth, inserts
-from python_jobs.laboratory.bench.command import show_growth, show_inserts
+from python_jobs.laboratory.bench import cpu, growth, inserts, operations
+from python_jobs.laboratory.bench.command import (
+    show_cpu,
+    show_growth,
+    show_inserts,
+    show_operations,
+)
 from python_jobs.laboratory.bench.pgbench import pgbench
 from python_jobs.laboratory.bench.world import World, filled_world
 
@@ -85,12 +90,55 @@ def test_growth_sends_what_it_says_and_empties_its_queue(
     assert "Growth over 5,120 events" in capsys.readouterr().out
 
 
+def test_likes_with_and_without_the_sample_differ_by_the_sample_alone(
+    small: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = cpu.measure(small, 400, lambda _: None)
+    assert report["sample"]["likes"] == 400
+    assert set(report["events"]) == {case.name for case in cpu.CASES}
+    assert all(cost > 0 for cost in report["events"].values())
+    samples = "select count(*) from two_tower.update_latencies"
+    learned = "select count(*) from two_tower.training_examples"
+    with (
+        connect(small.url, autocommit=True) as sampled,
+        connect(small.cluster.url(cpu.BARE), autocommit=True) as bare,
+    ):
+        assert value(sampled, samples) > value(bare, samples)
+        sent = "select count(*) from public.engagement_events"
+        assert value(sampled, sent) == value(bare, sent)
+        assert value(bare, learned) > 0
+    json.dumps(report)
+    show_cpu(report)
+    assert "what the sample of latencies adds to a like" in capsys.readouterr().out
+
+
+def test_what_an_operator_waits_for_is_done_and_measured(
+    small: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = operations.measure(small, 200, lambda _: None)
+    figures = report["figures"]
+    assert figures["checkpoint_posts"] == small.posts
+    assert figures["slowest_write_during_ms"] > 0
+    assert figures["rollback_s"] >= figures["filled_s"] > 0
+    with connect(small.url, autocommit=True) as connection:
+        undone = "select count(*) from two_tower.training_examples where is_undone"
+        # What the checkpoint holds of it, the rollback has put in force again.
+        assert 0 < value(connection, undone) <= figures["undone"]
+        assert value(connection, "select filling_version is null from two_tower.state")
+        assert value(connection, "select count(*) from two_tower.rollbacks") == 1
+        assert value(connection, "select count(*) from two_tower.deferred_steps") == 0
+    assert len(report["budgets"]) == 4
+    json.dumps(report)
+    show_operations(report)
+    assert "rollback of 1,000 posts" in capsys.readouterr().out
+
+
 def test_a_script_that_fails_is_told_by_its_error(small: World) -> None:
     with pytest.raises(CommandError, match="does not exist"):
         pgbench(small, "select * from public.nowhere;", transactions=1)
 
 
-@pytest.mark.parametrize("command", ["inserts", "growth", "towers"])
+@pytest.mark.parametrize("command", ["inserts", "growth", "towers", "cpu", "operations"])
 def test_a_world_too_small_is_refused(command: str) -> None:
     answer = CliRunner().invoke(main, ["bench", command, "--posts", "3"])
     assert answer.exit_code == 2

@@ -129,6 +129,19 @@ def test_a_checkpoint_in_the_middle_of_a_drift_is_bad(world: World) -> None:
     assert plan(db).checkpoint_id == before
 
 
+def test_a_rollback_frees_posts_that_a_crowd_moved_and_closes_their_alerts(world: World) -> None:
+    db = world.connection
+    world.learn()
+    drift(world)
+    assert value(db, "select two_tower.hold_posts()") > 0
+    db.execute("select two_tower.open_alert('post_moved_in_concert', '1', 'a test')")
+    value(db, "select two_tower.rollback()")
+    finish_rollback(db)
+    assert value(db, "select count(*) from two_tower.live_embeddings where is_held") == 0
+    crowds = "select count(*) from two_tower.open_alerts where kind like 'post%%'"
+    assert value(db, crowds) == 0
+
+
 def command(url: str, *arguments: str, answer: str = "") -> Result:
     return CliRunner().invoke(main, arguments, env={URL_VARIABLE: url}, input=answer)
 
@@ -153,7 +166,7 @@ def test_the_command_names_what_would_be_lost_before_it_asks(
         for arguments, answer in ((("--dry-run",), ""), ((), "n\n")):
             done = command(url, "rollback", *arguments, answer=answer)
             assert f"Checkpoint {number} of " in done.output
-            assert "hours old; its audit found nothing." in done.output
+            assert " d old; its audit found nothing." in done.output
             assert f"What {lost:,} engagements taught would be gone." in done.output
             assert learned(connection) == later
         assert command(url, "resume").output == (

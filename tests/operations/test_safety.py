@@ -467,6 +467,9 @@ def test_drift_opens_an_alert_and_freezes_once(world: World) -> None:
     world.learn()
     drift(world)
     assert value(db, "select two_tower.measure_drift()") > 1
+    # As ticks do, in this order: that posts are held takes nothing from what has happened.
+    assert value(db, "select two_tower.hold_posts()") > 0
+    assert value(db, "select two_tower.hold_posts()") == 0
     value(db, "select two_tower.record_metrics()")
     db.execute("update two_tower.schedules set is_enabled = false")
     assert value(db, "select two_tower.take_step()") == {"froze": 1}

@@ -71,7 +71,9 @@ def test_what_is_wrong_stands_first_with_why_and_what_is_wanted(well: Connection
     well.execute("select two_tower.open_alert('post_held', 'posts:1', 'Look who moved it.')")
     text = words(shown(well))
     assert text.startswith("✖ 4 things need you. ✖ Learning is frozen: a wave of spam since ")
-    assert "✖ No worker has been seen for 6 min New posts get no vector" in text
+    assert "✖ unattended_work is 2 h, wanted at most 2 min For how long" in text
+    assert "Start a worker: two-tower worker." in text
+    assert "Workers none for 6 min" in text
     assert "✖ oldest_waiting_post is 2 h, wanted at most 60 s How long the oldest" in text
     assert "✖ post_held posts:1 since" in text
     assert "Look who moved it." in text
@@ -88,6 +90,18 @@ def test_a_figure_and_its_alert_are_told_once(well: Connection) -> None:
     assert re.search(
         r"deferred_steps is 0 rows, wanted at most 5,000 rows  since \d\d:\d\d\n", text
     )
+
+
+def test_posts_that_a_crowd_moved_are_one_thing_to_look_at(well: Connection) -> None:
+    for post in range(1, 6):
+        well.execute("select two_tower.open_alert('post_held', %s, 'a test')", [str(post)])
+    for name in ("a", "b"):
+        well.execute("select two_tower.open_alert('call_failed', %s, 'a test')", [name])
+    text = words(shown(well))
+    assert text.startswith("✖ 3 things need you.")
+    assert "post_held 1 and 4 like it" in text
+    assert "call_failed a" in text
+    assert "call_failed b" in text
 
 
 def test_a_worker_is_shown_with_its_job_and_only_three_rejected_versions_are(
@@ -109,7 +123,7 @@ def test_a_worker_is_shown_with_its_job_and_only_three_rejected_versions_are(
 def test_no_word_is_cut_off_however_narrow_the_terminal(well: Connection, width: int) -> None:
     for n in range(12):
         message = "A long message about something that has happened and must be read. " * 3
-        well.execute("select two_tower.open_alert('call_failed', %s, %s)", [f"f{n}", message])
+        well.execute("select two_tower.open_alert(%s, '', %s)", [f"kind_{n}", message])
     text = shown(well, width)
     assert "…" not in text
     assert "..." not in text
@@ -164,7 +178,7 @@ def test_watching_goes_on_while_the_database_changes_goes_and_comes_and_ends_by_
         env=environment, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
     )  # fmt: skip
     try:
-        read_until(mine, lambda told: "No worker has run yet" in told)
+        read_until(mine, lambda told: "none has run yet" in told)
         with connect(url, autocommit=True) as connection:
             connection.execute("select two_tower.freeze('seen at once')")
         read_until(mine, lambda told: "seen at once" in told)

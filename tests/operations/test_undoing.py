@@ -224,37 +224,6 @@ def test_a_client_reaches_none_of_it(world: World, role: str, call: str) -> None
         db.execute(f"select two_tower.{call}".encode())
 
 
-def test_a_drill(world: World) -> None:
-    """Drift, freeze, investigate, take back, go on slower: each step says what the next needs."""
-    db = world.connection
-    value(db, "select two_tower.checkpoint()")
-    db.execute("update two_tower.checkpoints set made_at = made_at - interval '1 hour'")
-    good = vectors(db, "live_embeddings")
-    spammers = [spam(world, ("reply", "like", "repost"), 30) for _ in range(3)]
-    db.execute("update two_tower.metric_targets set target_high = 0.0001, alert_high = 0.001"
-               " where name = 'embedding_drift'")  # fmt: skip
-    value(db, "select two_tower.record_metrics()")
-    (alert,) = rows(db, "select * from two_tower.open_alerts where subject = 'embedding_drift'")
-    assert "most_moved_posts" in alert.advice
-    assert value(db, "select two_tower.freeze_on_drift()")
-    found = rows(db, "select * from two_tower.most_moving_users limit 3")
-    assert {str(row.user_id) for row in found} == set(spammers)
-    moved = vectors(db, "live_embeddings")
-    value(db, UNDO, [row.user_id for row in found])
-    finish(db)
-    after = vectors(db, "live_embeddings")
-    away = sum(1 - float(good[post] @ moved[post]) for post in good)
-    assert sum(1 - float(good[post] @ after[post]) for post in good) < 0.05 * away
-    assert rows(db, "select * from two_tower.most_moving_users") == []
-    assert value(db, "select two_tower.resume(0.5)")
-    value(db, "select two_tower.record_metrics()")
-    assert rows(db, "select * from two_tower.open_alerts where subject = 'embedding_drift'") == []
-    like = Event(world.users[5], world.posts[80], "like", None, value(db, "select now()"))
-    insert_events(db, [like])
-    factor = "select max(abs(step)) from two_tower.training_examples where not is_withdrawn and"
-    assert 0 < value(db, f"{factor} post_id = %s", world.posts[80]) <= 0.04
-
-
 @pytest.mark.parametrize(
     "arguments",
     ["' ', array[gen_random_uuid()]", "'x'", "'x', null, '2001-01-02', '2001-01-01'"],

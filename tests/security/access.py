@@ -155,14 +155,16 @@ BACK_END_FUNCTIONS = {
     "public.read_metrics",
 }
 
-# What a worker calls. tests/worker/test_worker_role.py holds that it calls nothing else.
+# What a worker, and who watches it, calls. tests/worker/test_worker_role.py holds that they call
+# nothing else.
 WORKER_FUNCTIONS = _words("""
     active_encoder active_version apply_study begin_study build_serving_index
     candidate_tower_pairs check_serving_index checkpoint claim_job complete_job encoder_to_try
     end_study event_types_to_train fail_job heartbeat_job held_out_from judge_candidate_tower
     judge_user_tower live_anchors posts_to_encode profiles_to_encode project_profiles
-    random_posts_as_of read_author_embeddings read_base_embeddings read_model_authors
-    read_settings read_tensors read_version refuse_encoder reject_training release_job run_audit
+    random_posts_as_of read_author_embeddings read_base_embeddings read_health
+    read_model_authors read_settings read_tensors read_version refuse_encoder reject_training
+    release_job run_audit
     store_base_embeddings store_profile_embeddings store_text_embeddings store_user_encodings
     store_weights study_posts study_steps study_window switch_encoder texts_to_encode
     texts_to_fit tick user_histories users_to_encode users_to_judge users_to_train

@@ -35,8 +35,11 @@ LEDGER = f"""
 """
 
 
-def assert_consistent(connection: Connection) -> None:
-    """What holds in every database at every moment, told from the stored events alone."""
+def assert_consistent(connection: Connection, *, counts: bool = True) -> None:
+    """What holds in every database at every moment, told from the stored events alone.
+
+    counts: of engagements too; they hold where nothing was undone or rolled back.
+    """
 
     def none(what: str, query: str) -> None:
         rows = connection.execute(query).fetchmany(3)
@@ -100,13 +103,28 @@ def assert_consistent(connection: Connection) -> None:
         LEDGER + " select m.id from meant m join two_tower.user_posts u using (user_id, post_id)"
         " where m.signal = 'view' and u.signals & 1 = 0",
     )
-    none(
-        "a user's count is wrong",
-        LEDGER + ", c as (select user_id, sum(amount) as wanted from ledger group by 1)"
-        " select u.user_id, u.engagement_count, c.wanted"
-        " from two_tower.user_embeddings u left join c using (user_id)"
-        " where u.engagement_count <> coalesce(c.wanted, 0) and u.reset_count = 0",
-    )
+    if counts:
+        none(
+            "a user's count is wrong",
+            LEDGER + ", c as (select user_id, sum(amount) as wanted from ledger group by 1)"
+            " select u.user_id, u.engagement_count, c.wanted"
+            " from two_tower.user_embeddings u left join c using (user_id)"
+            " where u.engagement_count <> coalesce(c.wanted, 0) and u.reset_count = 0",
+        )
+        none(
+            "a post's count is wrong",
+            # Grouped once: a long run has millions of events, and tens of thousands of posts.
+            LEDGER + ", c as (select post_id, sum(amount) as wanted, count(*) as steps"
+            "  from ledger group by 1), q as (select post_id, sum(engagements) as waiting,"
+            "  count(*) as steps from two_tower.deferred_steps group by 1)"
+            " select p.post_id, p.engagement_count, q.waiting, c.wanted, p.is_pretrained"
+            " from two_tower.post_embeddings p left join c using (post_id)"
+            " left join q using (post_id)"
+            " where p.embedding is not null"
+            "  and (p.engagement_count + coalesce(q.waiting, 0) <> coalesce(c.wanted, 0)"
+            "   or p.is_pretrained and p.engagement_count <> 0"
+            "   or not p.is_pretrained and coalesce(c.steps, 0) <= coalesce(q.steps, 0))",
+        )
     none(
         "the count of a user who began anew is wrong",
         "select u.user_id, u.engagement_count, c.wanted"
@@ -114,19 +132,6 @@ def assert_consistent(connection: Connection) -> None:
         "  select count(*) as wanted from two_tower.training_examples x where not x.is_withdrawn"
         "  and x.user_id = u.user_id and x.reset_count = u.reset_count) c"
         " where u.engagement_count <> c.wanted and u.reset_count > 0",
-    )
-    none(
-        "a post's count is wrong",
-        # Grouped once: a long run has millions of events, and tens of thousands of posts.
-        LEDGER + ", c as (select post_id, sum(amount) as wanted, count(*) as steps"
-        "  from ledger group by 1), q as (select post_id, sum(engagements) as waiting,"
-        "  count(*) as steps from two_tower.deferred_steps group by 1)"
-        " select p.post_id, p.engagement_count, q.waiting, c.wanted, p.is_pretrained"
-        " from two_tower.post_embeddings p left join c using (post_id) left join q using (post_id)"
-        " where p.embedding is not null"
-        "  and (p.engagement_count + coalesce(q.waiting, 0) <> coalesce(c.wanted, 0)"
-        "   or p.is_pretrained and p.engagement_count <> 0"
-        "   or not p.is_pretrained and coalesce(c.steps, 0) <= coalesce(q.steps, 0))",
     )
     labelled = ", ".join(f"'{name}'" for name in (*POSITIVE_PAIRS, *NEGATIVE_PAIRS))
     none(
@@ -145,6 +150,28 @@ def assert_consistent(connection: Connection) -> None:
         " (select id from wanted where not is_withdrawn except all table found)"
         " union all (table found except all select id from wanted)",
     )
+
+
+def assert_lessons_in_force(connection: Connection) -> None:
+    """Users and posts count what they were taught, less what was taken back. Nothing is taught
+    twice. Holds where nothing waits, whatever was undone or rolled back."""
+    in_force = (
+        "select {0}, count(*) as wanted from two_tower.training_examples x"
+        " where not x.is_withdrawn and not two_tower.is_rolled_back(x.event_id) group by {0}"
+    )
+    for what, query in (
+        ("taught twice", "select event_id from two_tower.training_examples group by 1"
+         " having count(*) > 1"),
+        ("a user's count", "select u.user_id, u.engagement_count, n.wanted"
+         f" from two_tower.user_embeddings u left join ({in_force.format('user_id')}) n"
+         " using (user_id) where u.engagement_count <> coalesce(n.wanted, 0)"),
+        ("a post's count", "select p.post_id, p.engagement_count, n.wanted"
+         f" from two_tower.post_embeddings p left join ({in_force.format('post_id')}) n"
+         " using (post_id) where p.embedding is not null"
+         " and p.engagement_count <> coalesce(n.wanted, 0)"),
+    ):  # fmt: skip
+        found = connection.execute(query.encode()).fetchmany(3)
+        assert not found, f"{what}: {found}"
 
 
 def count_learned_positives(connection: Connection) -> int:

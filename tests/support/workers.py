@@ -13,10 +13,11 @@ from python_jobs.db import Connection, rows
 from tests.support.patience import PATIENCE_S, wait_until
 
 
-def start_worker(url: str, *options: str) -> subprocess.Popen[str]:
-    """A worker process over a database."""
+def start_worker(url: str, *options: str, first: str = "pass") -> subprocess.Popen[str]:
+    """A worker process over a database. first: what its Python does before anything else."""
+    command = f"{first}\nfrom python_jobs.cli import main\nmain()"
     return subprocess.Popen(
-        [sys.executable, "-m", "python_jobs", "worker", *options],
+        [sys.executable, "-c", command, "worker", *options],
         env={**os.environ, "TWO_TOWER_DATABASE_URL": url},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -27,8 +28,8 @@ def start_worker(url: str, *options: str) -> subprocess.Popen[str]:
 class RunningWorker:
     """A worker process, and what it has said so far."""
 
-    def __init__(self, url: str, *options: str) -> None:
-        self.process = start_worker(url, *options)
+    def __init__(self, url: str, *options: str, first: str = "pass") -> None:
+        self.process = start_worker(url, *options, first=first)
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -54,9 +55,9 @@ class RunningWorker:
 
 
 @contextmanager
-def running_worker(url: str, *options: str) -> Iterator[RunningWorker]:
+def running_worker(url: str, *options: str, first: str = "pass") -> Iterator[RunningWorker]:
     """A worker while the block lasts; a test that fails shows what it said."""
-    worker = RunningWorker(url, *options)
+    worker = RunningWorker(url, *options, first=first)
     try:
         yield worker
     finally:

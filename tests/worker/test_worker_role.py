@@ -1,23 +1,26 @@
-"""The role for workers: it can do all of a worker's work, and nothing else."""
+"""The role for workers: it can do all of a worker's work, be watched, and nothing else."""
 
 from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable
+import urllib.request
+from collections.abc import Callable, Iterator
 
 import psycopg
 import pytest
+from click.testing import CliRunner
 from psycopg import sql
 
-from python_jobs.db import Connection, connect, value
-from python_jobs.local.postgres import SUPERUSER, Cluster
+from python_jobs.cli import main
+from python_jobs.db import URL_VARIABLE, Connection, connect, rows, value
+from python_jobs.local.postgres import SUPERUSER, Cluster, free_port
 from python_jobs.worker.jobs import HANDLERS
 from python_jobs.worker.jobs.encode import encode_texts
 from tests.support.database import PROJECT, add_user, as_user
-from tests.support.patience import PATIENCE_S
+from tests.support.patience import PATIENCE_S, wait_until
 from tests.support.tower_world import World, make_world
-from tests.support.workers import start_worker
+from tests.support.workers import running_worker, start_worker
 
 ROLE = "two_tower_worker"
 
@@ -62,33 +65,56 @@ def test_it_ticks_and_takes_and_ends_a_job(world: World) -> None:
     assert value(db, "select state from two_tower.jobs where id = %s", job) == "done"
 
 
-def test_a_login_of_its_own_drains_what_is_due(
-    cluster: Cluster, fresh_database: Callable[[], str]
-) -> None:
+@pytest.fixture
+def login(cluster: Cluster, fresh_database: Callable[[], str]) -> Iterator[tuple[str, str]]:
+    """A database, and the same by a login that is a member of the role: two URLs."""
     url = fresh_database()
-    login = f"worker_{secrets.token_hex(4)}"
+    name = f"worker_{secrets.token_hex(4)}"
     with connect(cluster.url(user=SUPERUSER), autocommit=True) as server:
         secret = sql.Literal(cluster.password)
         server.execute(
             sql.SQL("create role {} login password {} in role {}").format(
-                sql.Identifier(login), secret, sql.Identifier(ROLE)
+                sql.Identifier(name), secret, sql.Identifier(ROLE)
             )
         )
-        try:
-            with connect(url, autocommit=True) as connection:
-                add_posts = "insert into public.posts (author_id, content) values (%s, 'a text')"
-                connection.execute(add_posts, [add_user(connection)])
-                name = url.rsplit("/", 1)[1]
-                process = start_worker(cluster.url(name, login), "--drain")
-                output, _ = process.communicate(timeout=PATIENCE_S)
-                assert process.returncode == 0, output
-                assert value(connection, "select count(*) from two_tower.live_embeddings") == 1
-                failed = (
-                    "select array_agg(message) from two_tower.alerts where kind = 'call_failed'"
-                )
-                assert value(connection, failed) is None
-        finally:
-            server.execute(sql.SQL("drop role {}").format(sql.Identifier(login)))
+        yield url, cluster.url(url.rsplit("/", 1)[1], name)
+        server.execute(sql.SQL("drop role {}").format(sql.Identifier(name)))
+
+
+def test_a_login_of_its_own_drains_what_is_due(login: tuple[str, str]) -> None:
+    url, by_login = login
+    with connect(url, autocommit=True) as connection:
+        add_posts = "insert into public.posts (author_id, content) values (%s, 'a text')"
+        connection.execute(add_posts, [add_user(connection)])
+        process = start_worker(by_login, "--drain")
+        output, _ = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 0, output
+        assert value(connection, "select count(*) from two_tower.live_embeddings") == 1
+        failed = "select array_agg(message) from two_tower.alerts where kind = 'call_failed'"
+        assert value(connection, failed) is None
+
+
+def test_a_monitor_with_that_login_gets_the_figures_and_answers_of_probes(
+    login: tuple[str, str],
+) -> None:
+    url, by_login = login
+    with connect(url, autocommit=True) as connection:
+        value(connection, "select two_tower.record_metrics()")
+        names = {row.name for row in rows(connection, "select name from public.read_metrics()")}
+    asked = CliRunner().invoke(main, ["metrics"], env={URL_VARIABLE: by_login})
+    assert asked.exit_code == 0, asked.output
+    assert {name for name in names if f'metric="{name}"' in asked.output} == names
+    port = free_port()
+    with running_worker(by_login, "--health-port", str(port)):
+        wait_until(lambda: _is_well(port))
+
+
+def _is_well(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=60) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
 
 
 def test_it_reads_no_accounts(db: Connection) -> None:
@@ -98,8 +124,9 @@ def test_it_reads_no_accounts(db: Connection) -> None:
         db.execute("select * from auth.users")
 
 
-def test_it_may_execute_what_the_worker_calls_and_no_function_more(db: Connection) -> None:
-    sources = (PROJECT / "python_jobs" / "worker").rglob("*.py")
+def test_it_may_execute_what_worker_and_monitor_call_and_no_function_more(db: Connection) -> None:
+    python = PROJECT / "python_jobs"
+    sources = [*(python / "worker").rglob("*.py"), python / "operations" / "metrics.py"]
     called = {
         name for path in sources for name in re.findall(r"two_tower\.(\w+)\(", path.read_text())
     }

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
-from python_jobs.laboratory.bench import growth, inserts, serving, sources, towers
+from python_jobs.laboratory.bench import cpu, growth, inserts, operations, serving, sources, towers
 from python_jobs.laboratory.bench.feed import AUTHORS, READERS, fill_feed
 from python_jobs.laboratory.bench.plan import explain_page
 from python_jobs.laboratory.bench.world import filled_world, world
@@ -22,6 +22,7 @@ SIZES = {
     "users": "Users, each with a history.",
     "posts": "Posts to make.",
     "events": "Events to insert.",
+    "likes": "Likes to send, with the sample of latencies and without.",
     "engagements": "Likes after which pages are measured again.",
 }
 
@@ -54,6 +55,48 @@ def bench_inserts(quick: bool, users: int, posts: int, as_json: bool, check: boo
         click.echo(json.dumps(report, indent=2))
     else:
         show_inserts(report)
+    if check and not all(line["is_kept"] for line in report["budgets"]):
+        sys.exit(1)
+
+
+@bench.command("cpu")
+@size("likes", 100_000, 500)
+@size("users", 20_000, 100)
+@size("posts", 20_000, 1000)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--check", is_flag=True, help="Exit with 1 when a budget is exceeded.")
+def bench_cpu(likes: int, users: int, posts: int, as_json: bool, check: bool) -> None:
+    """What an event costs the server in CPU time.
+
+    And what the sample of latencies, which health shows, adds to a like.
+    """
+    with progress("filling a database") as status, filled_world(users, posts) as target:
+        report = cpu.measure(target, likes, status.update)
+    if as_json:
+        click.echo(json.dumps(report, indent=2))
+    else:
+        show_cpu(report)
+    if check and not all(line["is_kept"] for line in report["budgets"]):
+        sys.exit(1)
+
+
+@bench.command("operations")
+@size("posts", 100_000, 1000)
+@size("users", 20_000, 100)
+@size("events", 10_000, 100)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--check", is_flag=True, help="Exit with 1 when a budget is exceeded.")
+def bench_operations(posts: int, users: int, events: int, as_json: bool, check: bool) -> None:
+    """What an operator waits for: checkpoint, undo, rollback, health.
+
+    And how long a writer waits while the checkpoint is made.
+    """
+    with progress("filling a database") as status, filled_world(users, posts) as target:
+        report = operations.measure(target, events, status.update)
+    if as_json:
+        click.echo(json.dumps(report, indent=2))
+    else:
+        show_operations(report)
     if check and not all(line["is_kept"] for line in report["budgets"]):
         sys.exit(1)
 
@@ -205,6 +248,35 @@ def show_inserts(report: dict[str, Any]) -> None:
         )
     )
     show_facts(console, {**report["versions"], **report["verdicts"]})
+
+
+def show_cpu(report: dict[str, Any]) -> None:
+    """Tables for people."""
+    console = wide_console()
+    rows = [[name, f"{cost:,.0f}"] for name, cost in report["events"].items()]
+    console.print(table("CPU time of the server", ["event", "us an event"], rows))
+    sample = report["sample"]
+    console.print(table("Budgets", ["budget", "figure", "bound", ""], budget_rows(report)))
+    console.print(
+        f"The sample costs {sample['us']:.1f} us a like ({sample['low_us']:.1f} to"
+        f" {sample['high_us']:.1f}, 95 %), over {sample['likes']:,} likes with it and without."
+    )
+    show_facts(console, report["versions"])
+
+
+def show_operations(report: dict[str, Any]) -> None:
+    """Tables for people."""
+    console = wide_console()
+    console.print(table("Budgets", ["budget", "figure", "bound", ""], budget_rows(report)))
+    figures = report["figures"]
+    facts = {
+        "posts in the checkpoint": f"{figures['checkpoint_posts']:,}",
+        "users in it": f"{figures['checkpoint_users']:,}",
+        "slowest like": f"{figures['slowest_write_ms']:.0f} ms",
+        "while it was made": f"{figures['slowest_write_during_ms']:.0f} ms",
+        "rollback with its index": f"{figures['rollback_s']:.1f} s",
+    }
+    show_facts(console, {**facts, **report["versions"]})
 
 
 def show_growth(report: dict[str, Any]) -> None:

@@ -14,10 +14,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from python_jobs.db import Connection, connect
+from python_jobs.laboratory.bench.cpu import backend_cpu_us
 from python_jobs.laboratory.bench.feed import READERS, user_id
 from python_jobs.laboratory.bench.world import World
 from python_jobs.laboratory.server import USER_ID
@@ -142,28 +142,21 @@ class Session:
     cpu_us: list[float] = field(default_factory=list)
 
     def run(self, reader: str, numbers: Iterator[int]) -> None:
-        """One round. CPU time is the backend's: neither disk nor client nor neighbour is in it."""
+        """One round."""
         claims = json.dumps({"role": self.case.role, "sub": reader})
         query = self.case.statement.encode()
         self.connection.execute("select set_config('request.jwt.claims', %s, false)", [claims])
         for _ in range(WARM_UP):
             self.connection.execute(query, {"n": next(numbers)})
         times = []
-        cpu_us = self._cpu_us()
+        cpu_us = backend_cpu_us(self.connection)
         for _ in range(self.case.count):
             began = time.perf_counter()
             self.connection.execute(query, {"n": next(numbers)})
             times.append(1000 * (time.perf_counter() - began))
-        self.cpu_us.append((self._cpu_us() - cpu_us) / self.case.count)
+        cpu_us = backend_cpu_us(self.connection) - cpu_us
+        self.cpu_us.append(cpu_us / self.case.count)
         self.p50_ms.append(statistics.median(times))
-
-    def _cpu_us(self) -> float:
-        """What the backend has used. Where the system does not say, all time counts."""
-        time.sleep(0.002)  # The figure of a process that still runs is old.
-        path = Path(f"/proc/{self.connection.info.backend_pid}/schedstat")
-        if not path.exists():
-            return time.perf_counter() * 1e6
-        return int(path.read_text().split()[0]) / 1000
 
     def figures(self, base: Session) -> dict[str, Any]:
         """As JSON: medians over rounds, and ratios to the base of the same round."""

@@ -127,17 +127,10 @@ def measure(
 
 def fill_texts(world: World) -> None:
     """Base embeddings of all posts, and likes to learn from."""
-    rng = np.random.default_rng(0)
     with connect(world.url, autocommit=True) as connection:
         # Training is started by hand here, and so is what it is timed against.
         connection.execute("update two_tower.schedules set is_enabled = false")
-        columns = "two_tower.base_embeddings (post_id, base_embedding, encoded_at)"
-        with connection.cursor().copy(f"copy {columns} from stdin".encode()) as copy:
-            # A text a thousand posts share is as much work to project as one of their own.
-            base = rng.normal(size=(1000, 384)) / np.sqrt(384)
-            texts = ["[" + ",".join(f"{x:.5f}" for x in vector) + "]" for vector in base]
-            for post in range(1, world.posts + 1):
-                copy.write_row((post, texts[post % len(texts)], "now"))
+        copy_texts(connection, world.posts)
         draw = random.Random(1)
         for _ in range(LIKES):
             connection.execute(
@@ -147,6 +140,17 @@ def fill_texts(world: World) -> None:
             )
         connection.execute("analyze")
     world.fold()
+
+
+def copy_texts(connection: Connection, posts: int) -> None:
+    """Base embeddings of the posts 1 to `posts`."""
+    columns = "two_tower.base_embeddings (post_id, base_embedding, encoded_at)"
+    with connection.cursor().copy(f"copy {columns} from stdin".encode()) as copy:
+        # A text a thousand posts share is as much work to project as one of their own.
+        base = np.random.default_rng(0).normal(size=(1000, 384)) / np.sqrt(384)
+        texts = ["[" + ",".join(f"{x:.5f}" for x in vector) + "]" for vector in base]
+        for post in range(1, posts + 1):
+            copy.write_row((post, texts[post % len(texts)], "now"))
 
 
 def _measure(world: World, say: Callable[[str], None]) -> dict[str, Any]:

@@ -113,7 +113,7 @@ def _findings(verdict: Verdict, overview: Any) -> Iterator[str]:
         yield (
             f'<section class="card"><h3><span class="{each.state}">{MARKS[each.state]}</span>'
             f' {escape(each.what)}<span class="muted">{since}</span></h3>'
-            f"<p>{escape(each.why)}</p></section>"
+            f"<p>{escape(each.text)}</p></section>"
         )
     yield "</div>"
 

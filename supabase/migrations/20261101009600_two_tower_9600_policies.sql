@@ -84,7 +84,8 @@ grant execute on function
   to authenticated, service_role;
 grant execute on function public.export_user_data(uuid, integer, text) to service_role;
 
--- A worker can do its work and nothing else: it calls these functions, and has no grant on a table.
+-- A worker can do its work, and be watched, and nothing else: it calls these functions, and has no
+-- grant on a table.
 -- Its login is a member: create role worker login password '...' in role two_tower_worker.
 do $$
 begin
@@ -126,7 +127,7 @@ grant execute on function
   two_tower.store_user_encodings(bigint, uuid[], extensions.vector[]),
   two_tower.project_profiles(uuid, integer), two_tower.build_serving_index(text),
   two_tower.check_serving_index(integer), two_tower.checkpoint(text),
-  two_tower.run_audit(bigint)
+  two_tower.run_audit(bigint), two_tower.read_health()
   to two_tower_worker;
 
 alter table public.author_blocks enable row level security;

@@ -143,7 +143,8 @@ end
 $$;
 comment on function two_tower.run_audit(bigint) is 'Audits the embeddings as they are now, stores the findings, and raises alerts. Says of the checkpoint, if one is given, whether it is good. Returns the id of the audit. Definer: workers have no grant on tables.';
 
--- A crowd that moves one post stops there, before its drift stops all others.
+-- A crowd that moves one post stops there. One that moves most of what is engaged with is drift: it
+-- stops all.
 create function two_tower.hold_posts() returns integer
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
@@ -160,7 +161,7 @@ begin
       cross join two_tower.settings s
       join two_tower.live_embeddings v on v.post_id = m.post_id
         and v.slot = (select active_slot from two_tower.state)
-    where m.distance > s.post_movement_limit
+    where m.distance > s.post_movement_limit and not v.is_held
     order by v.post_id for no key update of v
   loop
     update two_tower.live_embeddings v set is_held = true
@@ -182,9 +183,9 @@ language sql set search_path = pg_catalog, pg_temp as $$
         order by h.post_id, h.slot for no key update) h
   where v.slot = h.slot and v.post_id = h.post_id;
   update two_tower.alerts set closed_at = two_tower.now()
-  where kind = 'post_held' and closed_at is null;
+  where kind in ('post_held', 'post_moved_in_concert') and closed_at is null;
 $$;
-comment on function two_tower.release_posts() is 'Lets held posts move again. Each checkpoint does.';
+comment on function two_tower.release_posts() is 'Lets held posts move again, and closes the alerts of posts that a crowd moved. Each checkpoint does, and each rollback.';
 
 create function two_tower.checkpoint(p_reason text default null) returns bigint
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$

@@ -1,6 +1,7 @@
 -- What an operator looks at: how metrics are measured, and one view that says whether all is well.
 
 -- Neither a few accounts that move many posts, nor many accounts that move a few, are drift of all.
+-- Medians are lower ones: one of two posts is not most of them.
 create function two_tower.measure_drift() returns double precision
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
@@ -21,14 +22,14 @@ begin
       group by n.user_id
     )
     select least(
-        (select percentile_cont(0.5) within group (order by distance) from post),
-        (select percentile_cont(0.5) within group (order by distance) from account))
+        (select percentile_disc(0.5) within group (order by distance) from post),
+        (select percentile_disc(0.5) within group (order by distance) from account))
       / (select max(days) from post)
   );
 end
 $$;
 comment on function two_tower.measure_drift() is
-  'Returns drift: the cosine distance from the newest checkpoint, per day, of the posts that were engaged with since. It is the smaller of two medians: over posts, and over accounts, each with the mean of those of its last engagements. Accounts are a sample of about 500, posts one of about 10,000. Returns null after a change of the candidate tower: a promotion is not drift.';
+  'Returns drift: the cosine distance from the newest checkpoint, per day, of the posts that were engaged with since. Posts that are held count. It is the smaller of two lower medians: over posts, and over accounts, each with the mean of those of its last engagements. Accounts are a sample of about 500, posts one of about 10,000. Returns null after a change of the candidate tower: a promotion is not drift.';
 
 -- Cheap: what is counted stands in small partial indexes, and the rest Postgres estimates.
 create function two_tower.measure_queues() returns table (name text, value double precision)
@@ -134,7 +135,8 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
       values ('waiting_events', m.events), ('longest_wait', coalesce(m.minutes, 0))
     ) as w (name, value)
   union all select 'dead_jobs', count(*) from two_tower.jobs
-    where state = 'dead' and finished_at > two_tower.now() - interval '1 day'
+    where state = 'dead' and attempts >= max_attempts
+      and finished_at > two_tower.now() - interval '1 day'
   union all select 'serving_recall', (select recall from two_tower.serving_index)
   union all select 'embedding_drift', two_tower.measure_drift()
   union all select * from two_tower.measure_study()
@@ -248,21 +250,33 @@ comment on column two_tower.health.note is 'Why a value out of its range is norm
 comment on column two_tower.health.advice is 'What to do about an alert. Null for what raises none.';
 
 -- What waits is measured anew: a figure of a minute ago would hide that ticks have stopped.
-create function public.read_metrics()
+-- Definer: a monitor logs in as a worker does, and has no grant on tables.
+create function two_tower.read_health()
 returns table (name text, value double precision, unit text, target_low double precision,
   target_high double precision, alert_low double precision, alert_high double precision,
-  state text, description text)
-language sql stable set search_path = pg_catalog, pg_temp as $$
+  state text, description text, advice text)
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
   select h.name, v.value, h.unit, h.target_low, h.target_high, h.alert_low, h.alert_high,
     case when q.name is null or h.note is not null then h.state
       else two_tower.grade_metric(t, v.value) end,
-    h.description
+    h.description, h.advice
   from two_tower.health h
     left join two_tower.metric_targets t using (name)
     left join two_tower.measure_queues() q using (name)
     cross join lateral (
       select case when q.name is null then h.value else q.value end as value) v
   order by h.name;
+$$;
+comment on function two_tower.read_health() is 'Returns a row for each figure of health. What waits, and how much there is, is measured at the moment of the call. Definer: two-tower metrics runs with the role of workers, who have no grant on tables.';
+
+create function public.read_metrics()
+returns table (name text, value double precision, unit text, target_low double precision,
+  target_high double precision, alert_low double precision, alert_high double precision,
+  state text, description text)
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select h.name, h.value, h.unit, h.target_low, h.target_high, h.alert_low, h.alert_high, h.state,
+    h.description
+  from two_tower.read_health() h;
 $$;
 comment on function public.read_metrics() is
   'For back ends with the service role, such as an exporter to Prometheus: returns a row for each figure of two_tower.health. What waits, and how much there is, is measured at the moment of the call; the rest when tick() last recorded it, at most a minute ago. value is null, and state unknown, where there is nothing to measure. Names do not change. It is cheap: call it as often as you like.';

@@ -7,8 +7,9 @@
 -- got, and the next tick goes on.
 
 create function two_tower.plan_rollback(p_checkpoint bigint default null)
-returns table (checkpoint_id bigint, made_at timestamptz, is_good boolean, wrong_since timestamptz,
-  users_then bigint, users_now bigint, engagements_then bigint, engagements_now bigint,
+returns table (checkpoint_id bigint, made_at timestamptz, age interval, is_good boolean,
+  wrong_since timestamptz, users_then bigint, users_now bigint, engagements_then bigint,
+  engagements_now bigint, engagements_lost bigint,
   candidate_tower_then bigint, candidate_tower_now bigint,
   user_tower_then bigint, user_tower_now bigint, refusal text)
 language sql stable set search_path = pg_catalog, pg_temp as $$
@@ -25,14 +26,16 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
     from two_tower.checkpoints c cross join two_tower.state s cross join learned n
     where c.id = p_checkpoint or (p_checkpoint is null and c.is_good)
   )
-  select p.id, p.made_at, p.is_good, p.wrong_since, p.users, p.users_now, p.engagements,
-    p.engagements_now, p.candidate_tower, two_tower.active_version('candidate_tower'),
+  select p.id, p.made_at, two_tower.now() - p.made_at, p.is_good, p.wrong_since, p.users,
+    p.users_now, p.engagements, p.engagements_now,
+    greatest(0, p.engagements_now - p.engagements), p.candidate_tower,
+    two_tower.active_version('candidate_tower'),
     p.user_tower, two_tower.active_version('user_tower'), p.refusal
   from plan p where p_checkpoint is not null or p.refusal is null
   order by p.id desc limit 1;
 $$;
 comment on function two_tower.plan_rollback(bigint) is
-  'Says what a rollback to a checkpoint would do, and changes nothing: how many users had taught something and by how many engagements, which versions served, then and now. p_checkpoint: null for the newest that is good, not empty, and older than what went wrong (freeze(reason, since)). refusal: why rollback() refuses this checkpoint, or null. Returns no row where there is none.';
+  'Says what a rollback to a checkpoint would do, and changes nothing: how many users had taught something and by how many engagements, which versions served, then and now. engagements_lost: what they taught would be gone. p_checkpoint: null for the newest that is good, not empty, and older than what went wrong (freeze(reason, since)). refusal: why rollback() refuses this checkpoint, or null. Returns no row where there is none.';
 
 create function two_tower.rollback(p_checkpoint bigint default null) returns bigint
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -68,6 +71,7 @@ begin
   select v_checkpoint.id, v_checkpoint.last_event_id, coalesce(max(e.id), 0)
   from public.engagement_events e;
   perform two_tower.reopen_undone(v_checkpoint);
+  perform two_tower.release_posts();
   return v_plan.checkpoint_id;
 end
 $$;
