@@ -187,7 +187,7 @@ create table two_tower.settings (
     constraint ranks_by_is_known check (ranks_by in ('learned', 'text')),
   over_fetch integer not null default 150
     constraint over_fetch_is_bounded check (over_fetch between 40 and 1000),
-  ef_search integer not null default 400
+  ef_search integer not null default 100
     constraint ef_search_is_bounded check (ef_search between 40 and 1000),
   exploration_impressions integer not null default 20
     constraint exploration_impressions_is_bounded
@@ -288,7 +288,7 @@ comment on column two_tower.settings.trending_window is 'trending_posts() shows 
 comment on column two_tower.settings.exact_scan_limit is 'Advanced. With at most this number of posts, all are scanned. With more, the serving index proposes candidates.';
 comment on column two_tower.settings.ranks_by is 'learned: pages by the live embeddings. text: pages by the encoder alone, of the newest 20,000 posts, and popular ones after them: what an experiment compares learning with (compare_with_static()).';
 comment on column two_tower.settings.over_fetch is 'Advanced. The serving index proposes at least this number of unseen posts, to be scored by their live embeddings. Three times the page, where that is more.';
-comment on column two_tower.settings.ef_search is 'Advanced. Breadth of the search in the serving index (hnsw.ef_search). A wider search finds more, and takes longer.';
+comment on column two_tower.settings.ef_search is 'Advanced. Breadth of the search in the serving index (hnsw.ef_search) for each interest of the reader. A wider search finds more, and takes longer.';
 comment on column two_tower.settings.serving_drift_tolerance is 'Advanced. A served copy is refreshed when its cosine distance from the live embedding is above this.';
 comment on column two_tower.settings.serving_recall_tolerance is 'Advanced. The serving index is rebuilt when its sampled recall has fallen by more than this.';
 comment on column two_tower.settings.serving_rebuild_share is 'Advanced. The serving index is rebuilt when its copies written since the build, as a share of the posts, are above this.';

@@ -119,6 +119,12 @@ $$;
 comment on function two_tower.withdraw_positive(bigint, extensions.vector, two_tower.settings, two_tower.user_embeddings) is
   'Returns the user without a post among the positives. p_taught: the vector that the post had when it was learned.';
 
+create function two_tower.count_interests(p_numbers smallint[]) returns integer
+language sql immutable set search_path = pg_catalog, pg_temp as $$
+  select greatest(1, count(distinct n))::integer from unnest(p_numbers) n;
+$$;
+comment on function two_tower.count_interests(smallint[]) is 'Returns how many interests a list of positives has (user_embeddings.positive_interests): 1 to 4.';
+
 -- Weights are told from the list alone, so that vectors are read of what counts.
 create function two_tower.list_interests(p_user_id uuid)
 returns table (interest smallint, vector extensions.vector, weight real)

@@ -125,6 +125,7 @@ declare
   v_build two_tower.serving_builds;
   v_slot smallint := (select active_slot from two_tower.state);
   v_over_fetch integer := (select over_fetch from two_tower.settings);
+  v_ef_search integer := (select ef_search from two_tower.settings);
   v_percent real := (select least(100, 100 * 50.0 * p_sample / greatest(1, c.reltuples))
     from pg_catalog.pg_class c where c.oid = 'two_tower.user_embeddings'::regclass);
   v_recall double precision;
@@ -134,9 +135,11 @@ begin
     return null;
   end if;
   with sample as materialized (
-    select u.user_id, two_tower.encode_user(u.user_id) as vector
+    select u.user_id, two_tower.encode_user(u.user_id) as vector,
+      v_ef_search * two_tower.count_interests(u.positive_interests) as breadth
     from (
-      select user_id from two_tower.user_embeddings tablesample system (v_percent)
+      select user_id, positive_interests
+      from two_tower.user_embeddings tablesample system (v_percent)
       where engagement_count > 0 order by random() limit p_sample) u
   )
   select avg((select count(*) from unnest(f.exact) e where e = any (f.near))
@@ -148,8 +151,10 @@ begin
     ) < 50)::integer)
   into v_recall, v_short
   from (
-    select s.user_id, two_tower.find_nearest_posts(s.vector, v_over_fetch) as near,
-      two_tower.find_nearest_posts(s.vector, v_over_fetch, s.user_id) as unseen,
+    select s.user_id, two_tower.find_nearest_posts(s.vector, v_over_fetch,
+        p_breadth => s.breadth) as near,
+      two_tower.find_nearest_posts(s.vector, v_over_fetch, s.user_id,
+        p_breadth => s.breadth) as unseen,
       array(select v.post_id from two_tower.live_embeddings v
             where v.slot = v_slot and v.is_listed
             order by v.embedding operator(extensions.<#>) s.vector limit 50) as exact

@@ -78,6 +78,7 @@ create type two_tower.reader as (
   author_cap integer,
   followed_author_cap integer,
   over_fetch integer,
+  breadth integer,
   interest_vectors extensions.vector[],
   interest_shares double precision[],
   interest_places integer[],
@@ -98,6 +99,7 @@ comment on column two_tower.reader.followed_places is 'How many new posts of fol
 comment on column two_tower.reader.followed_since is 'Posts of followed authors are new if they are younger.';
 comment on column two_tower.reader.explored_since is 'New posts are explored if they are younger.';
 comment on column two_tower.reader.author_cap is 'The most posts of one author on the page, while others are left: settings.author_share of it.';
+comment on column two_tower.reader.breadth is 'Of the search in the serving index: settings.ef_search for each of the reader''s interests.';
 comment on column two_tower.reader.interest_vectors is 'The interests of a reader who has several. Null for others, and while warmth is below 1.';
 comment on column two_tower.reader.interest_shares is 'The share of what is shown that each of them is owed: settings.interest_share times its weight.';
 comment on column two_tower.reader.interest_places is 'How many places of the page each of them is owed.';
@@ -125,19 +127,18 @@ declare
     (select two_tower.read_popularity_clock(v_now, s) from two_tower.state s);
   v_share double precision := 0;
   v_engagements integer;
-  v_has_several boolean;
+  v_interests integer := 1;
   v_interest_vectors extensions.vector[];
   v_interest_shares double precision[];
 begin
   select greatest(case when u.prior is null then 0 else 0.1 end,
       u.engagement_count / greatest(1, v_settings.cold_until)::double precision),
-    u.engagement_count, u.positive_interests <> array_fill(u.positive_interests[1],
-      array[cardinality(u.positive_interests)])
-  into v_share, v_engagements, v_has_several
+    u.engagement_count, two_tower.count_interests(u.positive_interests)
+  into v_share, v_engagements, v_interests
   from two_tower.user_embeddings u where u.user_id = p_user_id;
   v_share := case when not coalesce(extensions.vector_norm(v_vector) > 0, false) then 0
     when v_settings.cold_until = 0 then 1 else v_share end;
-  if v_share >= 1 and v_has_several and v_settings.interest_share > 0 then
+  if v_share >= 1 and v_interests > 1 and v_settings.interest_share > 0 then
     select array_agg(i.vector),
       array_agg(v_settings.interest_share::numeric * i.weight::numeric)
     into v_interest_vectors, v_interest_shares
@@ -154,7 +155,8 @@ begin
     v_settings.exploration_share, v_now - v_settings.exploration_age, v_settings.copy_similarity,
     two_tower.cap_posts(v_settings.author_share, p_limit),
     two_tower.cap_posts(v_settings.followed_author_share, p_limit),
-    v_settings.over_fetch, v_interest_vectors, v_interest_shares,
+    v_settings.over_fetch, v_settings.ef_search * coalesce(v_interests, 1),
+    v_interest_vectors, v_interest_shares,
     (select array_agg(floor(1e-9 + s.share * p_limit)::integer order by s.place)
      from unnest(v_interest_shares) with ordinality as s (share, place)),
     round(p_limit * v_settings.told_share * greatest(0,

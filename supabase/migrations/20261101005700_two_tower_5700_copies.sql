@@ -6,10 +6,10 @@
 -- Part by part of the list, and no further than the page needs. What was found good so far is
 -- compared with, so that a long list costs little more than a long page.
 create function two_tower.find_copies(p_reader two_tower.reader, p_ranked bigint[],
-  p_wanted integer)
+  p_wanted integer, p_page bigint[] default '{}')
 returns bigint[] language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
-  v_kept bigint[] := (select u.recent_post_ids from two_tower.user_embeddings u
+  v_kept bigint[] := p_page || (select u.recent_post_ids from two_tower.user_embeddings u
     where u.user_id = p_reader.user_id);
   v_known integer := coalesce(cardinality(v_kept), 0);
   v_copies bigint[] := '{}';
@@ -48,5 +48,5 @@ begin
   return v_copies;
 end
 $$;
-comment on function two_tower.find_copies(two_tower.reader, bigint[], integer) is
-  'Returns those posts of a list, best first and none of them seen, that are copies: of a better one, of one that the reader engaged with lately, or with the very text of one that the reader has seen. A copy has the same text, or one whose base embedding has a cosine above settings.copy_similarity. Looks no further down than p_wanted posts that are none.';
+comment on function two_tower.find_copies(two_tower.reader, bigint[], integer, bigint[]) is
+  'Returns those posts of a list, best first and none of them seen, that are copies: of a better one, of one of p_page, of one that the reader engaged with lately, or with the very text of one that the reader has seen. A copy has the same text, or one whose base embedding has a cosine above settings.copy_similarity. Looks no further down than p_wanted posts that are none.';

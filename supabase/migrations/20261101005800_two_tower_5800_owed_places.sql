@@ -153,9 +153,10 @@ declare
   v_change record := two_tower.settle_interests(p_reader, p_limit, p_owed, v_ids, v_staying);
 begin
   -- Copies are rare: what was chosen is compared first, and all of what could be only then.
-  v_copies := two_tower.find_copies(p_reader, v_ids || v_change.added_ids, 1000);
+  v_copies := two_tower.find_copies(p_reader, v_change.added_ids, 1000, v_ids);
   if v_change.added_ids && v_copies then
-    v_copies := two_tower.find_copies(p_reader, v_ids || p_owed, 1000);
+    v_copies := two_tower.find_copies(p_reader,
+      array(select o from unnest(p_owed) o where o <> all (v_ids)), 1000, v_ids);
     v_change := two_tower.settle_interests(p_reader, p_limit,
       array(select o from unnest(p_owed) o where o <> all (v_copies)), v_ids, v_staying);
   end if;

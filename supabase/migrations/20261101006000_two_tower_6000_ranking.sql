@@ -155,7 +155,7 @@ begin
     elsif v_reader.vector is not null then
       v_near := two_tower.find_nearest_posts(v_reader.vector,
         case v_search when 'wide' then 3 * v_count else v_count end, p_user_id, p_excluded,
-        v_search = 'wide' or p_filter is not null, p_source_id, p_filter);
+        v_search = 'wide' or p_filter is not null, p_source_id, p_filter, v_reader.breadth);
       continue when v_near is null;
     end if;
     select r.ids, r.scores, r.sources, r.shared into ids, scores, sources, v_shared

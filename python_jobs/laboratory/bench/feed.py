@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 from pgvector import Vector
 
-from python_jobs.db import Connection, connect
+from python_jobs.db import Connection, connect, value
 from python_jobs.laboratory.bench.world import World
 from python_jobs.laboratory.server import USER_ID
 
@@ -85,6 +85,7 @@ def fill_feed(world: World, seed: int = 1) -> None:
             interests = chance.choice(len(topics), 1 if number % 2 else 4, replace=False)
             own = np.concatenate([posts_of[topic] for topic in interests])
             _add_reader(connection, chance, number, own, vectors)
+            _add_interests(connection, number, topic_of)
         connection.execute("select two_tower.reconcile('author_blocks')")
         connection.execute("grant all on public.topics to postgres")
         connection.execute("set session_replication_role = origin")
@@ -120,6 +121,12 @@ def _copy_vectors(connection: Connection, vectors: np.ndarray) -> None:
         " select 0, p.id, p.source_id, c.embedding, p.author_id, p.created_at,"
         "   two_tower.active_version('candidate_tower')"
         " from copied c join two_tower.posts p on p.id = c.post_id order by p.id"
+    )
+    # Copies are found by base embeddings: the same directions, so that no post is a copy.
+    connection.execute(
+        "insert into two_tower.base_embeddings (post_id, base_embedding) select c.post_id,"
+        " (c.embedding::real[] || array_fill(0::real, array[256]))::extensions.vector"
+        " from copied c order by c.post_id"
     )
     connection.execute("drop table copied")
 
@@ -182,6 +189,19 @@ def _add_reader(
         "insert into public.author_blocks (user_id, author_id, kind)"
         " select %s, unnest(%s::uuid[]), 'block_author'",
         [reader, [user_id(int(author)) for author in blocked]],
+    )
+
+
+def _add_interests(connection: Connection, number: int, topic_of: np.ndarray) -> None:
+    """An interest for each topic of the history: all of it are positives."""
+    query = "select recent_post_ids from two_tower.user_embeddings where user_id = %s"
+    history = value(connection, query, user_id(number))
+    topics = topic_of[np.array(history) - 1]
+    interests = np.unique(topics, return_inverse=True)[1] + 1
+    connection.execute(
+        "update two_tower.user_embeddings set positive_ids = recent_post_ids,"
+        " positive_interests = %s::smallint[] where user_id = %s",
+        [interests.tolist(), user_id(number)],
     )
 
 

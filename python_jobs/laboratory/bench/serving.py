@@ -27,25 +27,27 @@ INTERESTS = (1, 4)
 CLIENTS = (1, 8)
 EFS = (50, 75, 100, 150, 200, 300, 400, 600, 800, 1000)
 
-# The rule of the budget is nearness alone; the default settings add popular posts, exploration
-# and a bound on the posts of an author. Latencies are of the defaults.
-_NEARNESS_ALONE = (
-    "update two_tower.settings set exploration_share = 0, popularity_weight = 0,"
-    " author_share = 1, followed_author_share = 1"
+# Recall is of nearness to one vector alone. The default settings add popular and fresh posts,
+# exploration, places for interests and a bound on the posts of an author. Latencies are of them.
+_RULES = {
+    **{"exploration_share": 0, "popularity_weight": 0, "recency_weight": 0, "interest_share": 0},
+    **{"author_share": 1, "followed_author_share": 1},
+}
+_NEARNESS_ALONE = "update two_tower.settings set " + ", ".join(
+    f"{name} = {number}" for name, number in _RULES.items()
 )
-_DEFAULTS = (
-    "update two_tower.settings set exploration_share = default, popularity_weight = default,"
-    " author_share = default, followed_author_share = default"
-)
+_DEFAULTS = "update two_tower.settings set " + ", ".join(f"{name} = default" for name in _RULES)
 _RECOMMEND = """
 \\set n 2 * random(0, {last}) + {first}
 select * from two_tower.recommend_for({user_id}, {page});
 """
+# One query for each interest, of which the page takes its share.
 _BARE = """
 \\set n 2 * random(0, {last}) + {first}
-select post_id from two_tower.serving_embeddings_{side}
-order by embedding operator(extensions.<#>)
-  (select vector from public.reader_vectors where number = :n) limit {rows};
+select n.post_id from public.reader_vectors r cross join lateral (
+  select s.post_id from two_tower.serving_embeddings_{side} s
+  order by s.embedding operator(extensions.<#>) r.vector limit {rows}) n
+where r.number = :n;
 """
 
 
@@ -99,7 +101,10 @@ def recall_of_pages(connection: Connection, truth: Truth) -> float:
 
 @dataclass
 class Bare:
-    """The pgvector query alone, with the ef and the rows that contain as much of the truth."""
+    """The pgvector query alone, with the ef and the rows that contain as much of the truth.
+
+    For several interests it is asked for each of them, with this ef, for its share of the rows.
+    """
 
     ef: int
     rows: int
@@ -190,7 +195,7 @@ def _cases(interests: int, side: int, bare: Bare) -> Iterator[Case]:
     for clients in CLIENTS:
         parts: dict[str, Any] = {
             **{"first": numbers[0], "last": len(numbers) - 1, "side": side, "page": PAGE},
-            **{"user_id": USER_ID.format(":n::integer"), "rows": bare.rows},
+            **{"user_id": USER_ID.format(":n::integer"), "rows": -(-bare.rows // interests)},
         }
         options = f"-c hnsw.ef_search={bare.ef}"
         yield Case("bare HNSW", interests, clients, _BARE.format(**parts), options)
@@ -198,17 +203,21 @@ def _cases(interests: int, side: int, bare: Bare) -> Iterator[Case]:
 
 
 def _store_vectors(connection: Connection, interests: int) -> None:
-    """What the bare query searches for, so that it need not encode anybody."""
+    """What the bare queries search for, so that they need not encode anybody."""
     connection.execute(
         "create table if not exists public.reader_vectors"
-        " (number integer primary key, vector extensions.halfvec(128))"
+        " (number integer, vector extensions.halfvec(128))"
     )
-    connection.execute(
-        "insert into public.reader_vectors"
-        f" select n, two_tower.encode_user({USER_ID.format('n')}) from unnest(%s::int[]) n"
-        " on conflict (number) do update set vector = excluded.vector".encode(),
-        [list(readers(interests))],
+    vectors = (
+        f"select {{n}}, two_tower.encode_user({USER_ID.format('{n}')})"
+        if interests == 1
+        else f"select {{n}}, i.vector from two_tower.list_interests({USER_ID.format('{n}')}) i"
     )
+    for number in readers(interests):
+        connection.execute("delete from public.reader_vectors where number = %s", [number])
+        connection.execute(f"insert into public.reader_vectors {vectors.format(n=number)}".encode())
+    connection.execute("create index if not exists reader_numbers on reader_vectors (number)")
+    connection.execute("analyze public.reader_vectors")
 
 
 def engage(world: World, events: int, say: Callable[[str], None]) -> float:
@@ -332,18 +341,13 @@ def budgets(report: dict[str, Any], posts: int) -> list[dict[str, Any]]:
     for k in INTERESTS:
         ours, bare = fresh["recommend", k, 1], fresh["bare HNSW", k, 1]
         who = f"readers with {k} interest{'s' * (k > 1)}"
+        recall, wanted = report["fresh"]["recall"][k], 0.95 if is_large else 0.97
         if not is_large:
-            ratio = ours["p50_ms"] / bare["p50_ms"]
-            lines.append((f"{who}: p50 against bare HNSW", ratio, "at most", 1.5, "x"))
+            above = ours["p50_ms"] - bare["p50_ms"]
+            lines.append((f"{who}: p50 above bare HNSW", above, "at most", 3, "ms"))
         lines += [
-            (f"{who}: p99", ours["p99_ms"], "at most", 50 if is_large else 10, "ms"),
-            (
-                f"{who}: recall@50",
-                report["fresh"]["recall"][k],
-                "at least",
-                0.9 if is_large else 0.95,
-                "",
-            ),
+            (f"{who}: p99", ours["p99_ms"], "at most", 15 if is_large else 10, "ms"),
+            (f"{who}: recall@50", recall, "at least", wanted, ""),
         ]
         if "worn" in report:
             lost = report["rebuilt_recall"][k] - report["worn"]["recall"][k]
