@@ -89,7 +89,7 @@ comment on type two_tower.reader is 'A user at the moment of a request, with the
 comment on column two_tower.reader.source_id is 'The source that is asked for. Null for all.';
 comment on column two_tower.reader.filter is 'What the page is asked to keep to, and what the user has muted. Null for nothing.';
 comment on column two_tower.reader.vector is 'The user vector. Null for a user of whom nothing is known.';
-comment on column two_tower.reader.warmth is '0 for a new reader, 1 after settings.cold_until engagements.';
+comment on column two_tower.reader.warmth is '0 for a reader of whom nothing is known, 1 for a warm one: read_warmth().';
 comment on column two_tower.reader."time" is 'The moment of the request.';
 comment on column two_tower.reader.popularity_unit is 'The popularity of one like of now: read_popularity_clock().';
 comment on column two_tower.reader.popularity_scale is 'The log of 1 + the highest popularity in likes of now.';
@@ -111,8 +111,6 @@ create type two_tower.ranked_post as (
 comment on type two_tower.ranked_post is 'A candidate in its place.';
 comment on column two_tower.ranked_post.turn is 'In which turn its author has it: 0 within the cap.';
 
--- A user's ranking goes from popular and fresh to personal over the first settings.cold_until
--- engagements. Warmth is the root of their share: the first ones say most, and there is no cliff.
 create function two_tower.load_reader(p_user_id uuid, p_source_id smallint default null,
   p_limit integer default 20, p_filter two_tower.page_filter default null)
 returns two_tower.reader
@@ -121,30 +119,29 @@ declare
   v_settings two_tower.settings := two_tower.choose_settings(p_user_id);
   v_vector extensions.vector := two_tower.encode_user(p_user_id);
   v_now timestamptz := two_tower.now();
-  v_unit double precision :=
-    (select two_tower.read_popularity_clock(v_now, s) from two_tower.state s);
-  v_share double precision := 0;
+  v_state two_tower.state := (select s from two_tower.state s);
+  v_unit double precision := two_tower.read_popularity_clock(v_now, v_state);
+  v_warmth double precision := 0;
   v_engagements integer;
   v_has_several boolean;
   v_interest_vectors extensions.vector[];
   v_interest_shares double precision[];
 begin
-  select greatest(case when u.prior is null then 0 else 0.1 end,
-      u.engagement_count / greatest(1, v_settings.cold_until)::double precision),
-    u.engagement_count, u.positive_interests <> array_fill(u.positive_interests[1],
+  select u.engagement_count, u.positive_interests <> array_fill(u.positive_interests[1],
       array[cardinality(u.positive_interests)])
-  into v_share, v_engagements, v_has_several
+  into v_engagements, v_has_several
   from two_tower.user_embeddings u where u.user_id = p_user_id;
-  v_share := case when not coalesce(extensions.vector_norm(v_vector) > 0, false) then 0
-    when v_settings.cold_until = 0 then 1 else v_share end;
-  if v_share >= 1 and v_has_several and v_settings.interest_share > 0 then
+  if extensions.vector_norm(v_vector) > 0 then
+    v_warmth := two_tower.read_warmth(v_engagements, v_settings, v_state);
+  end if;
+  if v_warmth >= 1 and v_has_several and v_settings.interest_share > 0 then
     select array_agg(i.vector),
       array_agg(v_settings.interest_share::numeric * i.weight::numeric)
     into v_interest_vectors, v_interest_shares
     from two_tower.list_interests(p_user_id) i having count(*) > 1;
   end if;
   return row(
-    p_user_id, p_source_id, p_filter, v_vector, sqrt(least(1, v_share)), v_now, v_unit,
+    p_user_id, p_source_id, p_filter, v_vector, v_warmth, v_now, v_unit,
     ln(1 + greatest(1, (select two_tower.popularity_in_likes(p.popularity, v_unit)
                         from two_tower.popular_candidates p
                         order by p.popularity desc, p.number desc limit 1))),

@@ -72,7 +72,8 @@ PRIVATE_TABLES = _words("""
     serving_embeddings_0 serving_embeddings_1 serving_index setting_changes settings signals
     source_reports sources state studies study_posts told_interests training_examples
     training_pairs undo_users undos unlearned_events update_latencies user_embeddings
-    user_post_signals user_posts users users_to_erase vanished_posts withheld_authors workers
+    user_post_signals user_posts users users_to_erase vanished_posts warmth warmth_evidence
+    withheld_authors workers
 """)
 
 # Of these the service role may do less. Pages are written for attached tables: rows are changed in
