@@ -46,8 +46,8 @@
 --               studies, study_data: a job that repeats the newest positives
 --               promotion_gate, first_projection
 --   a page      experiments, filters, serving_index, exploration, likeness, serving_upkeep,
---               candidates, scores, warmth_evidence, exploring, copies, owed_places, told_places, ranking,
---               recommending
+--               candidates, scores, warmth_evidence, exploring, copies, owed_places,
+--               told_places, ranking, recommending
 --   a search    texts       what callers want encoded
 --               telling     what readers say of themselves
 --               encoder     from one encoder to another
