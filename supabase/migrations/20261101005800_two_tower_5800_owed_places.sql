@@ -149,15 +149,18 @@ declare
   v_ids bigint[] := array(select p.post_id from unnest(p_page) p);
   v_staying bigint[] := array(select p.post_id from unnest(p_page) p
     where p.source in ('exploration', 'told'));
-  v_copies bigint[];
+  v_copies two_tower.copies;
+  v_alike bigint[];
   v_change record := two_tower.settle_interests(p_reader, p_limit, p_owed, v_ids, v_staying);
 begin
   -- Copies are rare: what was chosen is compared first, and all of what could be only then.
   v_copies := two_tower.find_copies(p_reader, v_ids || v_change.added_ids, 1000);
-  if v_change.added_ids && v_copies then
+  if v_change.added_ids && (v_copies.copy_ids || v_copies.original_ids) then
     v_copies := two_tower.find_copies(p_reader, v_ids || p_owed, 1000);
+    v_alike := v_copies.copy_ids || v_copies.original_ids;
     v_change := two_tower.settle_interests(p_reader, p_limit,
-      array(select o from unnest(p_owed) o where o <> all (v_copies)), v_ids, v_staying);
+      array(select o from unnest(p_owed) o where o <> all (array_remove(v_alike, null))), v_ids,
+      v_staying);
   end if;
   if v_change.added_ids = '{}' then
     return p_page;
@@ -174,4 +177,4 @@ begin
 end
 $$;
 comment on function two_tower.settle_page(two_tower.reader, integer, bigint[], two_tower.ranked_post[]) is
-  'Returns a page on which each interest of the reader has the places that it is owed. What it lacks comes from p_owed, no copies among them, and stands last.';
+  'Returns a page on which each interest of the reader has the places that it is owed. What it lacks comes from p_owed, but for posts that say what another one does, and stands last.';

@@ -129,6 +129,7 @@ CLIENT_FUNCTIONS = {
     "two_tower.find_ids": "called by readable functions",
     "two_tower.identify_post": "called by the wrappers",
     "two_tower.explain_readable": "called by explain_recommendation",
+    "two_tower.explain_copy": "called by explain_readable: about the caller's page",
     "two_tower.explain_post": "core of explain_recommendation",
     "two_tower.find_refused": "called by the trigger check_readable",
     "two_tower.refuse_post": "called by the trigger check_readable",
