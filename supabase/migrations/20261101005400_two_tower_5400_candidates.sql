@@ -177,42 +177,62 @@ comment on function two_tower.choose_place(uuid, timestamptz) is 'Returns a hash
 -- does it on the scan. What a user has seen can outgrow that, and is joined, beside narrow rows.
 -- An author gives three times what may be on the page before others are asked for more: the page
 -- is chosen by more than nearness.
-create function two_tower.scan_posts(p_reader two_tower.reader, p_limit integer,
-  p_excluded bigint[])
-returns bigint[] language plpgsql stable
-set search_path = pg_catalog, pg_temp set enable_seqscan = on as $$
+create function two_tower.scan_near(p_reader two_tower.reader, p_vectors extensions.vector[],
+  p_limit integer, p_excluded bigint[])
+returns table (interest bigint, post_id bigint, nearness bigint) language plpgsql stable
+set search_path = pg_catalog, pg_temp set enable_seqscan = on rows 200 as $$
 declare
   v_slot smallint := (select active_slot from two_tower.state);
 begin
-  return array(
-    with seen as materialized (
-      select u.post_id from two_tower.user_posts u where u.user_id = p_reader.user_id
-    )
-    select t.post_id
+  return query
+  with seen as materialized (
+    select u.post_id from two_tower.user_posts u where u.user_id = p_reader.user_id
+  ), met as materialized (
+    select c.post_id, c.author_id, c.interest, c.distance
     from (
-      select c.post_id, c.distance, case when c.author_id is null then 0 else
-        (row_number() over (partition by c.author_id order by c.distance, c.post_id desc) - 1)
-          / (3 * p_reader.author_cap) end as turn
+      select v.post_id, v.author_id, i.interest,
+        coalesce(v.embedding operator(extensions.<#>) i.vector,
+          -extract(epoch from v.created_at)::double precision) as distance
+      from two_tower.live_embeddings v
+        cross join unnest(p_vectors) with ordinality as i (vector, interest)
+      where v.slot = v_slot and v.is_listed and v.author_id is distinct from p_reader.user_id
+        and (p_reader.source_id is null or v.source_id = p_reader.source_id)
+        and v.post_id not in (select e.id from unnest(p_excluded) as e (id))
+        and (p_reader.filter is null
+          or v.post_id in (select m.id from two_tower.matching_posts(p_reader.filter) m))
+        and (v.author_id is null or v.author_id not in (select a.author_id
+          from two_tower.withheld_authors a where a.user_id = p_reader.user_id)) offset 0
+    ) c
+    where not exists (select from seen u where u.post_id = c.post_id)
+  )
+  select g.interest::bigint, n.post_id, n.nearness
+  from generate_subscripts(p_vectors, 1) as g (interest)
+    cross join lateral (
+      select t.post_id,
+        row_number() over (order by t.turn, t.distance, t.post_id desc) as nearness
       from (
-        select v.post_id, v.author_id,
-          coalesce(v.embedding operator(extensions.<#>) p_reader.vector,
-            -extract(epoch from v.created_at)::double precision) as distance
-        from two_tower.live_embeddings v
-        where v.slot = v_slot and v.is_listed and v.author_id is distinct from p_reader.user_id
-          and (p_reader.source_id is null or v.source_id = p_reader.source_id)
-          and v.post_id not in (select e.id from unnest(p_excluded) as e (id))
-          and (p_reader.filter is null
-            or v.post_id in (select m.id from two_tower.matching_posts(p_reader.filter) m))
-          and (v.author_id is null or v.author_id not in (select a.author_id
-            from two_tower.withheld_authors a where a.user_id = p_reader.user_id)) offset 0
-      ) c
-      where not exists (select from seen u where u.post_id = c.post_id)
-    ) t
-    order by t.turn, t.distance, t.post_id desc limit p_limit);
+        select m.post_id, m.distance, case when m.author_id is null then 0 else
+          (row_number() over (partition by m.author_id order by m.distance, m.post_id desc) - 1)
+            / (3 * p_reader.author_cap) end as turn
+        from met m where m.interest = g.interest
+        order by turn, m.distance, m.post_id desc limit p_limit) t) n;
+end
+$$;
+comment on function two_tower.scan_near(two_tower.reader, extensions.vector[], integer, bigint[]) is
+  'Returns for each vector the nearest p_limit eligible posts, exactly, from one scan of all; the newest for a vector that is null. Authors take turns, of three times what a page may hold of one.';
+
+create function two_tower.scan_posts(p_reader two_tower.reader, p_limit integer,
+  p_excluded bigint[])
+returns bigint[] language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  return array(
+    select n.post_id
+    from two_tower.scan_near(p_reader, array[p_reader.vector], p_limit, p_excluded) n
+    order by n.nearness);
 end
 $$;
 comment on function two_tower.scan_posts(two_tower.reader, integer, bigint[]) is
-  'Returns the nearest p_limit eligible posts, exactly, from a scan of all; the newest for a reader without a vector. Authors take turns, of three times what a page may hold of one.';
+  'Returns the nearest p_limit eligible posts, exactly, from a scan of all; the newest for a reader without a vector.';
 
 create function two_tower.list_newest_of(p_reader two_tower.reader, p_author_id uuid,
   p_limit integer, p_excluded bigint[])
