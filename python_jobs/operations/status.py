@@ -17,7 +17,7 @@ from rich.text import Text
 from python_jobs.errors import CommandError
 from python_jobs.operations.tables import print_json, read_sections
 from python_jobs.operations.verdict import ALERT, OK, WARNING, Finding, judge
-from python_jobs.operations.words import clock, count, span
+from python_jobs.operations.words import clock, count, number, span
 
 QUERIES = {
     "Overview": "select *, two_tower.now() as now,"
@@ -28,6 +28,7 @@ QUERIES = {
     "Workers": "select * from two_tower.live_workers order by claimed_at, name",
     "Jobs": "select kind, state, count(*) as jobs, max(finished_at) as last_finished_at"
     " from two_tower.jobs group by 1, 2 order by 1, 2",
+    "Warmth": "select * from two_tower.warmth order by engagements",
     "Schedules": "select kind, runs_in, every::text, every_events, is_enabled, last_run_at,"
     " last_run_at + every as due_at from two_tower.schedules order by kind",
     "Towers": "select version, tower, state, verdict, created_at, decided_at"
@@ -120,7 +121,7 @@ def facts(sections: dict[str, list[Any]]) -> Iterator[tuple[str, list[str]]]:
     )
     yield "Workers", _workers(sections["Workers"], overview)
     yield "Waiting", [", ".join(_waiting(health, overview)) or "nothing"]
-    yield "Serving", _serving(overview)
+    yield "Serving", [*_serving(overview), _warmth(sections["Warmth"])]
     if rejected := [row for row in sections["Towers"] if row.state == "rejected"]:
         yield "Rejected", [_rejected(row, overview.now) for row in rejected[:SHOWN_REJECTED]]
     yield "Schedules", _schedules(sections["Schedules"], overview.now)
@@ -167,6 +168,19 @@ def _serving(overview: Any) -> list[str]:
     if overview.filling_version is not None:
         lines.append(f"changing to candidate tower {overview.filling_version}")
     return lines
+
+
+def _warmth(curve: list[Any]) -> str:
+    """After how many engagements pages are a warm reader's, and the evidence after the first."""
+    warm = [row.engagements for row in curve if row.warmth >= 1]
+    line = f"a reader is warm after {count(warm[0], 'engagement') if warm else '20 or more'}"
+    _, after_one, *_ = curve
+    if not after_one.trials:
+        return line
+    return (
+        f"{line}; after 1, vectors rank {number(after_one.personal)} of 100 right,"
+        f" popularity {number(after_one.popular)}"
+    )
 
 
 def _rejected(row: Any, now: datetime) -> str:

@@ -41,12 +41,13 @@
 --               encoding     from a text to vectors, and the events that waited for them
 --               numbering    keeps the numbers dense by which posts are drawn
 --   a user      author_blocks, checkpoints, erasure, told_interests
+--               warmth       how far a reader's page has gone from popular to personal
 --   a version   jobs, priors, resets, model_switch, training_data,
 --               studies, study_data: a job that repeats the newest positives
 --               promotion_gate, first_projection
 --   a page      experiments, filters, serving_index, exploration, likeness, serving_upkeep,
---               candidates, scores, exploring, copies, owed_places, told_places, ranking,
---               recommending
+--               candidates, scores, warmth_evidence, exploring, copies, owed_places,
+--               told_places, ranking, recommending
 --   a search    texts       what callers want encoded
 --               telling     what readers say of themselves
 --               encoder     from one encoder to another

@@ -144,8 +144,15 @@ create table two_tower.settings (
     constraint requested_texts_are_kept_for_a_minute_or_more
       check (requested_texts_kept_for between '1 minute' and '7 days'),
 
-  cold_until integer not null default 3
+  cold_until integer
     constraint cold_until_is_bounded check (cold_until between 0 and 1000),
+  cold_until_prior integer not null default 3
+    constraint cold_until_prior_is_bounded check (cold_until_prior between 0 and 20),
+  cold_until_prior_trials integer not null default 100
+    constraint a_reader_is_at_most_one_of_a_hundred_trials
+      check (cold_until_prior_trials between 100 and 1000000),
+  warmth_half_life interval not null default '30 days'
+    constraint warmth_half_life_is_a_day_or_more check (warmth_half_life >= '1 day'),
   popularity_weight real not null default 0.15
     constraint popularity_weight_is_bounded check (popularity_weight between 0 and 10),
   followed_weight real not null default 0.2
@@ -265,7 +272,10 @@ comment on column two_tower.settings.announced_readers is 'At most this number o
 comment on column two_tower.settings.requested_text_length is 'The longest text that embed_text() takes, in characters.';
 comment on column two_tower.settings.requested_texts_per_minute is 'At most this number of new texts of one user is taken by embed_text() in a minute.';
 comment on column two_tower.settings.requested_texts_kept_for is 'What embed_text() made of a text is deleted after this time.';
-comment on column two_tower.settings.cold_until is 'Engagements over which a user''s page goes from popular and fresh to personal.';
+comment on column two_tower.settings.cold_until is 'Engagements over which a user''s page goes from popular to personal. Null: it follows from what new readers engage with (the view warmth).';
+comment on column two_tower.settings.cold_until_prior is 'Advanced. What cold_until is taken for while it is null and little is known.';
+comment on column two_tower.settings.cold_until_prior_trials is 'Advanced. What cold_until_prior is worth, in positives of readers with so many engagements. A reader counts once, and so for at most 1 %.';
+comment on column two_tower.settings.warmth_half_life is 'Advanced. In what time evidence of how well warmth predicts halves.';
 comment on column two_tower.settings.popularity_weight is 'Weight of popularity (0 to 1) in the score for a warm user, beside the cosine.';
 comment on column two_tower.settings.followed_weight is 'What a post of a followed author gains in score.';
 comment on column two_tower.settings.recency_weight is 'Weight of freshness (0 to 1) in the score.';

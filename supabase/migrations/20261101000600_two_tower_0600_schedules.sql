@@ -54,6 +54,8 @@ insert into two_tower.schedules (kind, every, every_events, runs_in, description
     'Lists the most popular posts, as candidates for pages.'),
   ('set_popularity_clock', '5 minutes', null, 'database',
     'Sets how fast popularity decays, by how much is engaged with.'),
+  ('learn_warmth', '1 minute', null, 'database',
+    'Learns from new readers how warm new readers should be served.'),
   ('check_serving_index', '1 hour', null, 'worker',
     'Samples the recall of the serving index. Asks for a build when the index is worn.'),
   ('checkpoint', '1 day', null, 'either',

@@ -90,6 +90,9 @@ create table two_tower.posts (
   removal_reason text,
   is_listed boolean not null
     generated always as (is_visible and deleted_at is null and removed_at is null) stored,
+  edited_at timestamptz,
+  stands_since timestamptz
+    generated always as (greatest(created_at, arrived_at, edited_at)) stored,
   language text,
   tags text[],
   content_hash bigint not null,
@@ -112,6 +115,8 @@ comment on column two_tower.posts.removed_at is 'When an operator removed the po
 comment on column two_tower.posts.removed_by is 'The role that removed it.';
 comment on column two_tower.posts.removal_reason is 'The reason that remove_post() was given.';
 comment on column two_tower.posts.is_listed is 'Whether the post may be recommended at all: visible, not deleted, not removed.';
+comment on column two_tower.posts.edited_at is 'When the text last became another one. Null if it never did.';
+comment on column two_tower.posts.stands_since is 'Since when the post says here what it says. Of posts that say the same, the one with the earliest is the original.';
 comment on column two_tower.posts.language is 'The language of the text, as the source names it. Null for none.';
 comment on column two_tower.posts.tags is 'The tags of the post, as the source names them. Null for none.';
 comment on column two_tower.posts.content_hash is 'A hash of the text. An encoding of another text is not stored.';
@@ -127,7 +132,7 @@ create index posts_deleted_at_idx on two_tower.posts (deleted_at) where deleted_
 -- Those below hold encoded posts only, so that an insert of the app pays for none.
 create index posts_author_id_created_at_idx on two_tower.posts (author_id, created_at desc)
   where is_listed and encoded_hash is not null;
-create index posts_content_hash_idx on two_tower.posts (content_hash)
+create index posts_content_hash_idx on two_tower.posts (content_hash, stands_since)
   where encoded_hash is not null;
 create index posts_created_at_idx on two_tower.posts (created_at desc, id)
   where is_listed and encoded_hash is not null;

@@ -41,6 +41,8 @@ begin
       arrived_at = coalesce(p.arrived_at, case when c.is_visible then two_tower.now() end),
       is_visible = c.is_visible, deleted_at = null, language = c.language, tags = c.tags,
       is_unreadable = p.is_unreadable and p.content_hash = c.content_hash,
+      edited_at = case when p.content_hash = c.content_hash then p.edited_at
+        else two_tower.now() end,
       content_hash = c.content_hash,
       requested_at = greatest(two_tower.now(), coalesce(c.created_at, p.created_at))
     from known c

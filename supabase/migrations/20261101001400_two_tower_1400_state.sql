@@ -28,6 +28,8 @@ create table two_tower.state (
   popularity_total double precision not null default '-infinity',
   popularity_clock double precision not null default 0,
   popularity_clock_at timestamptz not null default 'epoch',
+  warmth double precision[] constraint warmth_is_known_for_new_readers
+    check (cardinality(warmth) = 21),
   hash_seed bigint not null default hashtextextended(gen_random_uuid()::text, 0),
   constraint a_freeze_has_a_reason check ((frozen_at is null) = (frozen_reason is null)),
   constraint what_went_wrong_began_before_the_freeze check (wrong_since <= frozen_at)
@@ -49,6 +51,7 @@ comment on column two_tower.state.popularity_half_life is 'The time in which a p
 comment on column two_tower.state.popularity_total is 'Log2 of the sum of 2^popularity over all posts, when it was last summed up: set_popularity_clock(). Shares are of it. -infinity while settings.popularity_in_logits is 0: nothing asks for it.';
 comment on column two_tower.state.popularity_clock is 'What the popularity clock read at popularity_clock_at.';
 comment on column two_tower.state.popularity_clock_at is 'When the half-life was last set: set_popularity_clock().';
+comment on column two_tower.state.warmth is 'The warmth of readers after 0 to 20 engagements, as evidence has it: learn_warmth(). Null before any.';
 comment on column two_tower.state.hash_seed is 'The secret of this database: every hash that chooses a place is keyed with it, so that nobody can work out where an account or a post stands. It never changes, or users would change arms of experiments.';
 insert into two_tower.state default values;
 
@@ -60,11 +63,12 @@ create table two_tower.cursors (
   position bigint not null
 );
 comment on table two_tower.cursors is 'How far continuous small steps have come.';
-comment on column two_tower.cursors.name is 'serving_round, numbering_round, encoding_round, recent_posts, deferred_posts, followed_events, announced_events or tick.';
+comment on column two_tower.cursors.name is 'serving_round, numbering_round, encoding_round, recent_posts, deferred_posts, followed_events, announced_events, warmth or tick.';
 comment on column two_tower.cursors.position is 'The last post, number or event that the step looked at. Of tick: the number of turns.';
 insert into two_tower.cursors (name, position) values
   ('serving_round', two_tower.first_bigint()), ('numbering_round', two_tower.first_bigint()),
-  ('recent_posts', 0), ('deferred_posts', 0), ('followed_events', 0), ('tick', 0);
+  ('recent_posts', 0), ('deferred_posts', 0), ('followed_events', 0), ('warmth', 0),
+  ('tick', 0);
 
 -- What was undone must not be taken back once more by who withdraws it later.
 create table two_tower.rollbacks (

@@ -62,6 +62,20 @@ def test_a_database_that_is_well_says_so_first_and_nothing_else_above_the_facts(
     assert "worker-0001 waits for work (up 0 s, 1.2)" in shown(well)
 
 
+def test_how_soon_a_reader_is_warm_is_said_with_its_evidence(well: Connection) -> None:
+    assert "a reader is warm after 3 engagements Schedules" in words(shown(well))
+    well.execute(
+        "update two_tower.warmth_evidence set trials = 400, wins = array(select w"
+        " from generate_series(200, 300, 10) w) where engagements in (1, 2)"
+    )
+    value(well, "select two_tower.learn_warmth()")
+    assert (
+        "a reader is warm after 1 engagement; after 1, vectors rank 75 of 100 right, popularity 50"
+    ) in words(shown(well))
+    well.execute("update two_tower.settings set cold_until = 100")
+    assert "a reader is warm after 20 or more; after 1" in words(shown(well))
+
+
 def test_what_is_wrong_stands_first_with_why_and_what_is_wanted(well: Connection) -> None:
     add_user(well)
     well.execute("insert into public.posts (author_id, content) values (null, 'a boat')")

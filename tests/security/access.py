@@ -73,7 +73,8 @@ PRIVATE_TABLES = _words("""
     serving_embeddings_0 serving_embeddings_1 serving_index setting_changes settings signals
     source_reports sources state studies study_posts told_interests training_examples
     training_pairs undo_users undos unlearned_events update_latencies user_embeddings
-    user_post_signals user_posts users users_to_erase vanished_posts withheld_authors workers
+    user_post_signals user_posts users users_to_erase vanished_posts warmth warmth_evidence
+    withheld_authors workers
 """)
 
 # Of these the service role may do less. Pages are written for attached tables: rows are changed in
@@ -131,6 +132,7 @@ CLIENT_FUNCTIONS = {
     "two_tower.find_ids": "called by readable functions",
     "two_tower.identify_post": "called by the wrappers",
     "two_tower.explain_readable": "called by explain_recommendation",
+    "two_tower.explain_copy": "called by explain_readable: about the caller's page",
     "two_tower.explain_post": "core of explain_recommendation",
     "two_tower.find_refused": "called by the trigger check_readable",
     "two_tower.refuse_post": "called by the trigger check_readable",

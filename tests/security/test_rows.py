@@ -124,6 +124,7 @@ ABOUT_A_USER: dict[str, dict[str, Any]] = {
     "two_tower.cursor_after": {"p_cursor": None, "p_post_ids": []},
     "two_tower.export_for": {"p_limit": 5},
     "two_tower.explain_post": {"p_post_id": 0},
+    "two_tower.explain_copy": {"p_post_id": 0, "p_page": []},
     "two_tower.explain_readable": {"p_post_id": 0},
 }
 
@@ -146,7 +147,7 @@ def test_the_functions_that_name_a_user_are_known(db: Connection) -> None:
 def test_no_function_answers_about_another_user(two: Two, function: str) -> None:
     given = ABOUT_A_USER[function]
     if "p_post_id" in given:
-        given = {"p_post_id": two.posts[2]}
+        given = {**given, "p_post_id": two.posts[2]}
     listed = "".join(f", {part} => %s" for part in given)
     call = f"select * from {function}(p_user_id => %s{listed})".encode()
     for user in (two.other, None):

@@ -96,6 +96,7 @@ CALLS = {
     "two_tower.identify_post": "(null, '{post}', 'posts')",
     "two_tower.explain_readable": "('{me}', {post})",
     "two_tower.explain_post": "('{me}', {post})",
+    "two_tower.explain_copy": "('{me}', {post}, array[{post}])",
     "two_tower.find_refused": "(array[{post}])",
     "two_tower.refuse_post": "('1')",
     "two_tower.begin_batch": "()",

@@ -150,7 +150,7 @@ def test_explain_recommendation_and_recommend_agree(db: Connection, post: int) -
     me, other, blocked, blocker = (add_user(db) for _ in range(4))
     db.execute(
         "insert into public.posts (id, author_id, content)"
-        " select n, a, 'post' from unnest(%s::uuid[]) with ordinality as x (a, n)",
+        " select n, a, 'post ' || n from unnest(%s::uuid[]) with ordinality as x (a, n)",
         [[me, other, other, blocked, blocker, other, other]],
     )
     vectors = np.random.default_rng(1).normal(size=(7, 384)).astype(np.float32)

@@ -174,6 +174,23 @@ def test_the_page_of_a_reader_of_one_interest_is_that_of_the_one_vector(
     assert rows(world.db, PAGE, world.reader, 20) == page
 
 
+def test_without_an_index_one_scan_finds_what_all_interests_are_owed(world: World) -> None:
+    world.send([*world.posts[0][:10], *world.posts[1][:10], *world.posts[2][:10]])
+    assert len(rows(world.db, INTERESTS, world.reader)) == 3
+    posts = value(world.db, "select count(*) from two_tower.live_embeddings")
+    read = (
+        "select seq_tup_read + idx_tup_fetch from pg_stat_xact_all_tables"
+        " where relname = 'live_embeddings'"
+    )
+    loaded = "select two_tower.load_reader(%s)"
+    found = "select two_tower.find_interest_posts(two_tower.load_reader(%s), '{}')"
+    before = value(world.db, read)
+    value(world.db, loaded, world.reader)
+    between = value(world.db, read)
+    assert len(value(world.db, found, world.reader)) >= 3 * 20
+    assert value(world.db, read) - between <= between - before + posts
+
+
 def test_owed_places_stand_last_and_take_nothing_from_the_best_of_the_page(world: World) -> None:
     world.db.execute("update two_tower.settings set exploration_share = 0")
     world.send([*world.posts[0][:25], *world.posts[1][:5]])

@@ -48,6 +48,7 @@ _REASONS = (
     (r"Nested Loop|Join", "each row with its match"),
     (r"Hash", "hashed for the join above"),
     (r"Materialize|Memoize", "kept for each row of the join above"),
+    (r"Unique", "each of them once"),
     (r"Subquery Scan", "in the order of the inner query"),
     (r"Result", "one value, or a condition that is asked first"),
 )

@@ -94,6 +94,7 @@ class TwoTower(System):
             value(self.connection, "select two_tower.fold_steps(null)")
             value(self.connection, "select two_tower.set_popularity_clock()")
             value(self.connection, "select two_tower.refresh_popular_candidates()")
+            value(self.connection, "select two_tower.learn_warmth()")
             if value(self.connection, "select two_tower.improve_first_tower()"):
                 self._finish_switch()
         if "study" in self.jobs and (number + 1) % STUDIED_EVERY == 0:

@@ -57,6 +57,7 @@ grant execute on function
   two_tower.shown_before(uuid, text), two_tower.cursor_after(uuid, text, bigint[]),
   two_tower.fold_text(text), two_tower.find_muted(bigint[], tsquery),
   two_tower.explain_post(uuid, bigint), two_tower.explain_readable(uuid, bigint),
+  two_tower.explain_copy(uuid, bigint, bigint[]),
   two_tower.find_excluded(text[], text), two_tower.identify_post(bigint, text, text),
   two_tower.turns_for(uuid, integer, uuid[]), two_tower.scan_limit(),
   two_tower.find_keys(smallint, bigint[]),

@@ -7,25 +7,29 @@ create function two_tower.choose_told_posts(p_reader two_tower.reader, p_exclude
 returns bigint[] language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
   v_hour bigint := two_tower.choose_place(p_reader.user_id, p_reader.time);
+  v_told extensions.vector[];
 begin
   if p_reader.told_places = 0 then
     return '{}';
   end if;
+  v_told := array(
+    select t.vector
+    from (select l.place, l.vector from two_tower.list_told(p_reader.user_id) l
+          order by hashint8extended(l.place, v_hour) limit 8) t
+    order by t.place);
+  if v_told = '{}' then
+    return '{}';
+  end if;
   return array(
-    with told as materialized (
-      select t.place as interest, t.vector, 3 * p_reader.told_places / count(*) over () + 3 as posts
-      from (select l.* from two_tower.list_told(p_reader.user_id) l
-            order by hashint8extended(l.place, v_hour) limit 8) t
-    ), near as materialized (
-      select t.interest, n.post_id, v.author_id,
-        row_number() over (partition by t.interest order by n.nearness) as turn
-      from told t
-        cross join lateral unnest(two_tower.find_near(p_reader, t.vector, t.posts::integer,
-          p_excluded, p_among, true)) with ordinality as n (post_id, nearness)
+    with near as materialized (
+      select n.interest, n.post_id, v.author_id,
+        row_number() over (partition by n.interest order by n.nearness) as turn
+      from two_tower.find_near(p_reader, v_told,
+          3 * p_reader.told_places / cardinality(v_told) + 3, p_excluded, p_among, true) n
         join two_tower.live_embeddings v
           on v.slot = (select active_slot from two_tower.state) and v.post_id = n.post_id
       where v.is_listed and v.author_id is distinct from p_reader.user_id
-        and -(v.embedding operator(extensions.<#>) t.vector) >= p_reader.about_similarity
+        and -(v.embedding operator(extensions.<#>) v_told[n.interest]) >= p_reader.about_similarity
         and not (select exists (select from two_tower.withheld_authors a
           where a.user_id = p_reader.user_id and a.author_id = v.author_id))
         and (select exists (select from two_tower.listed_posts p where p.id = n.post_id))

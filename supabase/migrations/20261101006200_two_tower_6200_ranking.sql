@@ -39,9 +39,10 @@ $$;
 comment on function two_tower.order_candidates(two_tower.reader, bigint[], bigint[]) is
   'Returns the candidates in the order in which they are wanted: first those to explore (within the cap on their authors), then new posts of followed authors (as many as the reader is promised), then those for what the reader told, then by score. Posts of an author beyond the cap of the reader come behind those of all others.';
 
--- The first of the list that may stand on the page. Copies come behind all others.
+-- The first of the list that may stand on the page. Copies come behind all others. An original has
+-- the place of its best copy, but not one that a copy has as new, or for what the reader told.
 create function two_tower.fill_page(p_reader two_tower.reader, p_limit integer,
-  p_ranked two_tower.ranked_post[], p_copies bigint[])
+  p_ranked two_tower.ranked_post[], p_copies two_tower.copies)
 returns two_tower.ranked_post[] language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 begin
   return array(
@@ -49,7 +50,14 @@ begin
     from (
       select u.*
       from unnest(p_ranked) with ordinality as u (post_id, author_id, score, source, turn, place)
-      order by u.post_id = any (p_copies), u.place offset 0
+        left join (
+          select g.original_id, min(r.place) as place
+          from unnest(p_copies.copy_ids, p_copies.original_ids) as g (copy_id, original_id)
+            join unnest(p_ranked) with ordinality
+              as r (post_id, author_id, score, source, turn, place) on r.post_id = g.copy_id
+          where r.source not in ('exploration', 'told')
+          group by g.original_id) c on c.original_id = u.post_id
+      order by u.post_id = any (p_copies.copy_ids), least(u.place, c.place), u.place offset 0
     ) l
     where not (select exists (select from two_tower.withheld_authors a
       where a.user_id = p_reader.user_id and a.author_id = l.author_id))
@@ -57,22 +65,48 @@ begin
     limit p_limit);
 end
 $$;
-comment on function two_tower.fill_page(two_tower.reader, integer, two_tower.ranked_post[], bigint[]) is
+comment on function two_tower.fill_page(two_tower.reader, integer, two_tower.ranked_post[], two_tower.copies) is
   'Returns the first p_limit of a ranked list that the reader may see, copies behind all others. Looks authors and the registry up from the best post down, until the page is full.';
 
+create function two_tower.leave_out_seen(p_user_id uuid, p_post_ids bigint[], p_excluded bigint[])
+returns bigint[] language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  return array(
+    select i.id from unnest(p_post_ids) as i (id)
+    where i.id <> all (p_excluded) and not (select exists (
+      select from two_tower.user_posts u where u.user_id = p_user_id and u.post_id = i.id)));
+end
+$$;
+comment on function two_tower.leave_out_seen(uuid, bigint[], bigint[]) is 'Returns those of the posts that the user has not seen and that are not excluded.';
+
 create function two_tower.rank_posts(p_reader two_tower.reader, p_limit integer,
-  p_candidates bigint[], p_explored bigint[], p_owed bigint[],
+  p_candidates bigint[], p_explored bigint[], p_owed bigint[], p_excluded bigint[],
   out ids bigint[], out scores double precision[], out sources text[], out shared integer)
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
-  v_ranked two_tower.ranked_post[] :=
-    two_tower.order_candidates(p_reader, p_candidates || p_owed, p_explored);
-  -- A few of the best may be of withheld authors.
-  v_copies bigint[] := two_tower.find_copies(p_reader,
-    array(select r.post_id from unnest(v_ranked) r), p_limit + 5);
-  v_page two_tower.ranked_post[] := two_tower.fill_page(p_reader, p_limit, v_ranked, v_copies);
   v_hour bigint := two_tower.choose_place(p_reader.user_id, p_reader.time);
+  v_candidates bigint[] := p_candidates || p_owed;
+  v_originals bigint[];
+  v_ranked two_tower.ranked_post[];
+  v_copies two_tower.copies;
+  v_page two_tower.ranked_post[];
 begin
+  loop
+    v_ranked := two_tower.order_candidates(p_reader, v_candidates, p_explored);
+    -- A few of the best may be of withheld authors.
+    v_copies := two_tower.find_copies(p_reader,
+      array(select r.post_id from unnest(v_ranked) r), p_limit + 5);
+    exit when v_copies.missing_ids = '{}' or p_excluded is null or v_originals is not null;
+    v_originals := array(
+      select o.id
+      from unnest(two_tower.leave_out_seen(p_reader.user_id, v_copies.missing_ids, p_excluded))
+        as o (id)
+      where p_reader.filter is null or (select exists (
+        select from two_tower.matching_posts(p_reader.filter) m where m.id = o.id)));
+    exit when v_originals = '{}';
+    v_candidates := v_candidates || v_originals;
+  end loop;
+  v_page := two_tower.fill_page(p_reader, p_limit, v_ranked, v_copies);
   if p_owed <> '{}' then
     v_page := two_tower.settle_page(p_reader, p_limit, p_owed, v_page);
   end if;
@@ -85,26 +119,15 @@ begin
         then p_limit * (1 + (hashint8extended(r.post_id, v_hour) & 1023) / 1024.0) / 2
         else row_number() over (partition by r.is_explored order by r.place) end as at
     from (
-      select u.*, u.post_id = any (v_copies) as is_copy,
-        u.source = 'exploration' and u.post_id <> all (v_copies) as is_explored
+      select u.*, u.post_id = any (v_copies.copy_ids) as is_copy,
+        u.source = 'exploration' and u.post_id <> all (v_copies.copy_ids) as is_explored
       from unnest(v_page) with ordinality as u (post_id, author_id, score, source, turn, place)
     ) r
   ) c;
 end
 $$;
-comment on function two_tower.rank_posts(two_tower.reader, integer, bigint[], bigint[], bigint[]) is
-  'Returns a page of p_limit of the candidates, none of which the reader has seen, as order_candidates() has them. Copies come behind all others. p_owed: candidates of interests that are owed places (settle_page()). Explored posts stand in the lower half of the page. shared: how many are within the cap on their authors, and no copies.';
-
-create function two_tower.leave_out_seen(p_user_id uuid, p_post_ids bigint[], p_excluded bigint[])
-returns bigint[] language plpgsql stable set search_path = pg_catalog, pg_temp as $$
-begin
-  return array(
-    select i.id from unnest(p_post_ids) as i (id)
-    where i.id <> all (p_excluded) and not (select exists (
-      select from two_tower.user_posts u where u.user_id = p_user_id and u.post_id = i.id)));
-end
-$$;
-comment on function two_tower.leave_out_seen(uuid, bigint[], bigint[]) is 'Returns those of the posts that the user has not seen and that are not excluded.';
+comment on function two_tower.rank_posts(two_tower.reader, integer, bigint[], bigint[], bigint[], bigint[]) is
+  'Returns a page of p_limit of the candidates, none of which the reader has seen, as order_candidates() has them. Copies come behind all others. Where a candidate has the very text of an older post, that one is a candidate too, unless the reader has seen it, it is in p_excluded, or that is null. p_owed: candidates of interests that are owed places (settle_page()). Explored posts stand in the lower half of the page. shared: how many are within the cap on their authors, and no copies.';
 
 -- The page by the live embeddings. Nearly always the first search fills it.
 create function two_tower.make_page(p_user_id uuid, p_limit integer, p_excluded bigint[],
@@ -130,7 +153,7 @@ begin
     v_reader.told_ids := two_tower.choose_told_posts(v_reader, p_excluded, v_near);
     select r.ids, r.scores, r.sources into ids, scores, sources
     from two_tower.rank_posts(v_reader, p_limit, v_near, '{}',
-      two_tower.find_interest_posts(v_reader, p_excluded, v_near)) r;
+      two_tower.find_interest_posts(v_reader, p_excluded, v_near), null) r;
     return;
   end if;
   v_reader.told_ids := two_tower.choose_told_posts(v_reader, p_excluded);
@@ -160,7 +183,7 @@ begin
     end if;
     select r.ids, r.scores, r.sources, r.shared into ids, scores, sources, v_shared
     from two_tower.rank_posts(v_reader, p_limit, v_listed || v_near || v_reader.told_ids,
-      v_explored, v_owed) r;
+      v_explored, v_owed, p_excluded) r;
     exit when v_shared >= p_limit or v_has_met_all and cardinality(ids) >= p_limit;
   end loop;
 end

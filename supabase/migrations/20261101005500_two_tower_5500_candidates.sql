@@ -90,7 +90,7 @@ comment on type two_tower.reader is 'A user at the moment of a request, with the
 comment on column two_tower.reader.source_id is 'The source that is asked for. Null for all.';
 comment on column two_tower.reader.filter is 'What the page is asked to keep to, and what the user has muted. Null for nothing.';
 comment on column two_tower.reader.vector is 'The user vector. Null for a user of whom nothing is known.';
-comment on column two_tower.reader.warmth is '0 for a new reader, 1 after settings.cold_until engagements.';
+comment on column two_tower.reader.warmth is '0 for a reader of whom nothing is known, 1 for a warm one: read_warmth().';
 comment on column two_tower.reader."time" is 'The moment of the request.';
 comment on column two_tower.reader.popularity_unit is 'The popularity of one like of now: read_popularity_clock().';
 comment on column two_tower.reader.popularity_scale is 'The log of 1 + the highest popularity in likes of now.';
@@ -113,8 +113,6 @@ create type two_tower.ranked_post as (
 comment on type two_tower.ranked_post is 'A candidate in its place.';
 comment on column two_tower.ranked_post.turn is 'In which turn its author has it: 0 within the cap.';
 
--- A user's ranking goes from popular and fresh to personal over the first settings.cold_until
--- engagements. Warmth is the root of their share: the first ones say most, and there is no cliff.
 create function two_tower.load_reader(p_user_id uuid, p_source_id smallint default null,
   p_limit integer default 20, p_filter two_tower.page_filter default null)
 returns two_tower.reader
@@ -123,29 +121,28 @@ declare
   v_settings two_tower.settings := two_tower.choose_settings(p_user_id);
   v_vector extensions.vector := two_tower.encode_user(p_user_id);
   v_now timestamptz := two_tower.now();
-  v_unit double precision :=
-    (select two_tower.read_popularity_clock(v_now, s) from two_tower.state s);
-  v_share double precision := 0;
+  v_state two_tower.state := (select s from two_tower.state s);
+  v_unit double precision := two_tower.read_popularity_clock(v_now, v_state);
+  v_warmth double precision := 0;
   v_engagements integer;
   v_interests integer := 1;
   v_interest_vectors extensions.vector[];
   v_interest_shares double precision[];
 begin
-  select greatest(case when u.prior is null then 0 else 0.1 end,
-      u.engagement_count / greatest(1, v_settings.cold_until)::double precision),
-    u.engagement_count, two_tower.count_interests(u.positive_interests)
-  into v_share, v_engagements, v_interests
+  select u.engagement_count, two_tower.count_interests(u.positive_interests)
+  into v_engagements, v_interests
   from two_tower.user_embeddings u where u.user_id = p_user_id;
-  v_share := case when not coalesce(extensions.vector_norm(v_vector) > 0, false) then 0
-    when v_settings.cold_until = 0 then 1 else v_share end;
-  if v_share >= 1 and v_interests > 1 and v_settings.interest_share > 0 then
+  if extensions.vector_norm(v_vector) > 0 then
+    v_warmth := two_tower.read_warmth(v_engagements, v_settings, v_state);
+  end if;
+  if v_warmth >= 1 and v_interests > 1 and v_settings.interest_share > 0 then
     select array_agg(i.vector),
       array_agg(v_settings.interest_share::numeric * i.weight::numeric)
     into v_interest_vectors, v_interest_shares
     from two_tower.list_interests(p_user_id) i having count(*) > 1;
   end if;
   return row(
-    p_user_id, p_source_id, p_filter, v_vector, sqrt(least(1, v_share)), v_now, v_unit,
+    p_user_id, p_source_id, p_filter, v_vector, v_warmth, v_now, v_unit,
     ln(1 + greatest(1, (select two_tower.popularity_in_likes(p.popularity, v_unit)
                         from two_tower.popular_candidates p
                         order by p.popularity desc, p.number desc limit 1))),
@@ -182,42 +179,62 @@ comment on function two_tower.choose_place(uuid, timestamptz) is 'Returns a hash
 -- does it on the scan. What a user has seen can outgrow that, and is joined, beside narrow rows.
 -- An author gives three times what may be on the page before others are asked for more: the page
 -- is chosen by more than nearness.
-create function two_tower.scan_posts(p_reader two_tower.reader, p_limit integer,
-  p_excluded bigint[])
-returns bigint[] language plpgsql stable
-set search_path = pg_catalog, pg_temp set enable_seqscan = on as $$
+create function two_tower.scan_near(p_reader two_tower.reader, p_vectors extensions.vector[],
+  p_limit integer, p_excluded bigint[])
+returns table (interest bigint, post_id bigint, nearness bigint) language plpgsql stable
+set search_path = pg_catalog, pg_temp set enable_seqscan = on rows 200 as $$
 declare
   v_slot smallint := (select active_slot from two_tower.state);
 begin
-  return array(
-    with seen as materialized (
-      select u.post_id from two_tower.user_posts u where u.user_id = p_reader.user_id
-    )
-    select t.post_id
+  return query
+  with seen as materialized (
+    select u.post_id from two_tower.user_posts u where u.user_id = p_reader.user_id
+  ), met as materialized (
+    select c.post_id, c.author_id, c.interest, c.distance
     from (
-      select c.post_id, c.distance, case when c.author_id is null then 0 else
-        (row_number() over (partition by c.author_id order by c.distance, c.post_id desc) - 1)
-          / (3 * p_reader.author_cap) end as turn
+      select v.post_id, v.author_id, i.interest,
+        coalesce(v.embedding operator(extensions.<#>) i.vector,
+          -extract(epoch from v.created_at)::double precision) as distance
+      from two_tower.live_embeddings v
+        cross join unnest(p_vectors) with ordinality as i (vector, interest)
+      where v.slot = v_slot and v.is_listed and v.author_id is distinct from p_reader.user_id
+        and (p_reader.source_id is null or v.source_id = p_reader.source_id)
+        and v.post_id not in (select e.id from unnest(p_excluded) as e (id))
+        and (p_reader.filter is null
+          or v.post_id in (select m.id from two_tower.matching_posts(p_reader.filter) m))
+        and (v.author_id is null or v.author_id not in (select a.author_id
+          from two_tower.withheld_authors a where a.user_id = p_reader.user_id)) offset 0
+    ) c
+    where not exists (select from seen u where u.post_id = c.post_id)
+  )
+  select g.interest::bigint, n.post_id, n.nearness
+  from generate_subscripts(p_vectors, 1) as g (interest)
+    cross join lateral (
+      select t.post_id,
+        row_number() over (order by t.turn, t.distance, t.post_id desc) as nearness
       from (
-        select v.post_id, v.author_id,
-          coalesce(v.embedding operator(extensions.<#>) p_reader.vector,
-            -extract(epoch from v.created_at)::double precision) as distance
-        from two_tower.live_embeddings v
-        where v.slot = v_slot and v.is_listed and v.author_id is distinct from p_reader.user_id
-          and (p_reader.source_id is null or v.source_id = p_reader.source_id)
-          and v.post_id not in (select e.id from unnest(p_excluded) as e (id))
-          and (p_reader.filter is null
-            or v.post_id in (select m.id from two_tower.matching_posts(p_reader.filter) m))
-          and (v.author_id is null or v.author_id not in (select a.author_id
-            from two_tower.withheld_authors a where a.user_id = p_reader.user_id)) offset 0
-      ) c
-      where not exists (select from seen u where u.post_id = c.post_id)
-    ) t
-    order by t.turn, t.distance, t.post_id desc limit p_limit);
+        select m.post_id, m.distance, case when m.author_id is null then 0 else
+          (row_number() over (partition by m.author_id order by m.distance, m.post_id desc) - 1)
+            / (3 * p_reader.author_cap) end as turn
+        from met m where m.interest = g.interest
+        order by turn, m.distance, m.post_id desc limit p_limit) t) n;
+end
+$$;
+comment on function two_tower.scan_near(two_tower.reader, extensions.vector[], integer, bigint[]) is
+  'Returns for each vector the nearest p_limit eligible posts, exactly, from one scan of all; the newest for a vector that is null. Authors take turns, of three times what a page may hold of one.';
+
+create function two_tower.scan_posts(p_reader two_tower.reader, p_limit integer,
+  p_excluded bigint[])
+returns bigint[] language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  return array(
+    select n.post_id
+    from two_tower.scan_near(p_reader, array[p_reader.vector], p_limit, p_excluded) n
+    order by n.nearness);
 end
 $$;
 comment on function two_tower.scan_posts(two_tower.reader, integer, bigint[]) is
-  'Returns the nearest p_limit eligible posts, exactly, from a scan of all; the newest for a reader without a vector. Authors take turns, of three times what a page may hold of one.';
+  'Returns the nearest p_limit eligible posts, exactly, from a scan of all; the newest for a reader without a vector.';
 
 create function two_tower.list_newest_of(p_reader two_tower.reader, p_author_id uuid,
   p_limit integer, p_excluded bigint[])

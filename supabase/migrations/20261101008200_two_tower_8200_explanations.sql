@@ -112,6 +112,34 @@ $$;
 comment on function two_tower.explain_post(uuid, bigint) is
   'The core of explain_recommendation(), without place. The reason speaks to the user, and does not tell who blocked the user. Returns nothing for an unknown post. Raises 42501 for another user than the caller. Definer: clients have no grant on embeddings.';
 
+-- Asked about what is on a page that the caller may read: so no other post is named.
+create function two_tower.explain_copy(p_user_id uuid, p_post_id bigint, p_page bigint[])
+returns text language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_reader two_tower.reader := two_tower.load_reader(two_tower.require_reader(p_user_id));
+  v_copies two_tower.copies := two_tower.find_copies(v_reader, array[p_post_id], 1);
+begin
+  if v_copies.copy_ids <> '{}' then
+    return 'a copy: you know what it says';
+  end if;
+  return (
+    select 'a copy: post ' || o.key || ' stands for it'
+    from two_tower.posts p
+      left join two_tower.base_embeddings b on b.post_id = p.id
+      cross join unnest(p_page) as g (id)
+      join two_tower.posts o on o.id = g.id
+      left join two_tower.base_embeddings e on e.post_id = o.id
+    where p.id = p_post_id and v_reader.copy_similarity is not null
+      and (o.stands_since, greatest(o.id, ~o.id)) < (p.stands_since, greatest(p.id, ~p.id))
+      and (o.content_hash = p.content_hash
+        or 1 - (b.base_embedding operator(extensions.<=>) e.base_embedding)
+          > v_reader.copy_similarity)
+    order by o.stands_since, greatest(o.id, ~o.id) limit 1);
+end
+$$;
+comment on function two_tower.explain_copy(uuid, bigint, bigint[]) is
+  'Returns why a post is a copy: the user knows what it says, or an older one of p_page says the same and stands for it. Returns null for one that is none. Raises 42501 for another user than the caller. Definer: clients have no grant on embeddings.';
+
 -- The answer about what is not there holds nothing of the post: an id would tell that its key is
 -- known. The place is that on a page that the caller may read, or it would count what is not.
 create function two_tower.explain_readable(p_user_id uuid, p_post_id bigint)
@@ -120,6 +148,8 @@ language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
   v_post two_tower.explanation;
   v_muted tsquery;
+  v_page bigint[];
+  v_copy text;
 begin
   if exists (select from two_tower.find_readable(array[p_post_id])) then
     select * into v_post from two_tower.explain_post(p_user_id, p_post_id);
@@ -134,11 +164,10 @@ begin
     v_post.is_eligible := false;
     v_post.reason := 'there is no such post';
   elsif v_post.is_eligible then
-    v_post.place := (
-      select f.place
-      from two_tower.page_for(p_user_id, 500) with ordinality as f (post_id, post_key, post_source,
-        author_id, created_at, score, source, arm, cursor, place)
-      where f.post_id = p_post_id);
+    v_page := array(select f.post_id from two_tower.page_for(p_user_id, 500) f);
+    v_post.place := array_position(v_page, p_post_id);
+    v_copy := two_tower.explain_copy(p_user_id, p_post_id, v_page);
+    v_post.reason := coalesce('eligible, ' || v_copy, v_post.reason);
   end if;
   return next v_post;
 end

@@ -8,10 +8,10 @@ comment on type two_tower.user_prior is 'A user''s prior with its weight and sou
 
 create function two_tower.classify_user(p_engagements integer) returns text
 language sql stable set search_path = pg_catalog, pg_temp as $$
-  select case when p_engagements < s.cold_until then 'cold' else 'warm' end
-  from two_tower.settings s;
+  select case when two_tower.read_warmth(p_engagements, s, t) < 1 then 'cold' else 'warm' end
+  from two_tower.settings s cross join two_tower.state t;
 $$;
-comment on function two_tower.classify_user(integer) is 'Returns the class of a user: cold below settings.cold_until engagements, then warm. The gate chooses a weight of the user tower for each class.';
+comment on function two_tower.classify_user(integer) is 'Returns the class of a user: cold while warmth is below 1, then warm. The gate chooses a weight of the user tower for each class.';
 
 create function two_tower.choose_prior(p_user_id uuid, p_tower extensions.vector, p_weight real)
 returns two_tower.user_prior

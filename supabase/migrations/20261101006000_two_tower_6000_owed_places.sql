@@ -34,44 +34,61 @@ $$;
 comment on function two_tower.owe_places(two_tower.reader, integer, bigint[]) is
   'Returns how many places of the next page each interest of the reader is owed, so that it has its share of what was shown on this scroll and will be: of the first 100 of p_shown and the page. All of them together are owed no more than on a first page. A post is of the interest that it is nearest to.';
 
-create function two_tower.find_near(p_reader two_tower.reader, p_vector extensions.vector,
+create function two_tower.find_near(p_reader two_tower.reader, p_vectors extensions.vector[],
   p_limit integer, p_excluded bigint[], p_among bigint[], p_is_wide boolean)
-returns bigint[] language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+returns table (interest bigint, post_id bigint, nearness bigint)
+language plpgsql stable set search_path = pg_catalog, pg_temp rows 200 as $$
+declare
+  v_state two_tower.state := (select s from two_tower.state s);
 begin
   if p_among is not null then
-    return array(
-      select v.post_id from two_tower.live_embeddings v
-      where v.slot = (select active_slot from two_tower.state) and v.post_id = any (p_among)
-      order by v.embedding operator(extensions.<#>) p_vector limit p_limit);
+    return query
+    select g.interest, n.post_id, row_number() over (partition by g.interest order by n.distance)
+    from unnest(p_vectors) with ordinality as g (vector, interest)
+      cross join lateral (
+        select v.post_id, v.embedding operator(extensions.<#>) g.vector as distance
+        from two_tower.live_embeddings v
+        where v.slot = v_state.active_slot and v.post_id = any (p_among)
+        order by 2 limit p_limit) n;
+  elsif v_state.serving_side is null then
+    return query
+    select n.* from two_tower.scan_near(p_reader, p_vectors, p_limit, p_excluded) n;
+  else
+    return query
+    select g.interest, n.post_id, n.nearness
+    from unnest(p_vectors) with ordinality as g (vector, interest)
+      cross join lateral unnest(two_tower.find_nearest_posts(g.vector, p_limit, p_reader.user_id,
+        p_excluded, p_is_wide or p_reader.filter is not null, p_reader.source_id, p_reader.filter,
+        p_limit * 3 / 2)) with ordinality as n (post_id, nearness);
   end if;
-  p_reader.vector := p_vector;
-  return coalesce(
-    two_tower.find_nearest_posts(p_vector, p_limit, p_reader.user_id, p_excluded,
-      p_is_wide or p_reader.filter is not null, p_reader.source_id, p_reader.filter,
-      p_limit * 3 / 2),
-    two_tower.scan_posts(p_reader, p_limit, p_excluded));
 end
 $$;
-comment on function two_tower.find_near(two_tower.reader, extensions.vector, integer, bigint[], bigint[], boolean) is
-  'Returns the p_limit posts nearest to a vector that the reader has not seen, nearest first. p_among: of these alone, none of which the reader has seen. p_is_wide: searches on while posts are missing.';
+comment on function two_tower.find_near(two_tower.reader, extensions.vector[], integer, bigint[], bigint[], boolean) is
+  'Returns for each vector the p_limit nearest posts that the reader has not seen, and how near they are: 1 is the nearest. Without a serving index one scan finds all. p_among: of these alone, none of which the reader has seen. p_is_wide: searches on while posts are missing.';
 
 -- The one vector of a reader of several interests is nearest to the heaviest.
 create function two_tower.find_interest_posts(p_reader two_tower.reader, p_excluded bigint[],
   p_among bigint[] default null)
 returns bigint[] language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
-  v_posts bigint[] := '{}';
+  v_most integer := (select max(s.places) from unnest(p_reader.interest_places) as s (places));
 begin
-  for v_place in 1..coalesce(cardinality(p_reader.interest_vectors), 0) loop
-    continue when p_reader.interest_places[v_place] = 0;
-    v_posts := v_posts || two_tower.find_near(p_reader, p_reader.interest_vectors[v_place],
-      greatest(40, 2 * p_reader.interest_places[v_place]), p_excluded, p_among, false);
-  end loop;
-  return v_posts;
+  if coalesce(v_most, 0) = 0 then
+    return '{}';
+  end if;
+  return array(
+    select n.post_id
+    from two_tower.find_near(p_reader, array(
+        select g.vector
+        from unnest(p_reader.interest_vectors, p_reader.interest_places) with ordinality
+          as g (vector, places, place)
+        where g.places > 0 order by g.place),
+      greatest(40, 2 * v_most), p_excluded, p_among, false) n
+    order by n.interest, n.nearness);
 end
 $$;
 comment on function two_tower.find_interest_posts(two_tower.reader, bigint[], bigint[]) is
-  'Returns for each interest that is owed places the nearest 40 posts, or twice its places, that the reader has not seen. p_among: of these, none of which is seen. Nothing for a reader of one interest.';
+  'Returns for each interest that is owed places the nearest 40 posts, or twice the most places, that the reader has not seen. p_among: of these, none of which is seen. Nothing for a reader of one interest.';
 
 -- A post is of the interest that it is nearest to. What an interest lacks comes from the candidates
 -- nearest to it, within the caps on authors. It takes the places of the last posts whose interests
@@ -149,16 +166,19 @@ declare
   v_ids bigint[] := array(select p.post_id from unnest(p_page) p);
   v_staying bigint[] := array(select p.post_id from unnest(p_page) p
     where p.source in ('exploration', 'told'));
-  v_copies bigint[];
+  v_copies two_tower.copies;
+  v_alike bigint[];
   v_change record := two_tower.settle_interests(p_reader, p_limit, p_owed, v_ids, v_staying);
 begin
   -- Copies are rare: what was chosen is compared first, and all of what could be only then.
   v_copies := two_tower.find_copies(p_reader, v_change.added_ids, 1000, v_ids);
-  if v_change.added_ids && v_copies then
+  if v_change.added_ids && (v_copies.copy_ids || v_copies.original_ids) then
     v_copies := two_tower.find_copies(p_reader,
       array(select o from unnest(p_owed) o where o <> all (v_ids)), 1000, v_ids);
+    v_alike := v_copies.copy_ids || v_copies.original_ids;
     v_change := two_tower.settle_interests(p_reader, p_limit,
-      array(select o from unnest(p_owed) o where o <> all (v_copies)), v_ids, v_staying);
+      array(select o from unnest(p_owed) o where o <> all (array_remove(v_alike, null))), v_ids,
+      v_staying);
   end if;
   if v_change.added_ids = '{}' then
     return p_page;
@@ -175,4 +195,4 @@ begin
 end
 $$;
 comment on function two_tower.settle_page(two_tower.reader, integer, bigint[], two_tower.ranked_post[]) is
-  'Returns a page on which each interest of the reader has the places that it is owed. What it lacks comes from p_owed, no copies among them, and stands last.';
+  'Returns a page on which each interest of the reader has the places that it is owed. What it lacks comes from p_owed, but for posts that say what another one does, and stands last.';
