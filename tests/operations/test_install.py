@@ -308,7 +308,7 @@ def test_edited_files_and_those_of_another_version_are_named_and_left(
     clock, settings, *_ = (each.path for each in engine_in(app) if each.number in ("0200", "0300"))
     edited = clock.read_text().replace("stable", "volatile")
     clock.write_text(edited)
-    ours = checkout / "supabase" / "migrations" / "20261101000300_two_tower_0300_settings.sql"
+    ours = checkout / "supabase" / "migrations" / "20261101000150_two_tower_0150_settings.sql"
     ours.write_text(ours.read_text() + "\n-- of a later day\n")
     said = says(run("install", "--into", str(app)))
     assert f"- Left as it is: {clock.name} was edited." in said
