@@ -32,6 +32,7 @@ ATTACHED = """
   create view public.front_page as select title from public.articles_page;
 """
 ENGINE = engine_files(find_migrations(PROJECT))
+NUMBERS = {each.title[5:]: number for number, each in ENGINE.items()}
 STARTER_TABLES = ("profiles", "posts", "follows")
 
 
@@ -250,7 +251,7 @@ def test_files_for_another_schema_of_pgvector_are_refused(
     assert refused.exit_code == 1
     assert "- pgvector lies in schema public, files have it in extensions: write" in refused.output
     with pytest.raises(psycopg.errors.UndefinedObject, match="does not lie in"):
-        psycopg.connect(url).execute(ENGINE["0100"].text.encode())
+        psycopg.connect(url).execute(ENGINE[NUMBERS["schemas"]].text.encode())
 
 
 def test_starter_and_seed_are_written_only_for_who_asks(app: Path, checkout: Path) -> None:
@@ -305,17 +306,19 @@ def test_edited_files_and_those_of_another_version_are_named_and_left(
     app: Path, checkout: Path
 ) -> None:
     says(run("install", "--into", str(app)))
-    clock, settings, *_ = (each.path for each in engine_in(app) if each.number in ("0200", "0300"))
+    clock, settings = (
+        each.path for each in engine_in(app) if each.title[5:] in ("clock", "settings")
+    )
     edited = clock.read_text().replace("stable", "volatile")
     clock.write_text(edited)
-    ours = checkout / "supabase" / "migrations" / "20261101000150_two_tower_0150_settings.sql"
+    ours = checkout / "supabase" / "migrations" / settings.name
     ours.write_text(ours.read_text() + "\n-- of a later day\n")
     said = says(run("install", "--into", str(app)))
     assert f"- Left as it is: {clock.name} was edited." in said
     assert f"- Left as it is: {settings.name} is of another version." in said
     assert said.count("Left as it is") == 2
     assert clock.read_text() == edited
-    ours.write_text(ENGINE["0300"].text)
+    ours.write_text(ENGINE[NUMBERS["settings"]].text)
     settings.write_text(settings.read_text() + "select 'appended';\n")
     assert f"- Left as it is: {settings.name} was edited." in says(
         run("install", "--into", str(app))

@@ -337,7 +337,7 @@ def budgets(report: dict[str, Any], posts: int) -> list[dict[str, Any]]:
     """Each budget with its figure, by the number of posts."""
     is_large = posts > 500_000
     fresh = {(c["case"], c["interests"], c["clients"]): c for c in report["fresh"]["cases"]}
-    lines = []
+    lines: list[tuple[str, Any, str, float, str]] = []
     for k in INTERESTS:
         ours, bare = fresh["recommend", k, 1], fresh["bare HNSW", k, 1]
         who = f"readers with {k} interest{'s' * (k > 1)}"
