@@ -89,7 +89,12 @@ def test_the_hot_path_uses_the_index_and_scans_no_table_of_posts_users_or_events
     ).fetchall()
     assert scanned == []
     searches = "select pg_stat_get_xact_numscans('two_tower.serving_embeddings_0_hnsw'::regclass)"
-    assert value(db, searches) == 20
+    interests = "select count(*) from two_tower.list_interests(%s)"
+    counts = [value(db, interests, user_id(number)) for number in range(1, 21)]
+    assert {*counts[::2]} == {1}
+    assert {*counts[1::2]} <= {2, 3, 4}
+    # One for each reader, and one for each interest of those who have several.
+    assert value(db, searches) == 20 + sum(count for count in counts if count > 1)
 
 
 def test_the_plans_of_a_page_can_be_read(feed: World) -> None:

@@ -129,6 +129,11 @@ def _copy_vectors(connection: Connection, vectors: np.ndarray) -> None:
         " from copied c order by c.post_id"
     )
     connection.execute("drop table copied")
+    # A first projection would be fitted to them, and its vectors put in place of these.
+    connection.execute(
+        "update two_tower.model_weights set config = config - 'start'"
+        " where tower = 'candidate_tower' and state = 'active'"
+    )
 
 
 def live_vectors(connection: Connection, posts: int) -> np.ndarray:

@@ -38,6 +38,7 @@ _REASONS = (
     (r"Function Scan on (rank_posts|make_page|recommend_for)", "the page so far"),
     (r"Function Scan on (unnest )?[gru]\b", "the list of posts to read"),
     (r"Function Scan on unnest s\b", "what each interest is owed"),
+    (r"Function Scan on (unnest )?\w\b", "a list that the reader's row or the page holds"),
     (r"Function Scan on choose_settings", "the settings that serve the reader"),
     (r"WindowAgg", "which post of its author is it? For diversity"),
     (r"Incremental Sort|Sort ", "in order"),
