@@ -8,7 +8,8 @@ from datetime import timedelta
 import numpy as np
 import pytest
 
-from python_jobs.db import Connection
+from python_jobs.db import Connection, value
+from tests.support.database import add_user
 from tests.support.engagements import (
     add_posts,
     delete_posts,
@@ -95,6 +96,31 @@ def test_viewed_posts_come_first_among_the_negatives_and_say_so(world: World) ->
     pairs = world.pairs(event_id=event_id)
     assert {pair[0] for pair in pairs if pair[2] == "viewed"} == set(viewed)
     assert len([pair for pair in pairs if pair[2] == "random"]) == 8 - len(viewed)
+
+
+def test_a_like_after_a_flood_of_views_reads_the_newest_alone(world: World) -> None:
+    views = 30_000
+    users = [world.user, *(add_user(world.connection) for _ in range(9))]
+    world.connection.execute(
+        "insert into public.engagement_events (user_id, post_id, event_type, created_at)"
+        " select (%s::uuid[])[1 + floor(10 * random())], (%s::bigint[])[2 + n %% 20], 'view',"
+        "   %s + n * interval '50 ms'"
+        " from generate_series(1, %s) n",
+        [users, world.post_ids, world.now, views],
+    )
+    world.now += views * timedelta(milliseconds=50)
+    world.connection.execute("analyze public.engagement_events")
+    world.connection.execute("discard plans")
+    fetched = (
+        "select sum(idx_tup_fetch)::int from pg_stat_xact_all_tables"
+        " where relname ~ '^engagement_events_'"
+    )
+    before = value(world.connection, fetched)
+    event_id = world.send("like")
+    assert value(world.connection, fetched) - before <= 1000
+    assert {source for _, label, source in world.pairs(event_id=event_id) if not label} == {
+        "viewed"
+    }
 
 
 def test_when_more_posts_were_viewed_than_are_needed_all_negatives_are_viewed_ones(
