@@ -311,7 +311,7 @@ def test_edited_files_and_those_of_another_version_are_named_and_left(
     )
     edited = clock.read_text().replace("stable", "volatile")
     clock.write_text(edited)
-    ours = checkout / "supabase" / "migrations" / settings.name
+    (ours,) = (checkout / "supabase" / "migrations").glob(f"*_{settings.stem.split('_', 1)[1]}.sql")
     ours.write_text(ours.read_text() + "\n-- of a later day\n")
     said = says(run("install", "--into", str(app)))
     assert f"- Left as it is: {clock.name} was edited." in said
