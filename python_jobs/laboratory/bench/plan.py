@@ -37,6 +37,8 @@ _REASONS = (
     (r"CTE ", "texts that are compared"),
     (r"Function Scan on (rank_posts|make_page|recommend_for)", "the page so far"),
     (r"Function Scan on (unnest )?[gru]\b", "the list of posts to read"),
+    (r"Function Scan on list_interests", "the reader's interests, by the vectors of today"),
+    (r"Function Scan on find_near", "the nearest posts of each interest that is owed places"),
     (r"Function Scan on unnest s\b", "what each interest is owed"),
     (r"Function Scan on (unnest )?\w\b", "a list that the reader's row or the page holds"),
     (r"Function Scan on choose_settings", "the settings that serve the reader"),
