@@ -1,6 +1,6 @@
 -- What runs when. tick() reads these rows. A schedule that runs in a worker becomes a job. One that
--- runs in the database becomes a call of the function of that name. What takes long and is missed
--- where no worker runs is either.
+-- runs in the database becomes a call of the function of that name. One that runs in either becomes
+-- a job while a worker runs, else a call.
 
 create table two_tower.schedules (
   kind text primary key,
