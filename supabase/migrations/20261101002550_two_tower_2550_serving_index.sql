@@ -74,6 +74,8 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
 $$;
 comment on function two_tower.is_serving_build_due() is 'Returns whether a worker must build the first index, or the one of a version whose slot is full. check_serving_index() asks for the replacement of a worn one.';
 
+-- Statistics know nothing of a slot that was filled just now. So each post is looked up: a join
+-- would compare all posts with all.
 create function two_tower.copy_missing_posts(p_side smallint, p_slot smallint) returns bigint
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
@@ -86,7 +88,9 @@ begin
     )
     insert into two_tower.serving_embeddings_%1$s (post_id, source_id, embedding)
     select v.post_id, v.source_id, v.embedding
-    from missing m join two_tower.live_embeddings v on v.slot = $1 and v.post_id = m.post_id
+    from missing m
+      cross join lateral (select v.* from two_tower.live_embeddings v
+        where v.slot = $1 and v.post_id = m.post_id offset 0) v
     where v.is_listed order by v.post_id', p_side)
   using p_slot;
   get diagnostics v_copied = row_count;
@@ -226,6 +230,8 @@ create trigger remove_from_serving_index after delete on two_tower.live_embeddin
 -- Each side stands by its name, and so has a plan of its own that locks that side alone: the other
 -- one may be being built. The plan reads the index in order, and asks of each post whether it was
 -- seen. The limit that the planner sees is a constant, or it would plan for a tenth of the table.
+-- A search meets more posts than it keeps. Where the nearest are seen, or their copies are old, the
+-- next of those it met make up for it, and the graph is not searched again (max_scan_tuples 1).
 create function two_tower.find_nearest_posts(p_vector extensions.vector, p_limit integer,
   p_user_id uuid default null, p_excluded bigint[] default '{}', p_is_wide boolean default false,
   p_source_id smallint default null, p_filter two_tower.page_filter default null,
@@ -241,7 +247,8 @@ begin
   end if;
   perform set_config('hnsw.ef_search',
       least(1000, greatest(coalesce(p_breadth, s.ef_search), p_limit))::text, true),
-    set_config('hnsw.iterative_scan', case when p_is_wide then 'relaxed_order' else 'off' end, true)
+    set_config('hnsw.iterative_scan', 'relaxed_order', true),
+    set_config('hnsw.max_scan_tuples', case when p_is_wide then '20000' else '1' end, true)
   from two_tower.settings s;
   if v_side = 0 then
     return array(
@@ -271,4 +278,4 @@ end
 $$;
 comment on function two_tower.find_nearest_posts(extensions.vector, integer, uuid, bigint[], boolean, smallint,
   two_tower.page_filter, integer) is
-  'Returns about the nearest p_limit posts (at most 1,000), by their served copies, that the user has not seen. Returns null where there is no serving index. p_is_wide: searches on beyond ef_search while posts are missing, to hnsw.max_scan_tuples; otherwise fewer come back. p_source_id: posts of this source alone; null: of all. p_filter: those that match alone. p_breadth: of the search, in place of settings.ef_search.';
+  'Returns about the nearest p_limit posts (at most 1,000), by their served copies, that the user has not seen. Returns null where there is no serving index. Where the nearest are seen, it goes on among those that the search met. p_is_wide: while posts are missing, it searches on, to 20,000 posts; otherwise fewer come back. p_source_id: posts of this source alone; null: of all. p_filter: those that match alone. p_breadth: of the search, in place of settings.ef_search.';

@@ -20,7 +20,6 @@ def test_kills_under_load_lose_nothing_acknowledged_double_nothing_and_leave_no_
         pytest.skip(POSTGREST_IS_MISSING)
     with chaos_stack(node_tools) as stack:
         result = run_chaos(stack, kills, print)
-    print(result)
     assert result.kills.total() == kills
     assert result.acknowledged > 100
     assert result.posts > 0

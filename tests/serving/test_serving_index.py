@@ -108,6 +108,21 @@ def test_the_plans_of_a_page_can_be_read(feed: World) -> None:
     assert [node for node, why in pairwise(lines) if why.strip() == "#"] == []  # without reason
 
 
+def test_a_slot_that_was_filled_just_now_is_copied_post_by_post(db: Connection) -> None:
+    """Statistics know nothing of it, and a join by them would compare all posts with all."""
+    db.execute("truncate two_tower.serving_embeddings_1")
+    db.execute("create temp table filled as select * from two_tower.live_embeddings where slot = 0")
+    db.execute("update filled set slot = 1")
+    db.execute("insert into two_tower.live_embeddings select * from filled")
+    looks = (
+        "select idx_scan from pg_stat_xact_all_tables"
+        " where relid = 'two_tower.live_embeddings'::regclass"
+    )
+    before = value(db, looks)
+    assert value(db, "select two_tower.copy_missing_posts(1::smallint, 1::smallint)") == POSTS
+    assert value(db, looks) - before >= POSTS
+
+
 def test_posts_of_followed_authors_are_candidates_wherever_they_are(
     db: Connection,
 ) -> None:

@@ -373,7 +373,8 @@ def run_chaos(stack: Stack, kills: int, say: Callable[[str], None] = lambda text
         for thread in threads:
             thread.join()
     assert not failures, failures
-    return _settle(stack, ledger, done)
+    say("the clients have stopped; what waits is worked off")
+    return _settle(stack, ledger, done, say)
 
 
 def _note(run: Callable[[], None], failures: list[BaseException]) -> Callable[[], None]:
@@ -406,8 +407,10 @@ def _wait_while_it_shrinks(count: Callable[[], int]) -> None:
         wait_until(lambda left=left: count() < left)
 
 
-def _settle(stack: Stack, ledger: Ledger, kills: Counter[str]) -> Result:
-    """Waits until all queues are empty, then counts."""
+def _settle(
+    stack: Stack, ledger: Ledger, kills: Counter[str], say: Callable[[str], None]
+) -> Result:
+    """Waits until all queues are empty, counts, and checks every invariant."""
     with connect(stack.cluster.url(), autocommit=True) as connection:
         _wait_while_it_shrinks(lambda: len(rows(connection, UNFINISHED)))
         stack.stop()
@@ -426,9 +429,8 @@ def _settle(stack: Stack, ledger: Ledger, kills: Counter[str]) -> Result:
                 connection, "select content from public.posts where content like 'a post with%%'"
             )
         )
-        assert_consistent(connection)
         learned = value(connection, "select count(*) from two_tower.training_examples")
-        return Result(
+        result = Result(
             kills=kills,
             acknowledged=len(ledger.events),
             lost=sum(1 for key in ledger.events if key not in stored),
@@ -442,6 +444,11 @@ def _settle(stack: Stack, ledger: Ledger, kills: Counter[str]) -> Result:
             unfinished=unfinished,
             learned=learned,
         )
+        say(str(result))
+        connection.execute("set work_mem = '256MB'")
+        assert_consistent(connection)
+        say("every invariant holds")
+        return result
 
 
 @contextmanager
@@ -464,7 +471,7 @@ def main() -> None:
     tools.install(print)
     began = time.monotonic()
     with chaos_stack(tools) as stack:
-        print(run_chaos(stack, kills, print))
+        run_chaos(stack, kills, print)
     print(f"{time.monotonic() - began:.0f} s")
 
 

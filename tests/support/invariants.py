@@ -142,10 +142,11 @@ def assert_consistent(connection: Connection, *, counts: bool = True) -> None:
     )
     none(
         "labelled events and training examples differ",
-        LEDGER + f", wanted as (select l.id, exists (select from ledger w where w.amount < 0"
-        "   and w.id > l.id and (w.user_id, w.post_id, w.counted_as)"
-        "     = (l.user_id, l.post_id, l.counted_as)) as is_withdrawn"
-        f"  from ledger l where l.amount > 0 and l.signal in ({labelled})),"
+        # A window, and no join of the ledger with itself: a pair of a long run has many events.
+        LEDGER + ", judged as (select l.*, coalesce(l.id < max(l.id) filter (where l.amount < 0)"
+        "  over (partition by l.user_id, l.post_id, l.counted_as), false) as is_withdrawn"
+        "  from ledger l), wanted as (select id, is_withdrawn from judged"
+        f"  where amount > 0 and signal in ({labelled})),"
         " found as (select event_id as id from two_tower.training_examples where label is not null)"
         " (select id from wanted where not is_withdrawn except all table found)"
         " union all (table found except all select id from wanted)",
