@@ -116,6 +116,7 @@ def test_storage_is_the_largest_tables_on_the_terminal_and_all_on_the_page(
     text, html = command(url).output, page.read_text()
     assert [row.table_name in text for row in kept] == [True] * 5 + [False] * (len(kept) - 5)
     assert all(f"<td>{row.table_name}</td>" in html for row in kept)
+    assert "until the user is deleted" in html
 
 
 def test_programs_get_the_same_as_json(url: str) -> None:

@@ -29,6 +29,12 @@ def describe_table(row: Any) -> tuple[str, str, str, str]:
     return (
         decimal(row.bytes),
         "" if row.bytes_a_day is None else f"{decimal(row.bytes_a_day)} a day",
-        f"kept: {row.kept}" + (f" ({row.setting})" if row.setting else "") if row.kept else "",
+        _describe_end(row),
         "" if row.bytes_when_full is None else f"{decimal(row.bytes_when_full)} when full",
     )
+
+
+def _describe_end(row: Any) -> str:
+    if row.kept is None:
+        return f"until {row.until[0].lower()}{row.until[1:].rstrip('.')}"
+    return f"kept: {row.kept}" + (f" ({row.setting})" if row.setting else "")
