@@ -127,7 +127,7 @@ def test_what_an_operator_waits_for_is_done_and_measured(
         assert value(connection, "select filling_version is null from two_tower.state")
         assert value(connection, "select count(*) from two_tower.rollbacks") == 1
         assert value(connection, "select count(*) from two_tower.deferred_steps") == 0
-    assert len(report["budgets"]) == 4
+    assert len(report["budgets"]) == 5
     json.dumps(report)
     show_operations(report)
     assert "rollback of 1,000 posts" in capsys.readouterr().out

@@ -274,7 +274,6 @@ def show_operations(report: dict[str, Any]) -> None:
         "users in it": f"{figures['checkpoint_users']:,}",
         "slowest like": f"{figures['slowest_write_ms']:.0f} ms",
         "while it was made": f"{figures['slowest_write_during_ms']:.0f} ms",
-        "rollback with its index": f"{figures['rollback_s']:.1f} s",
     }
     show_facts(console, {**facts, **report["versions"]})
 
