@@ -319,15 +319,19 @@ def report_of(path: Path, *options: str) -> dict[str, dict[str, object]]:
     return {"report": report, **{row["name"]: row for row in report["systems"]}}
 
 
-def test_our_system_learns_two_camps_better_than_popularity(tmp_path: Path) -> None:
-    """The whole command on a CSV: our pages come from a database, and beat popularity."""
+@pytest.mark.parametrize("scanned", [5000, 5])
+def test_our_system_learns_two_camps_better_than_popularity(tmp_path: Path, scanned: int) -> None:
+    """The whole command on a CSV: our pages come from a database, and beat popularity. With more
+    items than are scanned they come from a serving index, which is kept fresh."""
     stream = two_camps(800)
     rows = [
         f"u{u},i{i},{1.7e9 + s},like,item number {i}"
         for u, i, s in zip(stream.users, stream.items, stream.seconds, strict=True)
     ]
     path, image = write_csv(tmp_path / "camps.csv", rows), tmp_path / "over-time.svg"
-    found = report_of(path, "--questions", "300", "--only-ours", "--plot", str(image))
+    options = ["--plot", str(image), "--set", f"exact_scan_limit={scanned}"]
+    found = report_of(path, "--questions", "300", "--only-ours", *options)
+    assert ("serving index built" in found["two-tower"]["versions"]) == (scanned == 5)
     assert {"two-tower", "popularity, 30 days", "static content"} <= found.keys()
     assert found["two-tower"]["tail"]["to_popularity"]["low"] > 1.1
     assert found["two-tower"]["mean_cosine"] is not None

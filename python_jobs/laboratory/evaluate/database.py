@@ -75,6 +75,7 @@ class TwoTower(System):
         # by the plans, rows come in another order, and then other negatives are drawn.
         for _ in range(10):
             value(self.connection, "select two_tower.tick()")
+        self._put_in_service()
         self.connection.execute("analyze")
 
     def top(self, user: int, now: float) -> np.ndarray:
@@ -95,8 +96,9 @@ class TwoTower(System):
             value(self.connection, "select two_tower.set_popularity_clock()")
             value(self.connection, "select two_tower.refresh_popular_candidates()")
             value(self.connection, "select two_tower.learn_warmth()")
+            value(self.connection, "select two_tower.refresh_serving_index()")
             if value(self.connection, "select two_tower.improve_first_tower()"):
-                self._finish_switch()
+                self._put_in_service()
         if "study" in self.jobs and (number + 1) % STUDIED_EVERY == 0:
             self._run("study")
         if "candidate_tower" in self.jobs and (number + 1) % TRAINED_EVERY == 0:
@@ -128,12 +130,16 @@ class TwoTower(System):
         from python_jobs.worker.jobs import HANDLERS
 
         HANDLERS[kind](self.connection)
-        self._finish_switch()
+        self._put_in_service()
 
-    def _finish_switch(self) -> None:
+    def _put_in_service(self) -> None:
+        """A version that waits, and an index where there are more posts than are scanned."""
         from python_jobs.operations.switch import finish_switch
+        from python_jobs.worker.jobs import HANDLERS
 
         finish_switch(self.connection)
+        if value(self.connection, "select two_tower.is_serving_build_due()"):
+            HANDLERS["build_serving_index"](self.connection)
 
     def collapse(self) -> float | None:
         """Mean cosine of the 200 most engaged posts, as the audit measures it."""
@@ -142,8 +148,12 @@ class TwoTower(System):
         return None if found in ([], [None]) else float(found[0])
 
     def versions(self) -> dict[str, int]:
-        """How many versions of the towers the gate accepted and rejected."""
-        query = "select tower || ' ' || state, count(*) from two_tower.model_weights group by 1"
+        """How many versions of the towers the gate accepted and rejected, and indexes built."""
+        query = (
+            "select tower || ' ' || state, count(*) from two_tower.model_weights group by 1"
+            " union all select 'serving index built', count(*) from two_tower.serving_builds"
+            " having count(*) > 0"
+        )
         return dict(rows(self.connection, query))
 
     def agreements(self) -> dict[str, float]:
