@@ -34,6 +34,7 @@ bench: $(STAMP) faiss
 	@$(VENV)/bin/two-tower bench serving
 	@$(VENV)/bin/two-tower bench sources
 	@$(VENV)/bin/two-tower bench operations
+	@$(VENV)/bin/two-tower bench alternatives
 
 bench-large: $(STAMP) faiss
 	@$(VENV)/bin/two-tower bench growth

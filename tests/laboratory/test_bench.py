@@ -11,8 +11,9 @@ from click.testing import CliRunner
 from python_jobs.cli import main
 from python_jobs.db import connect, value
 from python_jobs.errors import CommandError
-from python_jobs.laboratory.bench import cpu, growth, inserts, operations
+from python_jobs.laboratory.bench import alternatives, cpu, growth, inserts, operations
 from python_jobs.laboratory.bench.command import (
+    show_alternatives,
     show_cpu,
     show_growth,
     show_inserts,
@@ -57,7 +58,7 @@ def test_inserts_are_counted_and_compared(small: World, capsys: pytest.CaptureFi
     assert report["verdicts"]["learned"] > 0
     assert {"training_examples", "user_embeddings"} <= set(report["wal_of_a_like_bytes"])
     assert {"draw_posts", "learn_events", "interpret_events"} <= set(report["parts_of_a_like_us"])
-    assert len(report["budgets"]) == 6
+    assert len(report["budgets"]) == 7
     assert report["versions"]["fsync"] == report["versions"]["synchronous_commit"] == "on"
     # What the rounds queued is folded in; parts_of() and wal_of() run after them.
     assert left is not None
@@ -110,6 +111,34 @@ def test_likes_with_and_without_the_sample_differ_by_the_sample_alone(
     json.dumps(report)
     show_cpu(report)
     assert "what the sample of latencies adds to a like" in capsys.readouterr().out
+
+
+def test_what_a_user_would_have_instead_does_what_it_says(
+    small: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = alternatives.measure(small, 1, 6, lambda _: None)
+    ways = {way["way"]: way for way in report["ways"]}
+    for way in ways.values():
+        assert 0 < way["like_p50_ms"] <= way["like_p99_ms"]
+        assert 0 < way["page_p50_ms"] <= way["page_p99_ms"]
+        assert 0 < way["counted"] <= way["likes_of_one_post"] == 8 * 6
+    assert ways["two-tower"]["counted"] == ways["pgvector by hand"]["counted"] == 8 * 6
+    with connect(small.url, autocommit=True) as connection:
+        # Of the 7 likes of one client and of 8, and of those of one post.
+        pairs = "select count(*) from public.other_pairs where label"
+        assert value(connection, pairs) == 7 + 8 * 7 + 8 * 6
+        moved = (
+            "select count(*) from public.other_posts o join two_tower.live_embeddings v"
+            " on v.slot = 0 and v.post_id = o.id where o.engagement_count > 0"
+            " and o.embedding <> v.embedding"
+            " and abs(extensions.vector_norm(o.embedding) - 1) < 1e-5"
+        )
+        assert value(connection, moved) > 40
+        for _, page in alternatives.WAYS.values():
+            assert len(page(connection, 5, 0)) == alternatives.PAGE
+    json.dumps(report)
+    show_alternatives(report)
+    assert "48 of 48" in capsys.readouterr().out
 
 
 def test_what_an_operator_waits_for_is_done_and_measured(

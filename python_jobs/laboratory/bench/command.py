@@ -12,7 +12,16 @@ from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
-from python_jobs.laboratory.bench import cpu, growth, inserts, operations, serving, sources, towers
+from python_jobs.laboratory.bench import (
+    alternatives,
+    cpu,
+    growth,
+    inserts,
+    operations,
+    serving,
+    sources,
+    towers,
+)
 from python_jobs.laboratory.bench.feed import AUTHORS, READERS, fill_feed
 from python_jobs.laboratory.bench.plan import explain_page
 from python_jobs.laboratory.bench.world import filled_world, world
@@ -99,6 +108,25 @@ def bench_operations(posts: int, users: int, events: int, as_json: bool, check: 
         show_operations(report)
     if check and not all(line["is_kept"] for line in report["budgets"]):
         sys.exit(1)
+
+
+@bench.command("alternatives")
+@size("users", 20_000, 1000)
+@size("posts", 20_000, 1000)
+@click.option("--quick", is_flag=True, help="One short round, for a first look.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def bench_alternatives(users: int, posts: int, quick: bool, as_json: bool) -> None:
+    """What a user would have instead.
+
+    A service beside the database that learns as the specification lists it, and pgvector by hand.
+    """
+    rounds, acts = (1, 50) if quick else (5, 200)
+    with progress("filling a database") as status, filled_world(users, posts) as target:
+        report = alternatives.measure(target, rounds, acts, status.update)
+    if as_json:
+        click.echo(json.dumps(report, indent=2))
+    else:
+        show_alternatives(report)
 
 
 @bench.command("growth")
@@ -276,6 +304,26 @@ def show_operations(report: dict[str, Any]) -> None:
         "while it was made": f"{figures['slowest_write_during_ms']:.0f} ms",
     }
     show_facts(console, {**facts, **report["versions"]})
+
+
+def show_alternatives(report: dict[str, Any]) -> None:
+    """A table for people."""
+    console = wide_console()
+    columns = ["", "like p50 ms", "p99 ms", "likes/s, 8 clients", "page p50 ms", "p99 ms"]
+    lines = [
+        [
+            way["way"],
+            *(f"{way[name]:.2f}" for name in ("like_p50_ms", "like_p99_ms")),
+            f"{way['likes_per_s']:,.0f}",
+            *(f"{way[name]:.2f}" for name in ("page_p50_ms", "page_p99_ms")),
+            f"{way['counted']:,} of {way['likes_of_one_post']:,}",
+        ]
+        for way in report["ways"]
+    ]
+    console.print(
+        table("Likes and pages of 50", [*columns, "likes of one post at once: counted"], lines)
+    )
+    show_facts(console, report["versions"])
 
 
 def show_growth(report: dict[str, Any]) -> None:
