@@ -16,8 +16,12 @@ ATTACHING = "Written for an attached table"
 
 @cache
 def _files() -> dict[str, str]:
-    """Qualified name to file, in the order of statements."""
-    return {each.makes: each.file for each in statements() if each.makes}
+    """Qualified name to file, in the order of statements. A function is with a table so named."""
+    files: dict[str, str] = {}
+    for each in statements():
+        if each.makes:
+            files.setdefault(each.makes, each.file)
+    return files
 
 
 def in_order(things: Iterable[Thing]) -> list[Thing]:
