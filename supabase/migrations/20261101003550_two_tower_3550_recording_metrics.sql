@@ -23,16 +23,18 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
         where v.slot = s.active_slot limit 40) v) < 40 as has_few_posts,
       (select count(*) from (select from two_tower.update_latencies
         where measured_at > two_tower.now() - interval '1 hour' limit 20) u) < 20 as has_few_times,
-      (select count(*)
-        from (select e.id, e.event_type, e.created_at from public.engagement_events e
-          order by e.id desc limit 1000) n
-          join two_tower.signals g on g.event_type = n.event_type and g.label
-        where n.created_at > two_tower.now() - interval '1 hour'
-          and not exists (select from two_tower.unlearned_events x
-            where x.event_id = n.id and x.created_at = n.created_at)
-          and not exists (select from two_tower.deferred_events d where d.event_id = n.id)
-      ) < 20 as is_quiet
+      n.labelled < 20 and n.weak >= 20 as is_weak, n.labelled < 20 as is_quiet
     from two_tower.state s
+      cross join lateral (
+        select count(*) filter (where g.label) as labelled,
+          count(*) filter (where g.label is null and g.strength > 0) as weak
+        from (select e.id, e.event_type, e.created_at from public.engagement_events e
+          order by e.id desc limit 1000) e
+          join two_tower.signals g on g.event_type = e.event_type
+        where e.created_at > two_tower.now() - interval '1 hour'
+          and not exists (select from two_tower.unlearned_events x
+            where x.event_id = e.id and x.created_at = e.created_at)
+          and not exists (select from two_tower.deferred_events d where d.event_id = e.id)) n
   )
   select distinct on (n.name) n.name, r.note
   from facts f
@@ -45,13 +47,16 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
       (3, f.is_importing, 'A worker is encoding them.',
         '{post_coverage, deferred_events, oldest_waiting_post}'),
       (4, f.is_walking, 'A walk of an attached table is bringing rows in.', '{post_coverage}'),
-      (5, f.is_quiet, 'Few users engage at this hour.',
+      (5, f.is_weak, 'Nothing stronger than clicks comes in, and towers learn nothing from these.'
+          ' That is so until signals.label is true for click.',
         '{training_pairs_per_hour, negatives_per_positive}'),
-      (6, f.has_few_users, 'Fewer than 10 users have taught anything.',
+      (6, f.is_quiet, 'Few users engage at this hour.',
+        '{training_pairs_per_hour, negatives_per_positive}'),
+      (7, f.has_few_users, 'Fewer than 10 users have taught anything.',
         '{user_coverage, embedding_drift, week_cosine, mean_cosine, training_balance}'),
-      (7, f.has_few_posts, 'There are fewer than 40 posts.',
+      (8, f.has_few_posts, 'There are fewer than 40 posts.',
         '{negatives_per_positive, mean_cosine, training_balance}'),
-      (8, f.has_few_times, 'Few events were timed.', '{update_latency}')
+      (9, f.has_few_times, 'Few events were timed.', '{update_latency}')
     ) as r (place, is_so, note, names)
     cross join unnest(r.names) as n (name)
   where r.is_so order by n.name, r.place;

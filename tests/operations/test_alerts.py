@@ -86,6 +86,21 @@ def test_events_that_teach_nothing_are_an_alert_and_a_quiet_hour_is_none(db: Con
     assert state(db, "training_pairs_per_hour") == ("ok", False)
 
 
+def test_where_clicks_alone_come_in_health_says_that_towers_learn_nothing(db: Connection) -> None:
+    users = [add_user(db) for _ in range(30)]
+    posts = add_posts(db, 60, users[:1], np.random.default_rng(65))
+    click = "insert into public.engagement_events (user_id, post_id, event_type)"
+    for user in users[1:]:
+        db.execute((click + " values (%s, %s, 'click')").encode(), [user, posts[0]])
+    assert state(db, "training_pairs_per_hour") == ("ok", False)
+    assert "towers learn nothing" in note(db, "training_pairs_per_hour")
+    db.execute("update two_tower.signals set label = true where event_type = 'click'")
+    for user in users[1:]:
+        db.execute((click + " values (%s, %s, 'click')").encode(), [user, posts[1]])
+    assert state(db, "training_pairs_per_hour") == ("ok", False)
+    assert note(db, "training_pairs_per_hour") is None
+
+
 def test_positives_without_negatives_are_an_alert(db: Connection) -> None:
     users = [add_user(db) for _ in range(30)]
     posts = add_posts(db, 60, users[:1], np.random.default_rng(63))
