@@ -30,7 +30,7 @@ comment on function two_tower.has_realtime() is 'Returns whether the project can
 -- Of what came since the last turn, the newest events count: after a flood, or where Realtime came
 -- late, nobody reads a history.
 create function two_tower.follow_readers(p_limit integer default 5000) returns void
-language plpgsql set search_path = pg_catalog, pg_temp as $$
+language plpgsql set search_path = pg_catalog, pg_temp set enable_bitmapscan = off as $$
 declare
   v_since timestamptz := two_tower.now() - interval '1 hour';
 begin

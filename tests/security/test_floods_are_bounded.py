@@ -1,9 +1,10 @@
 """What one account did by the ten thousands costs no call more than a bound of rows.
 
 A call that asks for the newest, the first or one of what an account has reads that, and no more:
-by an index that gives the order, or that has both sides of a pair. Counted are the rows that a
-sixth call reads, when plans are generic: as tables are, and as if each page of them was dear, as
-on large ones. There a bitmap or a hash that reads everything of the account looks cheap.
+by an index that gives the order, or that has both sides of a pair. Counted are the rows that each
+of six calls reads: the last ones have generic plans. They are counted with tables as they are, and
+as if each page of them was dear, as on large ones. There a bitmap or a hash that reads everything
+of the account looks cheap.
 """
 
 from __future__ import annotations
@@ -65,11 +66,12 @@ SIMILAR = "select * from public.similar_posts(%s)"
 POPULAR = "select * from public.popular_posts(20)"
 NEWEST = "select * from public.recent_from_followed(20)"
 AUTHORED = "select * from public.more_from_author(%s)"
+CANDIDATES = "select two_tower.list_candidates(two_tower.load_reader(%s), 20, '{}')"
 OTHERS = "select two_tower.list_newest_of(two_tower.load_reader(%s), %s, 2, '{}')"
 PAGES: dict[str, tuple[Call, str, int]] = {
     "a page": ((PAGE, nothing), "flooder", 6000),
     "a page of who follows one of many posts": ((PAGE, nothing), "reader", 6000),
-    "a page of who has seen all of them": ((PAGE, nothing), "fan", 6000),
+    "candidates of who has seen all of them": ((CANDIDATES, lambda w: [w.fan]), "", 6000),
     "posts of followed authors": ((FOLLOWED, nothing), "reader", 6000),
     "a tag that no post has, while many wait": ((TAGGED, nothing), "reader", 30_000),
     "popular posts": ((POPULAR, nothing), "flooder", 4000),
@@ -118,7 +120,18 @@ REQUESTS: dict[str, tuple[Call, str, int]] = {
         )
     },
 }
-CALLS = EVENTS | PAGES | REQUESTS
+TICKS: dict[str, tuple[Call, str, int]] = {
+    step: ((f"select two_tower.{step}", nothing), "", most)
+    for step, most in (
+        ("follow_readers()", 8000),
+        ("count_engagements('train_candidate_tower')", 12_000),
+        ("texts_to_encode()", 500),
+        ("prune_requested_texts(1000)", 4000),
+        ("posts_to_encode()", 4000),
+        ("learn_deferred()", 2000),
+    )
+}
+CALLS = EVENTS | PAGES | REQUESTS | TICKS
 
 
 @pytest.fixture(scope="module")
@@ -135,8 +148,9 @@ def connection(flooded: tuple[str, Flooded]) -> Iterator[Connection]:
         connection.rollback()
 
 
-def rows_of_a_late_call(connection: Connection, user: str | None, statement: str, args: Any) -> int:
-    """How many rows the sixth call reads, each of which is taken back."""
+def rows_of_a_call(connection: Connection, user: str | None, statement: str, args: Any) -> int:
+    """The most rows that one of six calls reads, each of which is taken back."""
+    most = 0
     for _ in range(6):
         before = value(connection, READ)
         with (
@@ -144,8 +158,8 @@ def rows_of_a_late_call(connection: Connection, user: str | None, statement: str
             as_user(connection, user) if user else nullcontext(),
         ):
             connection.execute(statement, args)
-        read: int = value(connection, READ) - before
-    return read
+        most = max(most, value(connection, READ) - before)
+    return most
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -155,11 +169,11 @@ def test_a_flood_costs_a_call_no_more_than_its_bound(
     (statement, arguments), who, most = CALLS[name]
     world = flooded[1]
     call = connection, getattr(world, who, None), statement, arguments(world)
-    assert rows_of_a_late_call(*call) <= most
+    assert rows_of_a_call(*call) <= most
     connection.execute("discard plans")
     connection.execute("set random_page_cost = 1000")
     connection.execute("set enable_seqscan = off")
-    assert rows_of_a_late_call(*call) <= most
+    assert rows_of_a_call(*call) <= most
 
 
 def test_what_is_known_names_many_blocked_authors(

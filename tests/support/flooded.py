@@ -45,10 +45,12 @@ FLOOD = [
     "   created_at)"
     " select %(flooder)s, %(post)s, 'view', gen_random_uuid(), now() - n * interval '100 ms'"
     " from generate_series(1, %(many)s) n",
+    # The flooder has seen posts that are gone since: its pages are those of any reader.
     "insert into two_tower.user_posts (user_id, post_id, signals, first_seen_at, last_event_at)"
-    " select u, p.id, two_tower.view_bit(), now(), now()"
-    " from two_tower.posts p cross join unnest(array[%(flooder)s, %(fan)s]::uuid[]) u"
-    " where p.author_id = %(author)s",
+    " select %(flooder)s::uuid, 1000000000 + n, two_tower.view_bit(), now(), now()"
+    " from generate_series(1, %(many)s) n"
+    " union all select %(fan)s::uuid, p.id, two_tower.view_bit(), now(), now()"
+    " from two_tower.posts p where p.author_id = %(author)s",
     "insert into two_tower.unlearned_events (event_id, user_id, post_id, event_type, reason,"
     "   created_at)"
     " select nextval('two_tower.engagement_event_ids'), %(flooder)s, %(post)s, 'like', 'repeated',"
@@ -73,6 +75,10 @@ FLOOD = [
     " union all"
     " select gen_random_uuid(), %(flooder)s::uuid, 'block_author'"
     " from generate_series(1, %(many)s)",
+    "insert into two_tower.requested_texts (user_id, hash, content, requested_at, turn_at)"
+    " select gen_random_uuid(), sha256(n::text::bytea), 'text ' || n, t.at, t.at"
+    " from generate_series(1, %(many)s) n"
+    "   cross join lateral (select now() - interval '2 days' - n * interval '1 ms' as at) t",
     "insert into public.author_blocks (user_id, author_id, kind)"
     " select b.user_id, b.author_id, b.kind from two_tower.blocks b where b.user_id = %(flooder)s",
 ]
@@ -81,7 +87,7 @@ A_BLOCKED_AUTHOR = "select author_id from public.author_blocks where user_id = %
 
 
 class Flooded:
-    """flooder: the account that floods. author: one of many posts, all of which it has viewed.
+    """flooder: the account that floods. author: one of many posts.
 
     post: one that it viewed many times. waiting: a post that is not encoded, which it liked as
     often. liked, fresh: posts of other authors, of which it liked the first and has not seen the
