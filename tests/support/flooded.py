@@ -75,6 +75,17 @@ FLOOD = [
     " union all"
     " select gen_random_uuid(), %(flooder)s::uuid, 'block_author'"
     " from generate_series(1, %(many)s)",
+    # Who was deleted, and whom many follow and block.
+    "with gone as ("
+    "   insert into two_tower.users_to_erase (user_id, requested_at)"
+    "   values (gen_random_uuid(), now() - interval '1 hour') returning user_id"
+    " ), followed as ("
+    "   insert into two_tower.follows (follower_id, followed_id)"
+    "   select gen_random_uuid(), g.user_id from gone g, generate_series(1, %(many)s)"
+    " )"
+    " insert into two_tower.blocks (user_id, author_id, kind)"
+    " select gen_random_uuid(), g.user_id, 'mute_author'"
+    " from gone g, generate_series(1, %(many)s)",
     "insert into two_tower.requested_texts (user_id, hash, content, requested_at, turn_at)"
     " select gen_random_uuid(), sha256(n::text::bytea), 'text ' || n, t.at, t.at"
     " from generate_series(1, %(many)s) n"
