@@ -217,8 +217,9 @@ comment on function two_tower.scan_limit() is 'Returns settings.exact_scan_limit
 
 -- Nearly always the first round fills the page. Where the caller may read few of the posts, the
 -- direction turns: what the caller may read is found first, and ranked then. It turns at once where
--- nothing of the first round is readable. What is recommended, followed or of an author comes back
--- in full, so that less than was asked for is all there is.
+-- nothing of the first round is readable. What is recommended, followed, of an author or trending
+-- comes back in full, so that less than was asked for is all there is. Where nothing at all is
+-- similar, there is no vector to be similar to. So neither reads the app's table for nothing.
 create function two_tower.page_for(p_user_id uuid, p_limit integer, p_exclude text[] default '{}',
   p_source text default null, p_kind text default 'recommended', p_post_id bigint default null,
   p_text text default null, p_filter jsonb default null, p_cursor text default null)
@@ -257,7 +258,9 @@ begin
     v_page := v_page || array(
       select f from unnest(v_found) f where f.post_id = any (v_readable));
     exit when cardinality(v_page) >= v_limit
-      or cardinality(v_found) < v_asked and p_kind in ('recommended', 'followed', 'author');
+      or v_found = '{}' and p_kind in ('similar', 'search')
+      or cardinality(v_found) < v_asked
+        and p_kind in ('recommended', 'followed', 'author', 'trending');
     v_excluded := v_excluded || array(select f.post_id from unnest(v_found) f);
   end loop;
   v_turns := case when cardinality(v_page) > v_limit then two_tower.turns_for(p_user_id, v_limit,

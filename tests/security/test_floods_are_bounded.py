@@ -63,6 +63,8 @@ PAGE = "select * from public.recommend(20)"
 TAGGED = """select * from public.recommend(20, p_filter => '{"tags": ["none has it"]}')"""
 FOLLOWED = """select * from public.recommend(20, p_filter => '{"followed": true}')"""
 SIMILAR = "select * from public.similar_posts(%s)"
+SEARCH = "select * from public.search_posts('a text that nobody had encoded', 20)"
+TRENDING = "select * from public.trending_posts('none has it', 20)"
 POPULAR = "select * from public.popular_posts(20)"
 NEWEST = "select * from public.recent_from_followed(20)"
 AUTHORED = "select * from public.more_from_author(%s)"
@@ -74,6 +76,9 @@ PAGES: dict[str, tuple[Call, str, int]] = {
     "candidates of who has seen all of them": ((CANDIDATES, lambda w: [w.fan]), "", 6000),
     "posts of followed authors": ((FOLLOWED, nothing), "reader", 6000),
     "a tag that no post has, while many wait": ((TAGGED, nothing), "reader", 30_000),
+    "a search for a text without a vector": ((SEARCH, nothing), "reader", 2000),
+    "what trends of a tag that no post has": ((TRENDING, nothing), "reader", 45_000),
+    "similar posts": ((SIMILAR, lambda w: [w.liked]), "flooder", 6000),
     "popular posts": ((POPULAR, nothing), "flooder", 4000),
     "the newest of an author": ((AUTHORED, an_author), "reader", 4000),
     "the newest of an author, to who blocks many": ((AUTHORED, an_author), "flooder", 4000),
