@@ -169,7 +169,7 @@ create table two_tower.follows (
   followed_id uuid not null,
   primary key (follower_id, followed_id)
 );
-create index follows_followed_id_idx on two_tower.follows (followed_id);
+create index follows_followed_id_idx on two_tower.follows (followed_id, follower_id);
 comment on table two_tower.follows is 'Who follows whom: a mirror of the app''s table. Empty while none is attached.';
 comment on column two_tower.follows.followed_id is 'The author, as author_id_of() names it.';
 
@@ -182,4 +182,5 @@ create table two_tower.blocks (
 );
 comment on table two_tower.blocks is 'Who blocked or muted whom: a mirror of public.author_blocks, or of the app''s table.';
 comment on column two_tower.blocks.author_id is 'The author, as author_id_of() names it.';
-create index blocks_author_id_idx on two_tower.blocks (author_id);
+-- An index on either side has the other one too: whichever a plan takes, a pair is one row of it.
+create index blocks_author_id_idx on two_tower.blocks (author_id, user_id);

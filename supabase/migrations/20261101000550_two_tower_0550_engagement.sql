@@ -144,7 +144,7 @@ comment on table public.author_blocks is
   'Authors whose posts a user does not want to see. Events of type block_author and mute_author write the rows. The user lifts a block by deleting its row. An app that keeps blocks in a table of its own attaches that instead.';
 comment on column public.author_blocks.author_id is 'The author, as recommend() names authors (author_id).';
 comment on column public.author_blocks.kind is 'block_author or mute_author. A block replaces a mute, but no mute a block.';
-create index author_blocks_author_id_idx on public.author_blocks (author_id);
+create index author_blocks_author_id_idx on public.author_blocks (author_id, user_id);
 
 -- An app may add columns to engagement_events. So what passes events on has a type of its own, of
 -- the columns that the engine knows.
@@ -197,7 +197,8 @@ create table two_tower.unlearned_events (
 comment on table two_tower.unlearned_events is 'Events that were recorded and, by rule, not learned, with the reason.';
 comment on column two_tower.unlearned_events.reason is 'repeated: its signal is in force already. rate_limited: too many events of its user waited (settings.waiting_events_per_user). skipped: resume() passed it over after a freeze, or undo() while it waited. post_deleted: its post was deleted. own_post: its user wrote the post. blocked: the post''s author has blocked its user. nothing_to_withdraw: what it takes back is not in force. withdrawn: it was taken back while it waited. withdrawn_often: its user took the same back too often that day (settings.withdrawals_per_day). post_unreadable: the encoder cannot read its post''s text. reset: its user began anew (reset_my_feed()) while it waited.';
 
-create index unlearned_events_user_id_idx on two_tower.unlearned_events (user_id);
+create index unlearned_events_user_id_idx
+  on two_tower.unlearned_events (user_id, created_at, event_id);
 
 create table two_tower.deferred_events (
   event_id bigint primary key,
@@ -219,7 +220,8 @@ comment on column two_tower.deferred_events.reason is 'post_not_encoded, frozen,
 comment on column two_tower.deferred_events.deferred_at is 'Since when it waits for this reason.';
 create index deferred_events_user_id_idx
   on two_tower.deferred_events (user_id, reason, event_id);
-create index deferred_events_post_id_idx on two_tower.deferred_events (post_id, reason);
+create index deferred_events_post_id_idx
+  on two_tower.deferred_events (post_id, reason, user_id);
 create index deferred_events_in_order_idx on two_tower.deferred_events (post_id, event_id)
   where reason <> 'minute_full';
 

@@ -16,7 +16,9 @@
 -- a statement runs in 5 to 20 microseconds, one that joins or aggregates in 30 to 100. A like has
 -- about fifteen of them. Plans are generic (plan_cache_mode of the trigger): with partitioned
 -- tables, planning would cost more than running. A session makes its plans once, often while a
--- partition is new and empty. They must not read it whole (enable_seqscan of the trigger).
+-- partition is new and empty. They must not read it whole (enable_seqscan of the trigger), nor all
+-- that one account did (enable_bitmapscan): a bitmap has no order, so the newest rows of a flood
+-- would be all of them.
 --
 -- Two sessions: users are locked in one order before anything of them is read, so steps are serial
 -- per user. Posts are locked in order too, but never waited for. Where another session holds the

@@ -123,11 +123,10 @@ comment on function two_tower.draw_numbers(bigint, bigint, integer) is
 
 -- A view arrives when it happened or later. So what happened in the window arrived after its start,
 -- and the index on created_at serves. What was sent days late has a window in which much arrived:
--- the newest 1,000 events are read. A bitmap has no order: with one, all of a flood would be.
+-- the newest 1,000 events are read.
 create function two_tower.find_viewed_posts(p_lesson two_tower.lesson,
   p_settings two_tower.settings)
-returns bigint[] language plpgsql volatile set search_path = pg_catalog, pg_temp
-  set enable_bitmapscan = off as $$
+returns bigint[] language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 begin
   return array(
     select d.post_id from (

@@ -251,7 +251,8 @@ comment on function two_tower.learn_events(two_tower.event[], boolean) is
 
 create function two_tower.learn_from_events() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
-  set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off as $$
+  set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
+  set jit = off as $$
 declare
   v_events two_tower.event[];
 begin

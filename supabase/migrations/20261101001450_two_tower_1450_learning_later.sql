@@ -69,7 +69,8 @@ comment on function two_tower.posts_to_learn(integer) is
 create function two_tower.learn_deferred(p_limit integer default 500,
   p_post_ids bigint[] default null) returns integer
 language plpgsql set search_path = pg_catalog, pg_temp
-  set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off as $$
+  set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
+  set jit = off as $$
 declare
   v_post_ids bigint[];
   v_event_ids bigint[];
@@ -111,7 +112,8 @@ comment on function two_tower.learn_deferred(integer, bigint[]) is
 -- in its order, and what is taken from it is learned or, after a crash, still there.
 create function two_tower.learn_waiting(p_limit integer default 500) returns integer
 language plpgsql set search_path = pg_catalog, pg_temp
-  set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off as $$
+  set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off
+  set jit = off as $$
 declare
   v_limit integer := (select learned_events_per_minute from two_tower.settings);
   v_now timestamptz := two_tower.now();

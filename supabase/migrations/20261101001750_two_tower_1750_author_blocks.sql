@@ -14,7 +14,7 @@ create table two_tower.author_steps (
 );
 comment on table two_tower.author_steps is 'What each block in force added to the author''s embedding. A row is deleted when a new user tower has learned the author anew.';
 comment on column two_tower.author_steps.step is 'What was added, and is taken off when the block is lifted.';
-create index author_steps_author_id_idx on two_tower.author_steps (author_id);
+create index author_steps_author_id_idx on two_tower.author_steps (author_id, user_id);
 
 create function two_tower.average_liked_authors(p_user_id uuid) returns extensions.vector
 language sql stable set search_path = pg_catalog, pg_temp as $$

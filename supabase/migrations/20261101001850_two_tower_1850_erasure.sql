@@ -1,7 +1,7 @@
 -- What is deleted for good. When a user is deleted, all that is personal goes. What is small goes
--- at once, by foreign keys. What may be long (events, training examples, user_posts) goes in
--- bounded steps of tick(). So no deletion holds locks for minutes. Posts keep their vectors: what
--- they learned is not about one person.
+-- at once, by foreign keys. What may be long (events, training examples, blocks, follows,
+-- user_posts) goes in bounded steps of tick(). So no deletion holds locks for minutes. Posts keep
+-- their vectors: what they learned is not about one person.
 
 create function two_tower.erase_users(p_limit integer default 1000) returns integer
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -41,9 +41,27 @@ begin
   delete from two_tower.author_embeddings a where a.author_id = v_user_id;
   delete from two_tower.author_steps a where a.author_id = v_user_id;
   delete from two_tower.alerts a where a.subject = v_user_id::text;
-  delete from public.author_blocks b where v_user_id in (b.user_id, b.author_id);
-  delete from two_tower.blocks b where v_user_id in (b.user_id, b.author_id);
-  delete from two_tower.follows f where v_user_id in (f.follower_id, f.followed_id);
+  delete from public.author_blocks b where b.ctid = any (array(
+    (select x.ctid from public.author_blocks x where x.user_id = v_user_id limit v_left)
+    union all
+    (select x.ctid from public.author_blocks x where x.author_id = v_user_id limit v_left)
+    limit v_left));
+  get diagnostics v_count = row_count;
+  v_left := v_left - v_count;
+  delete from two_tower.blocks b where b.ctid = any (array(
+    (select x.ctid from two_tower.blocks x where x.user_id = v_user_id limit v_left)
+    union all
+    (select x.ctid from two_tower.blocks x where x.author_id = v_user_id limit v_left)
+    limit v_left));
+  get diagnostics v_count = row_count;
+  v_left := v_left - v_count;
+  delete from two_tower.follows f where f.ctid = any (array(
+    (select x.ctid from two_tower.follows x where x.follower_id = v_user_id limit v_left)
+    union all
+    (select x.ctid from two_tower.follows x where x.followed_id = v_user_id limit v_left)
+    limit v_left));
+  get diagnostics v_count = row_count;
+  v_left := v_left - v_count;
   delete from two_tower.user_posts u using (
     select x.post_id from two_tower.user_posts x where x.user_id = v_user_id limit v_left) gone
   where u.user_id = v_user_id and u.post_id = gone.post_id;

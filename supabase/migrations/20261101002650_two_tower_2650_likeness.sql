@@ -37,7 +37,7 @@ comment on function two_tower.refresh_likeness(bigint[]) is
 
 create function two_tower.read_likeness(p_post_ids bigint[])
 returns table (post_id bigint, embedding extensions.vector)
-language sql stable set search_path = pg_catalog, pg_temp as $$
+language sql stable set search_path = pg_catalog, pg_temp rows 60 as $$
   select v.post_id, case when v.is_pretrained then v.embedding
     else coalesce(l.embedding::extensions.vector,
       two_tower.run_candidate_tower(b.base_embedding), v.embedding) end

@@ -236,9 +236,12 @@ $$;
 comment on function two_tower.scan_posts(two_tower.reader, integer, bigint[]) is
   'Returns the nearest p_limit eligible posts, exactly, from a scan of all; the newest for a reader without a vector.';
 
+-- A bitmap has no order: with one, the newest posts of an author would be all of them. So it is off
+-- here, and in what else reads the newest of an author or of a reader.
 create function two_tower.list_newest_of(p_reader two_tower.reader, p_author_id uuid,
   p_limit integer, p_excluded bigint[])
-returns bigint[] language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+returns bigint[] language plpgsql stable set search_path = pg_catalog, pg_temp
+  set enable_bitmapscan = off as $$
 begin
   return array(
     select n.id
@@ -265,10 +268,12 @@ $$;
 comment on function two_tower.list_newest_of(two_tower.reader, uuid, integer, bigint[]) is
   'Returns the newest p_limit posts of an author that the reader has not seen, among the newest 1,000. Null: of posts without an author.';
 
--- Of many followed authors, at most 100 are asked each hour, from a place that moves.
+-- Of many followed authors, at most 100 are asked each hour, from a place that moves. Of each the
+-- newest 100 posts are looked at: a reader may have seen all that one wrote.
 create function two_tower.list_candidates(p_reader two_tower.reader, p_limit integer,
   p_excluded bigint[])
-returns bigint[] language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+returns bigint[] language plpgsql stable set search_path = pg_catalog, pg_temp
+  set enable_bitmapscan = off as $$
 declare
   v_place uuid := md5(two_tower.choose_place(p_reader.user_id, p_reader.time)::text)::uuid;
   v_newest integer := case when p_reader.warmth < 1 then p_limit else 0 end;
@@ -307,12 +312,15 @@ begin
        limit 100
      ) f
        cross join lateral (
-         select p.id, p.created_at from two_tower.posts p
-         where p.author_id = f.followed_id and p.is_listed and p.encoded_hash is not null
-           and p.created_at <= p_reader.time and p.id <> all (p_excluded)
-           and not (select exists (select from two_tower.user_posts u
-             where u.user_id = p_reader.user_id and u.post_id = p.id))
-         order by p.created_at desc limit 5) p
+         select n.id, n.created_at
+         from (
+           select p.id, p.created_at from two_tower.posts p
+           where p.author_id = f.followed_id and p.is_listed and p.encoded_hash is not null
+             and p.created_at <= p_reader.time
+           order by p.created_at desc limit 100) n
+         where n.id <> all (p_excluded) and not (select exists (select from two_tower.user_posts u
+           where u.user_id = p_reader.user_id and u.post_id = n.id))
+         limit 5) p
      where p_reader.filter is null or (select exists (
        select from two_tower.matching_posts(p_reader.filter) m where m.id = p.id))
      order by p.created_at desc limit p_limit));
@@ -330,8 +338,6 @@ declare
   v_place uuid := md5(two_tower.choose_place(p_reader.user_id, p_reader.time)::text)::uuid;
   v_known uuid[] := array(
     select p.author_id from two_tower.posts p where p.id = any (p_page)
-    union
-    select a.author_id from two_tower.withheld_authors a where a.user_id = p_reader.user_id
     union
     select p_reader.user_id);
   v_author uuid := v_place;
@@ -355,7 +361,9 @@ begin
       is_all := true;
       return;
     end if;
-    continue when v_author = any (v_known);
+    continue when v_author = any (v_known) or exists (
+      select from two_tower.withheld_authors a
+      where a.user_id = p_reader.user_id and a.author_id = v_author);
     v_posts := two_tower.list_newest_of(p_reader, v_author, p_reader.author_cap, p_excluded);
     continue when v_posts = '{}';
     post_ids := post_ids || v_posts;

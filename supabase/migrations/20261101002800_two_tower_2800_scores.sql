@@ -20,11 +20,12 @@ begin
     p_reader.recency_weight
       * 2 ^ -least(1000, greatest(0, extract(epoch from p_reader.time - v.created_at)::float8)
                          / p_reader.recency_half_life),
-    case when f.follower_id is null then 0 else p_reader.followed_weight end,
-    f.follower_id is not null, v.created_at > p_reader.followed_since
+    case when f.is_followed then p_reader.followed_weight else 0 end,
+    f.is_followed, v.created_at > p_reader.followed_since
   from two_tower.live_embeddings v
-    left join two_tower.follows f
-      on f.follower_id = p_reader.user_id and f.followed_id = v.author_id
+    cross join lateral (select exists (select from two_tower.follows f
+      where f.follower_id = p_reader.user_id and f.followed_id = v.author_id) offset 0)
+      as f (is_followed)
   where v.slot = v_slot and v.post_id = any (p_post_ids) and v.is_listed
     and (p_reader.source_id is null or v.source_id = p_reader.source_id)
     and v.author_id is distinct from p_reader.user_id;

@@ -103,11 +103,12 @@ begin
     from unnest(p_reader.interest_vectors) with ordinality as i (vector, interest)
   ), post as materialized (
     select v.post_id, v.author_id, n.interest, n.cosine, array_position(p_page, v.post_id) as place,
-      case when v.author_id is null then p_limit when f.follower_id is null
-        then p_reader.author_cap else p_reader.followed_author_cap end as cap
+      case when v.author_id is null then p_limit when f.is_followed
+        then p_reader.followed_author_cap else p_reader.author_cap end as cap
     from two_tower.live_embeddings v
-      left join two_tower.follows f
-        on f.follower_id = p_reader.user_id and f.followed_id = v.author_id
+      cross join lateral (select exists (select from two_tower.follows f
+        where f.follower_id = p_reader.user_id and f.followed_id = v.author_id) offset 0)
+        as f (is_followed)
       cross join lateral (
         select i.interest, -(v.embedding operator(extensions.<#>) i.vector) as cosine
         from vector i order by v.embedding operator(extensions.<#>) i.vector limit 1) n

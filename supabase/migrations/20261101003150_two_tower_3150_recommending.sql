@@ -12,10 +12,10 @@ begin
   return array(
     select case when a.author_id is null then 0 else
       (row_number() over (partition by a.author_id order by a.place) - 1)
-        / case when f.followed_id is null then v_cap else v_followed_cap end end
+        / case when (select exists (select from two_tower.follows f
+            where f.follower_id = p_user_id and f.followed_id = a.author_id))
+          then v_followed_cap else v_cap end end
     from unnest(p_author_ids) with ordinality as a (author_id, place)
-      left join two_tower.follows f
-        on f.follower_id = p_user_id and f.followed_id = a.author_id
     order by a.place);
 end
 $$;
@@ -84,7 +84,8 @@ begin
       (select q.id, null, 0 from two_tower.posts q
        where p_rule = 'waiting' and p_among is null
          and q.is_listed and q.encoded_hash is distinct from q.content_hash
-         and q.encoded_hash is null)
+         and q.encoded_hash is null
+       limit 5000)
       union all
       (select q.id, q.author_id, 0 from two_tower.posts q
        where p_rule = 'recent' and p_among is null and p_few is null
@@ -125,8 +126,8 @@ begin
       and (p_filter is null or (select exists (
         select from two_tower.matching_posts(p_filter) m where m.id = p.id)))
       and p.author_id is distinct from p_user_id
-      and (p.author_id is null or p.author_id not in (
-        select a.author_id from two_tower.withheld_authors a where a.user_id = p_user_id))
+      and not (select exists (select from two_tower.withheld_authors a
+        where a.user_id = p_user_id and a.author_id = p.author_id))
       and (p_rule = 'again' or not (select exists (select from two_tower.user_posts u
         where u.user_id = p_user_id and u.post_id = c.post_id)))
     limit case when p_rule = 'waiting' then p_limit else greatest(1000, p_limit) end
@@ -145,7 +146,7 @@ end
 $$;
 comment on function two_tower.find_posts_by_rule(text, uuid, bigint[], integer, smallint, bigint[], bigint[],
   two_tower.page_filter, bigint[]) is
-  'Returns at most p_limit eligible posts by a simple rule. content: newest posts whose base embeddings are near to those of what the user engaged with. popular: the most popular. recent: the newest, encoded or not. waiting: any that wait for the encoder. again: what the user did no more than view or skip, settings.seen_again_after ago or longer, and those that were not seen for longest first; looks at the 10,000 with the lowest positive ids, and the 10,000 with the highest negative ones. p_source_id: posts of this source alone. p_filter: those that match alone. p_among: only these, and only by recent and again. p_few: all encoded posts that match, where they are few: recent and content look for no others. p_page: what is on the page already, and counts for its authors, who take turns among the best 1,000. Of posts of one text the first counts: the others come behind.';
+  'Returns at most p_limit eligible posts by a simple rule. content: newest posts whose base embeddings are near to those of what the user engaged with. popular: the most popular. recent: the newest, encoded or not. waiting: any 5,000 that wait for the encoder. again: what the user did no more than view or skip, settings.seen_again_after ago or longer, and those that were not seen for longest first; looks at the 10,000 with the lowest positive ids, and the 10,000 with the highest negative ones. p_source_id: posts of this source alone. p_filter: those that match alone. p_among: only these, and only by recent and again. p_few: all encoded posts that match, where they are few: recent and content look for no others. p_page: what is on the page already, and counts for its authors, who take turns among the best 1,000. Of posts of one text the first counts: the others come behind.';
 
 -- What has no vector is met by no search and no scan.
 create function two_tower.list_unreadable() returns bigint[]

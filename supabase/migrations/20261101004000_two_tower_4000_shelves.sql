@@ -4,7 +4,7 @@
 create function two_tower.list_of_author(p_user_id uuid, p_author_key text, p_limit integer,
   p_excluded bigint[], p_among bigint[], p_filter two_tower.page_filter)
 returns table (post_id bigint, score double precision, author_id uuid)
-language sql stable set search_path = pg_catalog, pg_temp as $$
+language sql stable set search_path = pg_catalog, pg_temp set enable_bitmapscan = off as $$
   select p.id, extract(epoch from p.created_at)::double precision, p.author_id
   from (select two_tower.author_id_of(p_author_key) as id) a
     cross join lateral (
@@ -14,10 +14,14 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
        order by q.created_at desc limit 1000)
       union all
       (select q.id, q.created_at, q.author_id
-       from two_tower.due_posts d join two_tower.posts q on q.id = d.id
-       where p_among is null and d.turn = uuid_hash_extended(a.id, 0) and not d.is_edited
-         and q.author_id = a.id and q.created_at <= two_tower.now()
-       order by d.requested_at desc, d.id desc limit 1000)
+       from (values (false), (true)) as e (is_edited) -- as in list_followed()
+         cross join lateral (
+           select d.id from two_tower.due_posts d
+           where d.turn = uuid_hash_extended(a.id, 0) and d.is_edited = e.is_edited
+           order by d.requested_at desc, d.id desc limit 1000) w
+         cross join lateral (select p.* from two_tower.posts p where p.id = w.id offset 0) q
+       where p_among is null and not e.is_edited and q.author_id = a.id
+         and q.created_at <= two_tower.now())
       union all
       (select q.id, q.created_at, q.author_id from two_tower.posts q
        where q.id = any (p_among) and q.author_id = a.id)

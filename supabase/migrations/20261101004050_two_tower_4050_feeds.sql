@@ -87,18 +87,21 @@ comment on function two_tower.list_popular(bigint[], bigint[], two_tower.page_fi
 create function two_tower.list_followed(p_user_id uuid, p_limit integer, p_excluded bigint[],
   p_among bigint[], p_filter two_tower.page_filter)
 returns table (post_id bigint, score double precision, author_id uuid)
-language sql stable set search_path = pg_catalog, pg_temp as $$
+language sql stable set search_path = pg_catalog, pg_temp set enable_bitmapscan = off as $$
   select p.id, extract(epoch from p.created_at)::double precision, p.author_id
   from (
     select n.id, n.created_at, f.followed_id as author_id
     from two_tower.follows f
       cross join lateral (
-        select q.id, q.created_at from two_tower.posts q
-        where q.author_id = f.followed_id and q.is_listed and q.encoded_hash is not null
-          and q.created_at <= two_tower.now() and q.id <> all (p_excluded)
-          and (p_filter is null or (select exists (
-            select from two_tower.matching_posts(p_filter) m where m.id = q.id)))
-        order by q.created_at desc limit p_limit) n
+        select w.id, w.created_at
+        from (
+          select q.id, q.created_at from two_tower.posts q
+          where q.author_id = f.followed_id and q.is_listed and q.encoded_hash is not null
+            and q.created_at <= two_tower.now()
+          order by q.created_at desc limit 1000 + cardinality(p_excluded)) w
+        where w.id <> all (p_excluded) and (p_filter is null or (select exists (
+          select from two_tower.matching_posts(p_filter) m where m.id = w.id)))
+        limit p_limit) n
     where f.follower_id = p_user_id and p_among is null
     union all
     select q.id, q.created_at, q.author_id
@@ -109,9 +112,9 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
         select d.id from two_tower.due_posts d
         where d.turn = uuid_hash_extended(f.followed_id, 0) and d.is_edited = e.is_edited
         order by d.requested_at desc, d.id desc limit p_limit) w
-      join two_tower.posts q on q.id = w.id and q.author_id = f.followed_id
+      cross join lateral (select p.* from two_tower.posts p where p.id = w.id offset 0) q
     where f.follower_id = p_user_id and p_among is null and not e.is_edited
-      and q.created_at <= two_tower.now() and q.id <> all (p_excluded)
+      and q.author_id = f.followed_id and q.created_at <= two_tower.now() and q.id <> all (p_excluded)
     union all
     select q.id, q.created_at, q.author_id
     from two_tower.posts q
@@ -193,8 +196,8 @@ begin
       where p.id = c.post_id and (v_source_id is null or p.source_id = v_source_id)
         and (v_filter is null
           or exists (select from two_tower.matching_posts(v_filter) m where m.id = p.id))
-        and not exists (select from two_tower.withheld_authors a
-          where a.user_id = v_user_id and a.author_id = p.author_id)))
+        and not (select exists (select from two_tower.withheld_authors a
+          where a.user_id = v_user_id and a.author_id = p.author_id))))
     limit p_limit
   ) r
     join two_tower.posts p on p.id = r.post_id
@@ -214,8 +217,9 @@ comment on function two_tower.scan_limit() is 'Returns settings.exact_scan_limit
 
 -- Nearly always the first round fills the page. Where the caller may read few of the posts, the
 -- direction turns: what the caller may read is found first, and ranked then. It turns at once where
--- nothing of the first round is readable. What is recommended, followed or of an author comes back
--- in full, so that less than was asked for is all there is.
+-- nothing of the first round is readable. What is recommended, followed, of an author or trending
+-- comes back in full, so that less than was asked for is all there is. Where nothing at all is
+-- similar, there is no vector to be similar to. So neither reads the app's table for nothing.
 create function two_tower.page_for(p_user_id uuid, p_limit integer, p_exclude text[] default '{}',
   p_source text default null, p_kind text default 'recommended', p_post_id bigint default null,
   p_text text default null, p_filter jsonb default null, p_cursor text default null)
@@ -254,7 +258,9 @@ begin
     v_page := v_page || array(
       select f from unnest(v_found) f where f.post_id = any (v_readable));
     exit when cardinality(v_page) >= v_limit
-      or cardinality(v_found) < v_asked and p_kind in ('recommended', 'followed', 'author');
+      or v_found = '{}' and p_kind in ('similar', 'search')
+      or cardinality(v_found) < v_asked
+        and p_kind in ('recommended', 'followed', 'author', 'trending');
     v_excluded := v_excluded || array(select f.post_id from unnest(v_found) f);
   end loop;
   v_turns := case when cardinality(v_page) > v_limit then two_tower.turns_for(p_user_id, v_limit,

@@ -95,7 +95,8 @@ language sql stable security definer set search_path = pg_catalog, pg_temp as $$
     from me join two_tower.requested_texts t using (user_id) having count(*) > 0
     union all
     select 10, b.kind, coalesce((select p.author_key from two_tower.posts p
-      where p.author_id = b.author_id limit 1), b.author_id::text), null, null, a.created_at
+      where p.author_id = b.author_id and p.is_listed and p.encoded_hash is not null limit 1),
+      b.author_id::text), null, null, a.created_at
     from me join two_tower.blocks b using (user_id)
       left join public.author_blocks a using (user_id, author_id)
     union all

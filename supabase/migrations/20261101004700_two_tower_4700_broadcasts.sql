@@ -30,7 +30,7 @@ comment on function two_tower.has_realtime() is 'Returns whether the project can
 -- Of what came since the last turn, the newest events count: after a flood, or where Realtime came
 -- late, nobody reads a history.
 create function two_tower.follow_readers(p_limit integer default 5000) returns void
-language plpgsql set search_path = pg_catalog, pg_temp as $$
+language plpgsql set search_path = pg_catalog, pg_temp set enable_bitmapscan = off as $$
 declare
   v_since timestamptz := two_tower.now() - interval '1 hour';
 begin
@@ -81,8 +81,8 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
       from (
         select from fresh f
         where f.created_at > r.last_event_at and f.author_id is distinct from r.user_id
-          and not exists (select from two_tower.withheld_authors a
-            where a.user_id = r.user_id and a.author_id = f.author_id)
+          and not (select exists (select from two_tower.withheld_authors a
+            where a.user_id = r.user_id and a.author_id = f.author_id))
         limit 99) c) n;
 $$;
 comment on function two_tower.count_new_posts(integer) is 'Returns how many posts are newer than the last event of each of the p_limit readers whose turn it is: at most 99, of the newest 200 of an hour. Posts count of sources with is_announced.';

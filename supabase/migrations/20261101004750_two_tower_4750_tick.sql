@@ -14,7 +14,8 @@ comment on column two_tower.schedule_counts.engagements is 'Learned events, as f
 -- An event that commits late, or is learned late, is passed over: the count only says when to
 -- train.
 create function two_tower.count_engagements(p_kind text, p_limit integer default 5000)
-returns void language plpgsql set search_path = pg_catalog, pg_temp as $$
+returns void language plpgsql set search_path = pg_catalog, pg_temp
+  set enable_bitmapscan = off as $$
 begin
   with read as materialized (
     select e.id, e.user_id, e.post_id, e.event_type, e.created_at
@@ -25,10 +26,10 @@ begin
     select r.user_id, count(*) as engagements
     from read r join two_tower.users u on u.id = r.user_id
     where r.event_type in (select event_type from two_tower.signals where strength <> 0)
-      and exists (
+      and (select exists (
         select from two_tower.training_examples x
         where x.user_id = r.user_id and x.post_id = r.post_id and x.event_id = r.id
-          and x.created_at = r.created_at and not x.is_withdrawn)
+          and x.created_at = r.created_at and not x.is_withdrawn))
     group by r.user_id
   ), counted as (
     insert into two_tower.schedule_counts as c (user_id, kind, engagements)
