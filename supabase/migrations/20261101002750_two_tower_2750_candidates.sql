@@ -108,10 +108,14 @@ comment on column two_tower.reader.told_ids is 'The posts for these places.';
 comment on column two_tower.reader.followed_author_cap is 'The same, of an author whom the reader follows.';
 
 create type two_tower.ranked_post as (
-  post_id bigint, author_id uuid, score double precision, source text, turn bigint
+  post_id bigint, author_id uuid, score double precision, source text, turn bigint,
+  cap integer, interest bigint, distance double precision
 );
 comment on type two_tower.ranked_post is 'A candidate in its place.';
 comment on column two_tower.ranked_post.turn is 'In which turn its author has it: 0 within the cap.';
+comment on column two_tower.ranked_post.cap is 'The most posts of its author on the page, while others are left.';
+comment on column two_tower.ranked_post.interest is 'Which of the reader''s interests it is nearest to. Null for readers of one.';
+comment on column two_tower.ranked_post.distance is 'From that interest: the cosine, negated.';
 
 create function two_tower.load_reader(p_user_id uuid, p_source_id smallint default null,
   p_limit integer default 20, p_filter two_tower.page_filter default null)

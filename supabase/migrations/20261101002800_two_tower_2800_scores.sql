@@ -4,7 +4,8 @@
 create function two_tower.score_posts(p_reader two_tower.reader, p_post_ids bigint[])
 returns table (
   post_id bigint, author_id uuid, personal double precision, popular double precision,
-  fresh double precision, followed double precision, is_followed boolean, is_new boolean
+  fresh double precision, followed double precision, is_followed boolean, is_new boolean,
+  interest bigint, distance double precision
 ) language plpgsql stable set search_path = pg_catalog, pg_temp rows 300 as $$
 declare
   v_slot smallint := (select active_slot from two_tower.state);
@@ -21,14 +22,22 @@ begin
       * 2 ^ -least(1000, greatest(0, extract(epoch from p_reader.time - v.created_at)::float8)
                          / p_reader.recency_half_life),
     case when f.follower_id is null then 0 else p_reader.followed_weight end,
-    f.follower_id is not null, v.created_at > p_reader.followed_since
-  from two_tower.live_embeddings v
+    f.follower_id is not null, v.created_at > p_reader.followed_since,
+    v.interest, v.embedding operator(extensions.<#>) p_reader.interest_vectors[v.interest]
+  from (
+    select l.post_id, l.author_id, l.embedding, l.popularity, l.created_at,
+      case when p_reader.interest_vectors is not null then (
+        select i.interest
+        from unnest(p_reader.interest_vectors) with ordinality as i (vector, interest)
+        order by l.embedding operator(extensions.<#>) i.vector limit 1) end as interest
+    from two_tower.live_embeddings l
+    where l.slot = v_slot and l.post_id = any (p_post_ids) and l.is_listed
+      and (p_reader.source_id is null or l.source_id = p_reader.source_id)
+      and l.author_id is distinct from p_reader.user_id offset 0
+  ) v
     left join two_tower.follows f
-      on f.follower_id = p_reader.user_id and f.followed_id = v.author_id
-  where v.slot = v_slot and v.post_id = any (p_post_ids) and v.is_listed
-    and (p_reader.source_id is null or v.source_id = p_reader.source_id)
-    and v.author_id is distinct from p_reader.user_id;
+      on f.follower_id = p_reader.user_id and f.followed_id = v.author_id;
 end
 $$;
 comment on function two_tower.score_posts(two_tower.reader, bigint[]) is
-  'Scores posts for a reader. The score is the sum of four parts. Leaves out deleted posts and the reader''s own. personal: warmth * cosine of user and post. popular: log of the decayed popularity, over the largest. fresh: halves with age. followed: for a followed author. is_new: the post is younger than settings.followed_new_for.';
+  'Scores posts for a reader. The score is the sum of four parts. Leaves out deleted posts and the reader''s own. personal: warmth * cosine of user and post. popular: log of the decayed popularity, over the largest. fresh: halves with age. followed: for a followed author. is_new: the post is younger than settings.followed_new_for. interest: which of the reader''s the post is nearest to, and distance is from there; null for readers of one.';

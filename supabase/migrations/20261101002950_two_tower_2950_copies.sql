@@ -21,6 +21,8 @@ comment on function two_tower.may_stand(uuid, bigint, uuid) is 'Returns whether 
 
 create function two_tower.has_copies(p_reader two_tower.reader, p_kept bigint[], p_part bigint[])
 returns boolean language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  v_distance double precision := -p_reader.copy_similarity;
 begin
   return (
     with kept as materialized (
@@ -36,10 +38,10 @@ begin
       where c.id = any (p_part) and q.encoded_hash is not null)
     or exists (
       select from part c join kept k on k.post_id <> c.post_id
-        and k.vector operator(extensions.<#>) c.vector < -p_reader.copy_similarity)
+        and k.vector operator(extensions.<#>) c.vector < v_distance)
     or exists (
       select from part c join part o on o.post_id < c.post_id
-        and o.vector operator(extensions.<#>) c.vector < -p_reader.copy_similarity));
+        and o.vector operator(extensions.<#>) c.vector < v_distance));
 end
 $$;
 comment on function two_tower.has_copies(two_tower.reader, bigint[], bigint[]) is 'Returns whether one of p_part says what another one of it or of p_kept says, or has the very text of any encoded post.';

@@ -10,17 +10,17 @@ create function two_tower.order_candidates(p_reader two_tower.reader, p_candidat
 returns two_tower.ranked_post[] language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 begin
   return array(
-    select row(o.post_id, o.author_id, o.score, o.source, o.turn)::two_tower.ranked_post
+    select row(o.post_id, o.author_id, o.score, o.source, o.turn, o.cap, o.interest,
+      o.distance)::two_tower.ranked_post
     from (
-      select t.*, t.is_followed and t.is_new and row_number() over (
-        partition by t.is_followed and t.is_new order by t.turn, t.score desc, t.post_id desc)
+      select t.*, t.is_promising and count(*) filter (where t.is_promising) over (
+        order by t.turn, t.score desc, t.post_id desc rows unbounded preceding)
           <= p_reader.followed_places as is_promised
       from (
-        select s.post_id, s.author_id, s.is_followed, s.is_new, x.score, x.is_explored,
+        select s.post_id, s.author_id, s.interest, s.distance, x.score, x.is_explored, x.cap,
+          s.is_followed and s.is_new as is_promising,
           case when s.author_id is null then 0 else (row_number() over (partition by s.author_id
-            order by x.is_explored desc, x.score desc, s.post_id desc) - 1)
-            / case when s.is_followed then p_reader.followed_author_cap
-                else p_reader.author_cap end end as turn,
+            order by x.is_explored desc, x.score desc, s.post_id desc) - 1) / x.cap end as turn,
           case when x.is_explored then 'exploration'
             when s.post_id = any (p_reader.told_ids) then 'told'
             when s.personal >= greatest(s.popular, s.fresh, s.followed) then 'personal'
@@ -29,7 +29,9 @@ begin
         from two_tower.score_posts(p_reader, p_candidates || p_explored) s
           cross join lateral (
             select s.personal + s.popular + s.fresh + s.followed as score,
-              s.post_id = any (p_explored) as is_explored) x
+              s.post_id = any (p_explored) as is_explored,
+              case when s.is_followed then p_reader.followed_author_cap
+                else p_reader.author_cap end as cap) x
       ) t
     ) o
     order by not (o.is_explored and o.turn = 0), not o.is_promised,
@@ -46,18 +48,18 @@ create function two_tower.fill_page(p_reader two_tower.reader, p_limit integer,
 returns two_tower.ranked_post[] language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 begin
   return array(
-    select row(l.post_id, l.author_id, l.score, l.source, l.turn)::two_tower.ranked_post
+    select p_ranked[l.place]
     from (
-      select u.*
-      from unnest(p_ranked) with ordinality as u (post_id, author_id, score, source, turn, place)
+      select u.post_id, u.author_id, u.ordinality as place
+      from unnest(p_ranked) with ordinality as u
         left join (
-          select g.original_id, min(r.place) as place
+          select g.original_id, min(r.ordinality) as place
           from unnest(p_copies.copy_ids, p_copies.original_ids) as g (copy_id, original_id)
-            join unnest(p_ranked) with ordinality
-              as r (post_id, author_id, score, source, turn, place) on r.post_id = g.copy_id
+            join unnest(p_ranked) with ordinality as r on r.post_id = g.copy_id
           where r.source not in ('exploration', 'told')
           group by g.original_id) c on c.original_id = u.post_id
-      order by u.post_id = any (p_copies.copy_ids), least(u.place, c.place), u.place offset 0
+      order by u.post_id = any (p_copies.copy_ids), least(u.ordinality, c.place), u.ordinality
+      offset 0
     ) l
     where not (select exists (select from two_tower.withheld_authors a
       where a.user_id = p_reader.user_id and a.author_id = l.author_id))
@@ -108,7 +110,7 @@ begin
   end loop;
   v_page := two_tower.fill_page(p_reader, p_limit, v_ranked, v_copies);
   if p_owed <> '{}' then
-    v_page := two_tower.settle_page(p_reader, p_limit, p_owed, v_page);
+    v_page := two_tower.settle_page(p_reader, p_limit, v_ranked, p_owed, v_page);
   end if;
   select array_agg(c.post_id order by c.at), array_agg(c.score order by c.at),
     array_agg(c.source order by c.at), count(*) filter (where c.turn = 0 and not c.is_copy)
@@ -119,9 +121,9 @@ begin
         then p_limit * (1 + (hashint8extended(r.post_id, v_hour) & 1023) / 1024.0) / 2
         else row_number() over (partition by r.is_explored order by r.place) end as at
     from (
-      select u.*, u.post_id = any (v_copies.copy_ids) as is_copy,
+      select u.*, u.ordinality as place, u.post_id = any (v_copies.copy_ids) as is_copy,
         u.source = 'exploration' and u.post_id <> all (v_copies.copy_ids) as is_explored
-      from unnest(v_page) with ordinality as u (post_id, author_id, score, source, turn, place)
+      from unnest(v_page) with ordinality as u
     ) r
   ) c;
 end
