@@ -19,7 +19,7 @@ begin
       * ln(1 + two_tower.popularity_in_likes(v.popularity, p_reader.popularity_unit))
         / p_reader.popularity_scale,
     p_reader.recency_weight
-      * 2 ^ -least(1000, greatest(0, extract(epoch from p_reader.time - v.created_at)::float8)
+      * 2 ^ -least(1000, greatest(0, date_part('epoch', p_reader.time - v.created_at))
                          / p_reader.recency_half_life),
     case when f.follower_id is null then 0 else p_reader.followed_weight end,
     f.follower_id is not null, v.created_at > p_reader.followed_since,

@@ -86,7 +86,6 @@ create function two_tower.rank_posts(p_reader two_tower.reader, p_limit integer,
   out ids bigint[], out scores double precision[], out sources text[], out shared integer)
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
-  v_hour bigint := two_tower.choose_place(p_reader.user_id, p_reader.time);
   v_candidates bigint[] := p_candidates || p_owed;
   v_originals bigint[];
   v_ranked two_tower.ranked_post[];
@@ -118,7 +117,7 @@ begin
   from (
     select r.*, case when r.is_explored
         -- Somewhere in the lower half: what stands last is seen last.
-        then p_limit * (1 + (hashint8extended(r.post_id, v_hour) & 1023) / 1024.0) / 2
+        then p_limit * (1 + (hashint8extended(r.post_id, p_reader.place) & 1023) / 1024.0) / 2
         else row_number() over (partition by r.is_explored order by r.place) end as at
     from (
       select u.*, u.ordinality as place, u.post_id = any (v_copies.copy_ids) as is_copy,
@@ -132,13 +131,12 @@ comment on function two_tower.rank_posts(two_tower.reader, integer, bigint[], bi
   'Returns a page of p_limit of the candidates, none of which the reader has seen, as order_candidates() has them. Copies come behind all others. Where a candidate has the very text of an older post, that one is a candidate too, unless the reader has seen it, it is in p_excluded, or that is null. p_owed: candidates of interests that are owed places (settle_page()). Explored posts stand in the lower half of the page. shared: how many are within the cap on their authors, and no copies.';
 
 -- The page by the live embeddings. Nearly always the first search fills it.
-create function two_tower.make_page(p_user_id uuid, p_limit integer, p_excluded bigint[],
-  p_source_id smallint default null, p_among bigint[] default null,
-  p_filter two_tower.page_filter default null,
+create function two_tower.make_page(p_reader two_tower.reader, p_limit integer,
+  p_excluded bigint[], p_among bigint[],
   out ids bigint[], out scores double precision[], out sources text[], out is_all boolean)
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
-  v_reader two_tower.reader := two_tower.load_reader(p_user_id, p_source_id, p_limit, p_filter);
+  v_reader two_tower.reader := p_reader;
   v_count integer := least(1000, greatest(v_reader.over_fetch, 3 * p_limit));
   v_explored bigint[];
   v_listed bigint[];
@@ -151,7 +149,7 @@ declare
 begin
   v_reader.interest_places := two_tower.owe_places(v_reader, p_limit, p_excluded);
   if p_among is not null then
-    v_near := two_tower.leave_out_seen(p_user_id, p_among, p_excluded);
+    v_near := two_tower.leave_out_seen(v_reader.user_id, p_among, p_excluded);
     v_reader.told_ids := two_tower.choose_told_posts(v_reader, p_excluded, v_near);
     select r.ids, r.scores, r.sources into ids, scores, sources
     from two_tower.rank_posts(v_reader, p_limit, v_near, '{}',
@@ -169,7 +167,7 @@ begin
     continue when v_search = 'wide'
       and least(cardinality(v_near), coalesce(cardinality(ids), 0)) < p_limit / 8;
     if v_search = 'wide' and cardinality(ids) >= p_limit then
-      select o.post_ids, o.is_all or p_source_id is not null into v_others, v_has_met_all
+      select o.post_ids, o.is_all or v_reader.source_id is not null into v_others, v_has_met_all
       from two_tower.list_others(v_reader, p_limit / v_reader.author_cap + 1, ids, p_excluded) o;
       exit when v_has_met_all and v_others = '{}';
       v_listed := v_listed || v_others;
@@ -179,8 +177,9 @@ begin
       is_all := cardinality(v_near) < v_count;
     elsif v_reader.vector is not null then
       v_near := two_tower.find_nearest_posts(v_reader.vector,
-        case v_search when 'wide' then 3 * v_count else v_count end, p_user_id, p_excluded,
-        v_search = 'wide' or p_filter is not null, p_source_id, p_filter, v_reader.breadth);
+        case v_search when 'wide' then 3 * v_count else v_count end, v_reader.user_id,
+        p_excluded, v_search = 'wide' or v_reader.filter is not null, v_reader.source_id,
+        v_reader.filter, v_reader.breadth);
       continue when v_near is null;
     end if;
     select r.ids, r.scores, r.sources, r.shared into ids, scores, sources, v_shared
@@ -190,5 +189,5 @@ begin
   end loop;
 end
 $$;
-comment on function two_tower.make_page(uuid, integer, bigint[], smallint, bigint[], two_tower.page_filter) is
-  'Returns a page by the live embeddings, best first. The candidates come from the serving index. Where that leaves the page short, they come from a wider search, then from a scan of all posts. Without an index they come from the scan. A page that is full, but has posts beyond the cap on authors, or copies, is made again by a wider search and new posts of other authors, unless there are none. p_source_id: posts of this source alone. p_filter: those that match alone. p_among: these are the candidates, all of which match, and nothing is searched. is_all: no other post with a vector is left.';
+comment on function two_tower.make_page(two_tower.reader, integer, bigint[], bigint[]) is
+  'Returns a page by the live embeddings, best first. The candidates come from the serving index. Where that leaves the page short, they come from a wider search, then from a scan of all posts. Without an index they come from the scan. A page that is full, but has posts beyond the cap on authors, or copies, is made again by a wider search and new posts of other authors, unless there are none. p_among: these are the candidates, all of which match, and nothing is searched. is_all: no other post with a vector is left.';
