@@ -12,6 +12,7 @@ create table two_tower.base_embeddings (
   encoded_at timestamptz not null default two_tower.now()
 );
 comment on table two_tower.base_embeddings is 'What the encoder made of each post''s text. Frozen: only a change of the text or of the encoder changes it.';
+comment on column two_tower.base_embeddings.base_embedding is 'Of norm 1, whatever the encoder hands in. Zero where it hands in zero.';
 comment on column two_tower.base_embeddings.encoder is 'The encoder that made it.';
 comment on column two_tower.base_embeddings.learned_from is 'Of an edited post that was engaged with: the base embedding of the text with which learning began. Edits are measured from it, so that many small ones add up.';
 comment on column two_tower.base_embeddings.kept is 'The share of what was learned of that text which edits have left to the post.';

@@ -120,8 +120,10 @@ comment on function two_tower.withdraw_positive(bigint, extensions.vector, two_t
   'Returns the user without a post among the positives. p_taught: the vector that the post had when it was learned.';
 
 create function two_tower.count_interests(p_numbers smallint[]) returns integer
-language sql immutable set search_path = pg_catalog, pg_temp as $$
-  select greatest(1, count(distinct n))::integer from unnest(p_numbers) n;
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+begin
+  return (select greatest(1, count(distinct n)) from unnest(p_numbers) n);
+end
 $$;
 comment on function two_tower.count_interests(smallint[]) is 'Returns how many interests a list of positives has (user_embeddings.positive_interests): 1 to 4.';
 

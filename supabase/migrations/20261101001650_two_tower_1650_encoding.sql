@@ -234,7 +234,7 @@ begin
   end if;
   delete from two_tower.base_embeddings b where b.post_id = any (v_unreadable);
   insert into two_tower.base_embeddings as b (post_id, base_embedding, encoder)
-  select g.post_id, g.embedding, two_tower.active_encoder()
+  select g.post_id, extensions.l2_normalize(g.embedding), two_tower.active_encoder()
   from unnest(v_given) g where g.embedding is not null
   order by g.post_id
   on conflict (post_id) do update set

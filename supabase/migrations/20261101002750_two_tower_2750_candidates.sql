@@ -19,9 +19,8 @@ create index popular_candidates_popularity_idx
 
 -- The one formula of the bound on an author, of a page or of a list.
 create function two_tower.cap_posts(p_share real, p_limit integer) returns integer
-language sql immutable set search_path = pg_catalog, pg_temp as $$
-  select greatest(1, floor(p_share::numeric * p_limit)::integer);
-$$;
+language sql immutable parallel safe
+return greatest(1, floor(p_share::numeric * p_limit)::integer);
 comment on function two_tower.cap_posts(real, integer) is 'Returns the most posts of one author on a page of p_limit: p_share of it, but one.';
 
 create function two_tower.refresh_popular_candidates() returns void
@@ -84,7 +83,9 @@ create type two_tower.reader as (
   interest_places integer[],
   told_places integer,
   about_similarity double precision,
-  told_ids bigint[]
+  told_ids bigint[],
+  place bigint,
+  ranks_by text
 );
 comment on type two_tower.reader is 'A user at the moment of a request, with the settings that serve this user.';
 comment on column two_tower.reader.source_id is 'The source that is asked for. Null for all.';
@@ -105,13 +106,28 @@ comment on column two_tower.reader.interest_shares is 'The share of what is show
 comment on column two_tower.reader.interest_places is 'How many places of the page each of them is owed.';
 comment on column two_tower.reader.told_places is 'How many places of the page go to what the reader told.';
 comment on column two_tower.reader.told_ids is 'The posts for these places.';
+comment on column two_tower.reader.place is 'Where the reader stands among authors, for an hour: choose_place().';
 comment on column two_tower.reader.followed_author_cap is 'The same, of an author whom the reader follows.';
 
 create type two_tower.ranked_post as (
-  post_id bigint, author_id uuid, score double precision, source text, turn bigint
+  post_id bigint, author_id uuid, score double precision, source text, turn bigint,
+  cap integer, interest bigint, distance double precision
 );
 comment on type two_tower.ranked_post is 'A candidate in its place.';
 comment on column two_tower.ranked_post.turn is 'In which turn its author has it: 0 within the cap.';
+comment on column two_tower.ranked_post.cap is 'The most posts of its author on the page, while others are left.';
+comment on column two_tower.ranked_post.interest is 'Which of the reader''s interests it is nearest to. Null for readers of one.';
+comment on column two_tower.ranked_post.distance is 'From that interest: the cosine, negated.';
+
+-- Where a reader stands among authors, for an hour.
+create function two_tower.choose_place(p_user_id uuid, p_time timestamptz) returns bigint
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  return hashtextextended(p_user_id::text || floor(extract(epoch from p_time) / 3600),
+    (select hash_seed from two_tower.state));
+end
+$$;
+comment on function two_tower.choose_place(uuid, timestamptz) is 'Returns a hash of user and hour, keyed with state.hash_seed.';
 
 create function two_tower.load_reader(p_user_id uuid, p_source_id smallint default null,
   p_limit integer default 20, p_filter two_tower.page_filter default null)
@@ -159,21 +175,12 @@ begin
     round(p_limit * v_settings.told_share * greatest(0,
       1 - coalesce(v_engagements, 0) / v_settings.told_until::double precision)),
     v_settings.about_similarity,
-    '{}'::bigint[])::two_tower.reader;
+    '{}'::bigint[], two_tower.choose_place(p_user_id, v_now), v_settings.ranks_by
+  )::two_tower.reader;
 end
 $$;
 comment on function two_tower.load_reader(uuid, smallint, integer, two_tower.page_filter) is
   'Returns the user as recommend() serves them now, on a page of p_limit. vector is null and warmth 0 for a user of whom nothing is known.';
-
--- Where a reader stands among authors, for an hour.
-create function two_tower.choose_place(p_user_id uuid, p_time timestamptz) returns bigint
-language plpgsql stable set search_path = pg_catalog, pg_temp as $$
-begin
-  return hashtextextended(p_user_id::text || floor(extract(epoch from p_time) / 3600),
-    (select hash_seed from two_tower.state));
-end
-$$;
-comment on function two_tower.choose_place(uuid, timestamptz) is 'Returns a hash of user and hour, keyed with state.hash_seed.';
 
 -- All posts are met, so what leaves them out is hashed once. Withheld authors are few: "not in"
 -- does it on the scan. What a user has seen can outgrow that, and is joined, beside narrow rows.
@@ -275,7 +282,7 @@ create function two_tower.list_candidates(p_reader two_tower.reader, p_limit int
 returns bigint[] language plpgsql stable set search_path = pg_catalog, pg_temp
   set enable_bitmapscan = off as $$
 declare
-  v_place uuid := md5(two_tower.choose_place(p_reader.user_id, p_reader.time)::text)::uuid;
+  v_place uuid := md5(p_reader.place::text)::uuid;
   v_newest integer := case when p_reader.warmth < 1 then p_limit else 0 end;
 begin
   return array(
@@ -335,7 +342,7 @@ create function two_tower.list_others(p_reader two_tower.reader, p_authors integ
   p_page bigint[], p_excluded bigint[], out post_ids bigint[], out is_all boolean)
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
-  v_place uuid := md5(two_tower.choose_place(p_reader.user_id, p_reader.time)::text)::uuid;
+  v_place uuid := md5(p_reader.place::text)::uuid;
   v_known uuid[] := array(
     select p.author_id from two_tower.posts p where p.id = any (p_page)
     union

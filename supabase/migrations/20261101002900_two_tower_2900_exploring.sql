@@ -45,7 +45,7 @@ create function two_tower.choose_explored_posts(p_reader two_tower.reader, p_lim
   p_excluded bigint[])
 returns bigint[] language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
-  v_place bigint := two_tower.choose_place(p_reader.user_id, p_reader.time);
+  v_place bigint := p_reader.place;
   -- A share of less than a post is a post on that share of the pages.
   v_count integer := floor(p_limit * p_reader.exploration_share + (v_place & 1023) / 1024.0);
   v_place_of_post bigint := hashint8extended(v_place, (select hash_seed from two_tower.state));

@@ -21,29 +21,30 @@ comment on function two_tower.may_stand(uuid, bigint, uuid) is 'Returns whether 
 
 create function two_tower.has_copies(p_reader two_tower.reader, p_kept bigint[], p_part bigint[])
 returns boolean language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  v_distance double precision := -p_reader.copy_similarity;
 begin
   return (
-    with listed as materialized (
-      select g.id, g.place,
-        (select q.content_hash from two_tower.posts q where q.id = g.id) as content_hash,
-        (select extensions.l2_normalize(b.base_embedding)
-         from two_tower.base_embeddings b where b.post_id = g.id) as vector
-      from unnest(p_kept || p_part) with ordinality as g (id, place)
+    with kept as materialized (
+      select b.post_id, b.base_embedding as vector from two_tower.base_embeddings b
+      where b.post_id = any (p_kept)
+    ), part as materialized (
+      select b.post_id, b.base_embedding as vector from two_tower.base_embeddings b
+      where b.post_id = any (p_part)
     )
     select exists (
-      select from listed c
-      where c.place > cardinality(p_kept) and (
-        exists (
-          select from listed l
-          where l.place < c.place and l.id <> c.id and (l.content_hash = c.content_hash
-            or l.vector operator(extensions.<#>) c.vector < -p_reader.copy_similarity))
-        or exists (
-          select from two_tower.posts q
-          where q.content_hash = c.content_hash and q.encoded_hash is not null
-            and q.id <> c.id))));
+      select from two_tower.posts c
+        join two_tower.posts q on q.content_hash = c.content_hash and q.id <> c.id
+      where c.id = any (p_part) and q.encoded_hash is not null)
+    or exists (
+      select from part c join kept k on k.post_id <> c.post_id
+        and k.vector operator(extensions.<#>) c.vector < v_distance)
+    or exists (
+      select from part c join part o on o.post_id < c.post_id
+        and o.vector operator(extensions.<#>) c.vector < v_distance));
 end
 $$;
-comment on function two_tower.has_copies(two_tower.reader, bigint[], bigint[]) is 'Returns whether one of p_part says what another one of it or of p_kept says, or has the very text of any post.';
+comment on function two_tower.has_copies(two_tower.reader, bigint[], bigint[]) is 'Returns whether one of p_part says what another one of it or of p_kept says, or has the very text of any encoded post.';
 
 -- Of a text that a crowd posts, the oldest ten and the newest ten are asked for: the oldest one
 -- stands, and the newest is what comes back when others are deleted.
@@ -56,7 +57,7 @@ begin
   with listed as materialized (
     select g.id, g.place, p.content_hash, p.author_id,
       case when g.place <= p_known then '-infinity' else p.stands_since end as stands_since,
-      (select extensions.l2_normalize(b.base_embedding)
+      (select b.base_embedding
        from two_tower.base_embeddings b where b.post_id = g.id) as vector
     from unnest(p_kept || p_part) with ordinality as g (id, place)
       cross join lateral (

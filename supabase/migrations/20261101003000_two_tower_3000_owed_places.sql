@@ -94,106 +94,97 @@ comment on function two_tower.find_interest_posts(two_tower.reader, bigint[], bi
 -- nearest to it, within the caps on authors. It takes the places of the last posts whose interests
 -- have more than they are owed. So the best of a page, and what is explored, stay.
 create function two_tower.settle_interests(p_reader two_tower.reader, p_limit integer,
-  p_candidates bigint[], p_page bigint[], p_explored bigint[],
-  out added_ids bigint[], out removed_ids bigint[])
+  p_ranked two_tower.ranked_post[], p_candidates bigint[], p_page two_tower.ranked_post[],
+  out added two_tower.ranked_post[], out removed_ids bigint[])
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 begin
-  with vector as materialized (
-    select i.vector, i.interest
-    from unnest(p_reader.interest_vectors) with ordinality as i (vector, interest)
-  ), post as materialized (
-    select v.post_id, v.author_id, n.interest, n.cosine, array_position(p_page, v.post_id) as place,
-      case when v.author_id is null then p_limit when f.is_followed
-        then p_reader.followed_author_cap else p_reader.author_cap end as cap
-    from two_tower.live_embeddings v
-      cross join lateral (select exists (select from two_tower.follows f
-        where f.follower_id = p_reader.user_id and f.followed_id = v.author_id) offset 0)
-        as f (is_followed)
-      cross join lateral (
-        select i.interest, -(v.embedding operator(extensions.<#>) i.vector) as cosine
-        from vector i order by v.embedding operator(extensions.<#>) i.vector limit 1) n
-    where v.slot = (select active_slot from two_tower.state)
-      and v.post_id = any (p_page || p_candidates) and v.is_listed
-      and (p_reader.source_id is null or v.source_id = p_reader.source_id)
-      and v.author_id is distinct from p_reader.user_id
+  with page as materialized (
+    select k.*, k.source in ('exploration', 'told') as is_staying
+    from unnest(p_page) with ordinality as k
   ), interest as materialized (
-    select o.interest, o.places - count(p.post_id) as missing
+    select o.interest, o.places - count(k.post_id) as missing
     from unnest(p_reader.interest_places) with ordinality as o (places, interest)
-      left join post p on p.interest = o.interest and p.place is not null
-        and p.post_id <> all (p_explored)
+      left join page k on k.interest = o.interest and not k.is_staying
     group by o.interest, o.places
-  ), shared as (
-    select c.*, row_number() over (partition by c.interest order by c.cosine desc) as nearness
+  ), post as (
+    select k.post_id, k.author_id, k.score, k.cap, k.interest, k.distance, k.ordinality as place
+    from page k
+    union all
+    select r.post_id, r.author_id, r.score, r.cap, r.interest, r.distance, null
+    from unnest(p_ranked) r
+    where r.post_id in (select c.id from unnest(p_candidates) as c (id))
+      and r.post_id not in (select k.post_id from page k)
+  ), shared as materialized (
+    select c.*
     from (
       select p.*, i.missing, count(p.place) over (partition by p.author_id)
           + row_number() over (partition by p.author_id, p.place is null and i.missing > 0
-            order by p.cosine desc) as of_author
+            order by p.distance) as of_author
       from post p join interest i using (interest)
     ) c
     where c.place is null and c.missing > 0 and (c.author_id is null or c.of_author <= c.cap)
   ), allowed as (
-    select s.*, row_number() over (partition by s.interest order by s.nearness) as turn
-    from shared s
-    where s.nearness <= 3 * s.missing
-      and not (select exists (select from two_tower.withheld_authors a
-        where a.user_id = p_reader.user_id and a.author_id = s.author_id))
-      and (select exists (select from two_tower.listed_posts l where l.id = s.post_id))
+    select a.*
+    from interest i
+      cross join lateral (
+        select n.*, row_number() over () as turn
+        from (
+          select s.* from shared s where s.interest = i.interest
+          order by s.distance limit 3 * i.missing) n
+        where not (select exists (select from two_tower.withheld_authors a
+            where a.user_id = p_reader.user_id and a.author_id = n.author_id))
+          and (select exists (select from two_tower.listed_posts l where l.id = n.post_id))
+        limit i.missing) a
+    where i.missing > 0
   ), spare as materialized (
     select s.post_id, s.place
     from (
-      select p.*, row_number() over (partition by p.interest order by p.place desc) as from_bottom
-      from post p where p.place is not null and p.post_id <> all (p_explored)
+      select k.post_id, k.interest, k.ordinality as place,
+        row_number() over (partition by k.interest order by k.ordinality desc) as from_bottom
+      from page k where not k.is_staying
     ) s
       join interest i using (interest)
     where s.from_bottom <= -i.missing
-  ), added as materialized (
-    select a.post_id from allowed a where a.turn <= a.missing
-    order by a.turn, a.cosine desc
+  ), chosen as materialized (
+    select a.* from allowed a
+    order by a.turn, a.distance
     limit p_limit - cardinality(p_page) + (select count(*) from spare)
   )
-  select array(select post_id from added),
+  select array(
+      select row(c.post_id, c.author_id, c.score, 'personal', 0, c.cap, c.interest,
+        c.distance)::two_tower.ranked_post
+      from chosen c order by c.score desc, c.post_id desc),
     array(select s.post_id from spare s order by s.place desc
-      limit greatest(0, cardinality(p_page) + (select count(*) from added) - p_limit))
-  into added_ids, removed_ids;
+      limit greatest(0, cardinality(p_page) + (select count(*) from chosen) - p_limit))
+  into added, removed_ids;
 end
 $$;
-comment on function two_tower.settle_interests(two_tower.reader, integer, bigint[], bigint[], bigint[]) is
-  'Returns which candidates a page lacks so that each interest of the reader has the places that it is owed, and which posts they replace. p_page: best first. p_explored: those of the page that stay. The reader has seen no candidate.';
+comment on function two_tower.settle_interests(two_tower.reader, integer, two_tower.ranked_post[], bigint[], two_tower.ranked_post[]) is
+  'Returns which candidates a page lacks so that each interest of the reader has the places that it is owed, and which posts they replace. p_ranked: order_candidates(). p_page: best first. What is explored or told stays on it. The reader has seen no candidate.';
 
-create function two_tower.settle_page(p_reader two_tower.reader, p_limit integer, p_owed bigint[],
-  p_page two_tower.ranked_post[])
+create function two_tower.settle_page(p_reader two_tower.reader, p_limit integer,
+  p_ranked two_tower.ranked_post[], p_owed bigint[], p_page two_tower.ranked_post[])
 returns two_tower.ranked_post[] language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
-  v_ids bigint[] := array(select p.post_id from unnest(p_page) p);
-  v_staying bigint[] := array(select p.post_id from unnest(p_page) p
-    where p.source in ('exploration', 'told'));
-  v_copies two_tower.copies;
+  v_ids bigint[] := array(select k.post_id from unnest(p_page) k);
+  v_change record := two_tower.settle_interests(p_reader, p_limit, p_ranked, p_owed, p_page);
+  v_added bigint[] := array(select a.post_id from unnest(v_change.added) a);
+  v_copies two_tower.copies := two_tower.find_copies(p_reader, v_added, 1000, v_ids);
   v_alike bigint[];
-  v_change record := two_tower.settle_interests(p_reader, p_limit, p_owed, v_ids, v_staying);
 begin
   -- Copies are rare: what was chosen is compared first, and all of what could be only then.
-  v_copies := two_tower.find_copies(p_reader, v_change.added_ids, 1000, v_ids);
-  if v_change.added_ids && (v_copies.copy_ids || v_copies.original_ids) then
+  if v_added && (v_copies.copy_ids || v_copies.original_ids) then
     v_copies := two_tower.find_copies(p_reader,
       array(select o from unnest(p_owed) o where o <> all (v_ids)), 1000, v_ids);
-    v_alike := v_copies.copy_ids || v_copies.original_ids;
-    v_change := two_tower.settle_interests(p_reader, p_limit,
-      array(select o from unnest(p_owed) o where o <> all (array_remove(v_alike, null))), v_ids,
-      v_staying);
-  end if;
-  if v_change.added_ids = '{}' then
-    return p_page;
+    v_alike := array_remove(v_copies.copy_ids || v_copies.original_ids, null);
+    v_change := two_tower.settle_interests(p_reader, p_limit, p_ranked,
+      array(select o from unnest(p_owed) o where o <> all (v_alike)), p_page);
   end if;
   return array(
-    select row(k.post_id, k.author_id, k.score, k.source, k.turn)::two_tower.ranked_post
-    from unnest(p_page) with ordinality as k (post_id, author_id, score, source, turn, place)
-    where k.post_id <> all (v_change.removed_ids) order by k.place)
-  || array(
-    select row(s.post_id, s.author_id, x.score, 'personal', 0)::two_tower.ranked_post
-    from two_tower.score_posts(p_reader, v_change.added_ids) s
-      cross join lateral (select s.personal + s.popular + s.fresh + s.followed as score) x
-    order by x.score desc, s.post_id desc);
+    select p_page[k.ordinality] from unnest(p_page) with ordinality as k
+    where k.post_id <> all (v_change.removed_ids) order by k.ordinality)
+  || v_change.added;
 end
 $$;
-comment on function two_tower.settle_page(two_tower.reader, integer, bigint[], two_tower.ranked_post[]) is
-  'Returns a page on which each interest of the reader has the places that it is owed. What it lacks comes from p_owed, but for posts that say what another one does, and stands last.';
+comment on function two_tower.settle_page(two_tower.reader, integer, two_tower.ranked_post[], bigint[], two_tower.ranked_post[]) is
+  'Returns a page on which each interest of the reader has the places that it is owed. What it lacks comes from those of p_ranked that are in p_owed, but for posts that say what another one does, and stands last.';

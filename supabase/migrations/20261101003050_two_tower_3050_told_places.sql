@@ -6,7 +6,6 @@ create function two_tower.choose_told_posts(p_reader two_tower.reader, p_exclude
   p_among bigint[] default null)
 returns bigint[] language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
-  v_hour bigint := two_tower.choose_place(p_reader.user_id, p_reader.time);
   v_told extensions.vector[];
 begin
   if p_reader.told_places = 0 then
@@ -15,7 +14,7 @@ begin
   v_told := array(
     select t.vector
     from (select l.place, l.vector from two_tower.list_told(p_reader.user_id) l
-          order by hashint8extended(l.place, v_hour) limit 8) t
+          order by hashint8extended(l.place, p_reader.place) limit 8) t
     order by t.place);
   if v_told = '{}' then
     return '{}';

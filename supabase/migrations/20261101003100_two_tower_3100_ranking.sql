@@ -10,17 +10,17 @@ create function two_tower.order_candidates(p_reader two_tower.reader, p_candidat
 returns two_tower.ranked_post[] language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 begin
   return array(
-    select row(o.post_id, o.author_id, o.score, o.source, o.turn)::two_tower.ranked_post
+    select row(o.post_id, o.author_id, o.score, o.source, o.turn, o.cap, o.interest,
+      o.distance)::two_tower.ranked_post
     from (
-      select t.*, t.is_followed and t.is_new and row_number() over (
-        partition by t.is_followed and t.is_new order by t.turn, t.score desc, t.post_id desc)
+      select t.*, t.is_promising and count(*) filter (where t.is_promising) over (
+        order by t.turn, t.score desc, t.post_id desc rows unbounded preceding)
           <= p_reader.followed_places as is_promised
       from (
-        select s.post_id, s.author_id, s.is_followed, s.is_new, x.score, x.is_explored,
+        select s.post_id, s.author_id, s.interest, s.distance, x.score, x.is_explored, x.cap,
+          s.is_followed and s.is_new as is_promising,
           case when s.author_id is null then 0 else (row_number() over (partition by s.author_id
-            order by x.is_explored desc, x.score desc, s.post_id desc) - 1)
-            / case when s.is_followed then p_reader.followed_author_cap
-                else p_reader.author_cap end end as turn,
+            order by x.is_explored desc, x.score desc, s.post_id desc) - 1) / x.cap end as turn,
           case when x.is_explored then 'exploration'
             when s.post_id = any (p_reader.told_ids) then 'told'
             when s.personal >= greatest(s.popular, s.fresh, s.followed) then 'personal'
@@ -29,7 +29,9 @@ begin
         from two_tower.score_posts(p_reader, p_candidates || p_explored) s
           cross join lateral (
             select s.personal + s.popular + s.fresh + s.followed as score,
-              s.post_id = any (p_explored) as is_explored) x
+              s.post_id = any (p_explored) as is_explored,
+              case when s.is_followed then p_reader.followed_author_cap
+                else p_reader.author_cap end as cap) x
       ) t
     ) o
     order by not (o.is_explored and o.turn = 0), not o.is_promised,
@@ -46,18 +48,18 @@ create function two_tower.fill_page(p_reader two_tower.reader, p_limit integer,
 returns two_tower.ranked_post[] language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 begin
   return array(
-    select row(l.post_id, l.author_id, l.score, l.source, l.turn)::two_tower.ranked_post
+    select p_ranked[l.place]
     from (
-      select u.*
-      from unnest(p_ranked) with ordinality as u (post_id, author_id, score, source, turn, place)
+      select u.post_id, u.author_id, u.ordinality as place
+      from unnest(p_ranked) with ordinality as u
         left join (
-          select g.original_id, min(r.place) as place
+          select g.original_id, min(r.ordinality) as place
           from unnest(p_copies.copy_ids, p_copies.original_ids) as g (copy_id, original_id)
-            join unnest(p_ranked) with ordinality
-              as r (post_id, author_id, score, source, turn, place) on r.post_id = g.copy_id
+            join unnest(p_ranked) with ordinality as r on r.post_id = g.copy_id
           where r.source not in ('exploration', 'told')
           group by g.original_id) c on c.original_id = u.post_id
-      order by u.post_id = any (p_copies.copy_ids), least(u.place, c.place), u.place offset 0
+      order by u.post_id = any (p_copies.copy_ids), least(u.ordinality, c.place), u.ordinality
+      offset 0
     ) l
     where not (select exists (select from two_tower.withheld_authors a
       where a.user_id = p_reader.user_id and a.author_id = l.author_id))
@@ -84,7 +86,6 @@ create function two_tower.rank_posts(p_reader two_tower.reader, p_limit integer,
   out ids bigint[], out scores double precision[], out sources text[], out shared integer)
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
-  v_hour bigint := two_tower.choose_place(p_reader.user_id, p_reader.time);
   v_candidates bigint[] := p_candidates || p_owed;
   v_originals bigint[];
   v_ranked two_tower.ranked_post[];
@@ -108,7 +109,7 @@ begin
   end loop;
   v_page := two_tower.fill_page(p_reader, p_limit, v_ranked, v_copies);
   if p_owed <> '{}' then
-    v_page := two_tower.settle_page(p_reader, p_limit, p_owed, v_page);
+    v_page := two_tower.settle_page(p_reader, p_limit, v_ranked, p_owed, v_page);
   end if;
   select array_agg(c.post_id order by c.at), array_agg(c.score order by c.at),
     array_agg(c.source order by c.at), count(*) filter (where c.turn = 0 and not c.is_copy)
@@ -116,12 +117,12 @@ begin
   from (
     select r.*, case when r.is_explored
         -- Somewhere in the lower half: what stands last is seen last.
-        then p_limit * (1 + (hashint8extended(r.post_id, v_hour) & 1023) / 1024.0) / 2
+        then p_limit * (1 + (hashint8extended(r.post_id, p_reader.place) & 1023) / 1024.0) / 2
         else row_number() over (partition by r.is_explored order by r.place) end as at
     from (
-      select u.*, u.post_id = any (v_copies.copy_ids) as is_copy,
+      select u.*, u.ordinality as place, u.post_id = any (v_copies.copy_ids) as is_copy,
         u.source = 'exploration' and u.post_id <> all (v_copies.copy_ids) as is_explored
-      from unnest(v_page) with ordinality as u (post_id, author_id, score, source, turn, place)
+      from unnest(v_page) with ordinality as u
     ) r
   ) c;
 end
@@ -130,13 +131,12 @@ comment on function two_tower.rank_posts(two_tower.reader, integer, bigint[], bi
   'Returns a page of p_limit of the candidates, none of which the reader has seen, as order_candidates() has them. Copies come behind all others. Where a candidate has the very text of an older post, that one is a candidate too, unless the reader has seen it, it is in p_excluded, or that is null. p_owed: candidates of interests that are owed places (settle_page()). Explored posts stand in the lower half of the page. shared: how many are within the cap on their authors, and no copies.';
 
 -- The page by the live embeddings. Nearly always the first search fills it.
-create function two_tower.make_page(p_user_id uuid, p_limit integer, p_excluded bigint[],
-  p_source_id smallint default null, p_among bigint[] default null,
-  p_filter two_tower.page_filter default null,
+create function two_tower.make_page(p_reader two_tower.reader, p_limit integer,
+  p_excluded bigint[], p_among bigint[],
   out ids bigint[], out scores double precision[], out sources text[], out is_all boolean)
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
-  v_reader two_tower.reader := two_tower.load_reader(p_user_id, p_source_id, p_limit, p_filter);
+  v_reader two_tower.reader := p_reader;
   v_count integer := least(1000, greatest(v_reader.over_fetch, 3 * p_limit));
   v_explored bigint[];
   v_listed bigint[];
@@ -149,7 +149,7 @@ declare
 begin
   v_reader.interest_places := two_tower.owe_places(v_reader, p_limit, p_excluded);
   if p_among is not null then
-    v_near := two_tower.leave_out_seen(p_user_id, p_among, p_excluded);
+    v_near := two_tower.leave_out_seen(v_reader.user_id, p_among, p_excluded);
     v_reader.told_ids := two_tower.choose_told_posts(v_reader, p_excluded, v_near);
     select r.ids, r.scores, r.sources into ids, scores, sources
     from two_tower.rank_posts(v_reader, p_limit, v_near, '{}',
@@ -167,7 +167,7 @@ begin
     continue when v_search = 'wide'
       and least(cardinality(v_near), coalesce(cardinality(ids), 0)) < p_limit / 8;
     if v_search = 'wide' and cardinality(ids) >= p_limit then
-      select o.post_ids, o.is_all or p_source_id is not null into v_others, v_has_met_all
+      select o.post_ids, o.is_all or v_reader.source_id is not null into v_others, v_has_met_all
       from two_tower.list_others(v_reader, p_limit / v_reader.author_cap + 1, ids, p_excluded) o;
       exit when v_has_met_all and v_others = '{}';
       v_listed := v_listed || v_others;
@@ -177,8 +177,9 @@ begin
       is_all := cardinality(v_near) < v_count;
     elsif v_reader.vector is not null then
       v_near := two_tower.find_nearest_posts(v_reader.vector,
-        case v_search when 'wide' then 3 * v_count else v_count end, p_user_id, p_excluded,
-        v_search = 'wide' or p_filter is not null, p_source_id, p_filter, v_reader.breadth);
+        case v_search when 'wide' then 3 * v_count else v_count end, v_reader.user_id,
+        p_excluded, v_search = 'wide' or v_reader.filter is not null, v_reader.source_id,
+        v_reader.filter, v_reader.breadth);
       continue when v_near is null;
     end if;
     select r.ids, r.scores, r.sources, r.shared into ids, scores, sources, v_shared
@@ -188,5 +189,5 @@ begin
   end loop;
 end
 $$;
-comment on function two_tower.make_page(uuid, integer, bigint[], smallint, bigint[], two_tower.page_filter) is
-  'Returns a page by the live embeddings, best first. The candidates come from the serving index. Where that leaves the page short, they come from a wider search, then from a scan of all posts. Without an index they come from the scan. A page that is full, but has posts beyond the cap on authors, or copies, is made again by a wider search and new posts of other authors, unless there are none. p_source_id: posts of this source alone. p_filter: those that match alone. p_among: these are the candidates, all of which match, and nothing is searched. is_all: no other post with a vector is left.';
+comment on function two_tower.make_page(two_tower.reader, integer, bigint[], bigint[]) is
+  'Returns a page by the live embeddings, best first. The candidates come from the serving index. Where that leaves the page short, they come from a wider search, then from a scan of all posts. Without an index they come from the scan. A page that is full, but has posts beyond the cap on authors, or copies, is made again by a wider search and new posts of other authors, unless there are none. p_among: these are the candidates, all of which match, and nothing is searched. is_all: no other post with a vector is left.';

@@ -181,6 +181,7 @@ declare
   v_limit integer := least(500, greatest(1, coalesce(p_limit, 20)));
   v_excluded bigint[] := coalesce(p_exclude, '{}');
   v_arm text := two_tower.find_served_arm(p_user_id);
+  v_reader two_tower.reader;
   v_ids bigint[];
   v_scores double precision[];
   v_sources text[];
@@ -194,13 +195,14 @@ begin
   end if;
   begin
     v_few := two_tower.narrow_posts(p_filter, p_source_id, p_among);
-    if (select s.ranks_by from two_tower.choose_settings(p_user_id) s) = 'text' then
+    v_reader := two_tower.load_reader(p_user_id, p_source_id, v_limit, p_filter);
+    if v_reader.ranks_by = 'text' then
       v_rules := '{content, popular, recent, waiting, again}';
     else
       select l.ids, l.scores, l.sources,
         case when l.is_all then two_tower.list_unreadable() else v_few end
       into v_ids, v_scores, v_sources, v_few
-      from two_tower.make_page(p_user_id, v_limit, v_excluded, p_source_id, v_few, p_filter) l;
+      from two_tower.make_page(v_reader, v_limit, v_excluded, v_few) l;
     end if;
   exception when others then
     raise warning 'recommend() falls back to simpler rules: % (%)', sqlerrm, sqlstate;

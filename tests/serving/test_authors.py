@@ -212,8 +212,7 @@ def test_what_fails_is_made_up_for_within_the_bound(db: Connection) -> None:
     flood = add_flood(db, author, 200, vector)
     engage(db, reader, flood[:1], "like")
     db.execute(
-        "alter function two_tower.make_page(uuid, integer, bigint[], smallint, bigint[],"
-        " two_tower.page_filter)"
+        "alter function two_tower.make_page(two_tower.reader, integer, bigint[], bigint[])"
         " rename to broken"
     )
     page = authors_of(db, reader)

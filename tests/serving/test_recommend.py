@@ -255,12 +255,12 @@ def test_a_positive_engagement_or_a_deletion_ends_the_exploration_of_a_post(
     [
         ([], {"personal", "popular", "fresh", "exploration"}),
         (
-            ["make_page(uuid, integer, bigint[], smallint, bigint[], two_tower.page_filter)"],
+            ["make_page(two_tower.reader, integer, bigint[], bigint[])"],
             {"content", "popular", "recent"},
         ),
         (
             [
-                "make_page(uuid, integer, bigint[], smallint, bigint[], two_tower.page_filter)",
+                "make_page(two_tower.reader, integer, bigint[], bigint[])",
                 "take_turns(uuid, integer, uuid[])",
             ],
             set(),
