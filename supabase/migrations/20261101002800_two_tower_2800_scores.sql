@@ -10,6 +10,7 @@ returns table (
 declare
   v_slot smallint := (select active_slot from two_tower.state);
   v_coldness double precision := 1 - p_reader.warmth;
+  v_interests extensions.vector[] := p_reader.interest_vectors;
 begin
   return query
   select v.post_id, v.author_id,
@@ -23,12 +24,12 @@ begin
                          / p_reader.recency_half_life),
     case when f.is_followed then p_reader.followed_weight else 0 end,
     f.is_followed, v.created_at > p_reader.followed_since,
-    v.interest, v.embedding operator(extensions.<#>) p_reader.interest_vectors[v.interest]
+    v.interest, v.embedding operator(extensions.<#>) v_interests[v.interest]
   from (
     select l.post_id, l.author_id, l.embedding, l.popularity, l.created_at,
-      case when p_reader.interest_vectors is not null then (
+      case when v_interests is not null then (
         select i.interest
-        from unnest(p_reader.interest_vectors) with ordinality as i (vector, interest)
+        from unnest(v_interests) with ordinality as i (vector, interest)
         order by l.embedding operator(extensions.<#>) i.vector limit 1) end as interest
     from two_tower.live_embeddings l
     where l.slot = v_slot and l.post_id = any (p_post_ids) and l.is_listed

@@ -126,6 +126,7 @@ INLINED = {
     "two_tower.scale": "two_tower.scale(r, v)",
     "two_tower.decay_strength": "two_tower.decay_strength(r, r, d)",
     "two_tower.weigh_strength": "two_tower.weigh_strength(r, r)",
+    "two_tower.cap_posts": "two_tower.cap_posts(r, i)",
     "two_tower.popularity_in_likes": "two_tower.popularity_in_likes(d, d)",
     "two_tower.weigh_post": "two_tower.weigh_post(d, d, d, r, r)",
     "two_tower.author_id_of": "two_tower.author_id_of(t)",
