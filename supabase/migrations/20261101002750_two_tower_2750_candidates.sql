@@ -349,8 +349,8 @@ $$;
 comment on function two_tower.next_author(two_tower.page_filter, uuid) is
   'Returns the next author, in order of ids, of whom a filter may let posts through. Null: there is none.';
 
--- Where the nearest posts are of few authors. Authors are found by a walk over an index. An app with
--- one author for everything pays three.
+-- Where the nearest posts are of few authors. Others are found by a walk over an index: an app with
+-- one author for everything pays three look-ups.
 create function two_tower.list_others(p_reader two_tower.reader, p_authors integer,
   p_page bigint[], p_excluded bigint[], out post_ids bigint[], out is_all boolean)
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
