@@ -336,8 +336,28 @@ $$;
 comment on function two_tower.list_candidates(two_tower.reader, integer, bigint[]) is
   'Returns candidates beside the nearest: popular ones, recent ones of followed authors and, while warmth is below 1, the newest. The reader has seen none of them.';
 
--- Where the nearest posts are of few authors. Authors are found by a walk over an index: one lookup
--- an author, however much each wrote. An app with one author for everything pays three.
+-- One lookup in an index, however much each author wrote. What a filter names is soon met: without
+-- that, a page of one author's posts would go on to others, and then to a scan of all posts.
+create function two_tower.next_author(p_filter two_tower.page_filter, p_after uuid) returns uuid
+language plpgsql stable set search_path = pg_catalog, pg_temp set enable_bitmapscan = off as $$
+begin
+  if p_filter.author_ids is not null then
+    return (select a from unnest(p_filter.author_ids) a where a > p_after order by a limit 1);
+  elsif p_filter.follower_id is not null then
+    return (select f.followed_id from two_tower.follows f
+      where f.follower_id = p_filter.follower_id and f.followed_id > p_after
+      order by f.followed_id limit 1);
+  end if;
+  return (select p.author_id from two_tower.posts p
+    where p.is_listed and p.encoded_hash is not null and p.author_id > p_after
+    order by p.author_id limit 1);
+end
+$$;
+comment on function two_tower.next_author(two_tower.page_filter, uuid) is
+  'Returns the next author, in order of ids, of whom a filter may let posts through. Null: there is none.';
+
+-- Where the nearest posts are of few authors. Others are found by a walk over an index: an app with
+-- one author for everything pays three look-ups.
 create function two_tower.list_others(p_reader two_tower.reader, p_authors integer,
   p_page bigint[], p_excluded bigint[], out post_ids bigint[], out is_all boolean)
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
@@ -355,14 +375,10 @@ begin
   is_all := false;
   post_ids := two_tower.list_newest_of(p_reader, null, p_authors, p_excluded || p_page);
   for v_try in 1 .. 5 * p_authors loop
-    v_author := (select p.author_id from two_tower.posts p
-      where p.is_listed and p.encoded_hash is not null and p.author_id > v_author
-      order by p.author_id limit 1);
+    v_author := two_tower.next_author(p_reader.filter, v_author);
     if v_author is null and not v_is_round then
       v_is_round := true;
-      v_author := (select p.author_id from two_tower.posts p
-        where p.is_listed and p.encoded_hash is not null and p.author_id is not null
-        order by p.author_id limit 1);
+      v_author := two_tower.next_author(p_reader.filter, '00000000-0000-0000-0000-000000000000');
     end if;
     if v_author is null or v_is_round and v_author > v_place then
       is_all := true;

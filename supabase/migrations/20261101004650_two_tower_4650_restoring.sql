@@ -37,7 +37,7 @@ $$;
 comment on function two_tower.find_restored_post(bigint, text, text) is 'Returns the id that the post of a restored event has now, or null.';
 
 create function two_tower.learn_history(p_limit integer default 500) returns integer
-language plpgsql set search_path = pg_catalog, pg_temp as $$
+language plpgsql set search_path = pg_catalog, pg_temp set enable_bitmapscan = off as $$
 declare
   v_events two_tower.event[];
   v_known two_tower.event[];

@@ -108,7 +108,7 @@ class Flooded:
 
     def __init__(self, connection: Connection) -> None:
         self.flooder, self.author, self.reader, self.fan = (add_user(connection) for _ in range(4))
-        others = [add_user(connection) for _ in range(60)]
+        others = [add_user(connection) for _ in range(200)]
         self.posts = add_posts(connection, 600, others, rng())
         self.post, self.liked, *self.fresh = self.posts
         (self.waiting,) = add_posts(connection, 1, others[:1])
