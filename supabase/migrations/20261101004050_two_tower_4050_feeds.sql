@@ -114,7 +114,8 @@ language sql stable set search_path = pg_catalog, pg_temp set enable_bitmapscan 
         order by d.requested_at desc, d.id desc limit p_limit) w
       cross join lateral (select p.* from two_tower.posts p where p.id = w.id offset 0) q
     where f.follower_id = p_user_id and p_among is null and not e.is_edited
-      and q.author_id = f.followed_id and q.created_at <= two_tower.now() and q.id <> all (p_excluded)
+      and q.author_id = f.followed_id and q.created_at <= two_tower.now()
+      and q.id <> all (p_excluded)
     union all
     select q.id, q.created_at, q.author_id
     from two_tower.posts q
