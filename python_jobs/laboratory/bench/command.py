@@ -96,9 +96,10 @@ def bench_cpu(likes: int, users: int, posts: int, as_json: bool, check: bool) ->
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--check", is_flag=True, help="Exit with 1 when a budget is exceeded.")
 def bench_operations(posts: int, users: int, events: int, as_json: bool, check: bool) -> None:
-    """What an operator waits for: checkpoint, undo, rollback, health.
+    """What an operator waits for.
 
-    And how long a writer waits while the checkpoint is made.
+    A checkpoint, an undo, a rollback, a look at health; and how long a writer waits while the
+    checkpoint is made.
     """
     with progress("filling a database") as status, filled_world(users, posts) as target:
         report = operations.measure(target, events, status.update)
