@@ -17,8 +17,9 @@ def finish_switch(connection: Connection) -> None:
     connection: in autocommit. What workers do meanwhile is not done twice. Raises CommandError
     when the slot can not be filled.
     """
+    lacks_an_index = "select two_tower.is_slot_full() and two_tower.is_serving_build_due()"
     while value(connection, "select filling_version is not null from two_tower.state"):
-        if value(connection, "select two_tower.needs_serving_index() and two_tower.is_slot_full()"):
+        if value(connection, lacks_an_index):
             try:
                 build_serving_index(connection)
             except psycopg.errors.LockNotAvailable:

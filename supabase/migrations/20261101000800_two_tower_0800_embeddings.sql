@@ -38,7 +38,7 @@ create table two_tower.live_embeddings (
   moved real not null default 0,
   gained real not null default 0,
   model_version bigint not null references two_tower.model_weights (version),
-  primary key (slot, post_id)
+  primary key (post_id, slot)
 ) with (fillfactor = 45);
 comment on table two_tower.live_embeddings is
   'Live embeddings of posts, in two slots (state.active_slot serves). A row also holds what ranking needs of a post, so that scoring reads one narrow row. The vector has no index, so that an update stays HOT.';
@@ -57,9 +57,11 @@ comment on column two_tower.live_embeddings.moved is 'How far events about the p
 comment on column two_tower.live_embeddings.gained is 'By how much events raised the popularity in moved_hour, in likes (settings.popularity_per_hour).';
 comment on column two_tower.live_embeddings.model_version is 'The candidate tower that projected the post or, of a learned vector, for which the slot was filled.';
 
-create unique index live_embeddings_slot_number_idx on two_tower.live_embeddings (slot, number);
+-- No index begins with the slot: while statistics call a slot empty, one that does looks as cheap
+-- as the right one, and reads all of it for each post.
+create unique index live_embeddings_number_slot_idx on two_tower.live_embeddings (number, slot);
 create index live_embeddings_held_idx on two_tower.live_embeddings (post_id) where is_held;
-create index live_embeddings_to_number_idx on two_tower.live_embeddings (slot, post_id)
+create index live_embeddings_to_number_idx on two_tower.live_embeddings (post_id)
   where number is null and is_listed;
 
 create view two_tower.post_embeddings with (security_invoker = true) as

@@ -23,7 +23,7 @@ begin
   perform pg_advisory_xact_lock_shared(two_tower.switch_lock());
   v_active := (select active_slot from two_tower.state);
   perform from two_tower.live_embeddings v
-  where v.slot in (0, 1) and v.post_id = any (v_post_ids)
+  where v.post_id = any (v_post_ids)
   order by v.post_id, v.slot <> v_active for no key update;
   -- A statement of its own: it sees the rows that fill_slot() added while this one waited.
   update two_tower.live_embeddings v set
@@ -31,7 +31,7 @@ begin
     created_at = greatest(p.created_at, p.arrived_at),
     number = case when p.is_listed then v.number end
   from two_tower.posts p
-  where v.slot in (0, 1) and v.post_id = any (v_post_ids) and p.id = v.post_id
+  where v.post_id = any (v_post_ids) and p.id = v.post_id
     and (v.author_id, v.created_at, v.is_listed)
       is distinct from (p.author_id, greatest(p.created_at, p.arrived_at), p.is_listed);
   return v_taken;
@@ -61,7 +61,7 @@ begin
   ), changed as (
     insert into two_tower.post_changes (post_id)
     select v.post_id from two_tower.live_embeddings v left join encoded e on e.id = v.post_id
-    where v.slot in (0, 1) and v.post_id = any (p_stored)
+    where v.post_id = any (p_stored)
       and (v.author_id, v.created_at, v.is_listed)
         is distinct from (e.author_id, e.created_at, e.is_listed)
     group by v.post_id
@@ -99,16 +99,16 @@ declare
   v_version bigint := two_tower.active_version('candidate_tower');
 begin
   perform from two_tower.live_embeddings v
-  where v.slot in (0, 1) and v.post_id = any (p_stored || p_unreadable)
+  where v.post_id = any (p_stored || p_unreadable)
     and v.post_id <> all (p_new)
   order by v.post_id, v.slot <> v_active for no key update;
-  delete from two_tower.live_embeddings v where v.slot in (0, 1) and v.post_id = any (p_unreadable);
+  delete from two_tower.live_embeddings v where v.post_id = any (p_unreadable);
   update two_tower.live_embeddings v set embedding = n.embedding
   from (
     select a.slot, a.post_id,
       two_tower.project_text(b.base_embedding, b.encoder, a.model_version) as embedding
     from two_tower.live_embeddings a join two_tower.base_embeddings b using (post_id)
-    where a.slot in (0, 1) and a.post_id = any (p_stored) and a.post_id <> all (p_new)
+    where a.post_id = any (p_stored) and a.post_id <> all (p_new)
       and a.is_pretrained
     offset 0) n
   where v.slot = n.slot and v.post_id = n.post_id and extensions.vector_norm(n.embedding) > 0;
@@ -132,7 +132,7 @@ begin
         v.embedding),
       popularity = v.popularity
         + case when e.share > 0 then ln(e.share) / ln(2::float8) else '-infinity' end
-    from edited e where v.slot in (0, 1) and v.post_id = e.post_id and not v.is_pretrained
+    from edited e where v.post_id = e.post_id and not v.is_pretrained
       and e.projected is not null
   )
   update two_tower.base_embeddings b set
@@ -201,7 +201,7 @@ begin
         select two_tower.project_text(n.base_embedding, n.encoder, slots.version) offset 0)
         as projected (embedding)
     where extensions.vector_norm(projected.embedding) > 0
-    on conflict (slot, post_id) do nothing
+    on conflict (post_id, slot) do nothing
     returning post_id
   )
   select array_agg(distinct post_id) into v_new from inserted;

@@ -16,7 +16,7 @@ begin
     select generate_series(p_lowest, p_highest)
     except
     select v.number from two_tower.live_embeddings v
-    where v.slot in (0, 1) and v.number between p_lowest and p_highest
+    where v.number between p_lowest and p_highest
     order by 1 desc);
 end
 $$;
@@ -30,18 +30,18 @@ declare
 begin
   with held as materialized (
     select v.post_id from two_tower.live_embeddings v cross join two_tower.state s
-    where v.slot in (0, 1) and v.post_id = any (p_post_ids)
+    where v.post_id = any (p_post_ids)
     order by v.post_id, v.slot <> s.active_slot for no key update of v skip locked
   )
   select array_agg(h.post_id) into v_held
   from (select post_id, count(*) as rows from held group by post_id) h
   where h.rows = (select count(*) from two_tower.live_embeddings v
-    where v.slot in (0, 1) and v.post_id = h.post_id);
+    where v.post_id = h.post_id);
   -- A statement of its own: it sees the rows as they are now that they are held.
   with given as (
     update two_tower.live_embeddings v set number = n.number
     from unnest(p_post_ids, p_numbers) as n (post_id, number)
-    where v.slot in (0, 1) and v.post_id = n.post_id and v.post_id = any (v_held)
+    where v.post_id = n.post_id and v.post_id = any (v_held)
       and v.is_listed
     returning v.post_id
   )

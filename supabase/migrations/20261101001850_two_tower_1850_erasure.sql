@@ -97,7 +97,7 @@ begin
   end if;
   perform pg_advisory_xact_lock_shared(two_tower.switch_lock());
   perform from two_tower.live_embeddings v
-  where v.slot in (0, 1) and v.post_id = any (v_post_ids)
+  where v.post_id = any (v_post_ids)
   order by v.post_id, v.slot <> (select active_slot from two_tower.state) for update;
   delete from two_tower.posts p where p.id in (
     select n.id from two_tower.posts n

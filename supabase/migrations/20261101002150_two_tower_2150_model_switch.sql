@@ -102,7 +102,7 @@ begin
            coalesce(p.engagement_count, 0), coalesce(p.popularity, '-infinity'),
            v_state.filling_version
     from source s join projected p using (post_id) order by s.post_id
-    on conflict (slot, post_id) do update set
+    on conflict (post_id, slot) do update set
       number = excluded.number, embedding = excluded.embedding, author_id = excluded.author_id,
       created_at = excluded.created_at,
       is_listed = excluded.is_listed, is_pretrained = excluded.is_pretrained,
@@ -143,15 +143,31 @@ end
 $$;
 comment on function two_tower.restore_user_tower(bigint) is 'Makes the user tower of a checkpoint serve again, or none.';
 
+-- An operator rolls back because what serves is bad, and an index takes minutes to build. The
+-- copies of the one that serves only choose candidates: their order is that of the live vectors.
+create function two_tower.may_keep_index() returns boolean
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select s.serving_side is not null and s.filling_checkpoint is not null
+    and s.filling_version = two_tower.active_version('candidate_tower')
+  from two_tower.state s;
+$$;
+comment on function two_tower.may_keep_index() is
+  'Returns whether a switch is under way that needs no serving index of its own: a rollback to a checkpoint of the candidate tower that serves. Untouched posts have the same vectors there, so the copies of the others alone are old.';
+
 create function two_tower.flip_slots(p_has_index boolean default false) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_state two_tower.state;
+  v_keeps_index boolean;
 begin
   perform two_tower.lock_switch(1);
   select * into v_state from two_tower.state for update;
   if not two_tower.is_slot_full() then
     return false;
+  end if;
+  v_keeps_index := not p_has_index and two_tower.may_keep_index();
+  if v_keeps_index then
+    perform two_tower.enqueue_job('build_serving_index');
   end if;
   perform two_tower.activate_version(v_state.filling_version);
   if v_state.filling_checkpoint is not null then
@@ -163,7 +179,7 @@ begin
     filling_checkpoint = null, restored_up_to = null,
     regrouped_up_to = case when v_state.filling_checkpoint is null
       then '00000000-0000-0000-0000-000000000000'::uuid end,
-    serving_side = case when p_has_index then serving_side end
+    serving_side = case when p_has_index or v_keeps_index then serving_side end
   where id;
   return true;
 exception when lock_not_available then
@@ -171,7 +187,7 @@ exception when lock_not_available then
 end
 $$;
 comment on function two_tower.flip_slots(boolean) is
-  'Makes the filled slot the one that serves, if it is complete, with the serving index just built for it or with none. Waits for at most 2 s for statements that are learning. Returns whether it flipped; the next tick tries again. The old slot stays as what served before. After a promotion, asks for a regrouping: posts have new vectors.';
+  'Makes the filled slot the one that serves, if it is complete, with the serving index just built for it, with the one that serves (may_keep_index(), and a worker builds it anew), or with none. Waits for at most 2 s for statements that are learning. Returns whether it flipped; the next tick tries again. The old slot stays as what served before. After a promotion, asks for a regrouping: posts have new vectors.';
 
 create function two_tower.prune_weights() returns integer
 language plpgsql set search_path = pg_catalog, pg_temp as $$

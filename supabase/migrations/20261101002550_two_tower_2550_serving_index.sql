@@ -69,10 +69,11 @@ comment on function two_tower.needs_serving_index() is 'Returns whether there ar
 
 create function two_tower.is_serving_build_due() returns boolean
 language sql stable set search_path = pg_catalog, pg_temp as $$
-  select two_tower.needs_serving_index() and (s.serving_side is null or two_tower.is_slot_full())
+  select two_tower.needs_serving_index() and (s.serving_side is null
+    or two_tower.is_slot_full() and not two_tower.may_keep_index())
   from two_tower.state s;
 $$;
-comment on function two_tower.is_serving_build_due() is 'Returns whether a worker must build the first index, or the one of a version whose slot is full. check_serving_index() asks for the replacement of a worn one.';
+comment on function two_tower.is_serving_build_due() is 'Returns whether a worker must build the first index, or the one of a version whose slot is full. check_serving_index() asks for the replacement of a worn one, and flip_slots() of one that a rollback kept.';
 
 -- Statistics know nothing of a slot that was filled just now. So each post is looked up: a join
 -- would compare all posts with all.

@@ -151,7 +151,7 @@ begin
       return jsonb_build_object(v_step, v_done.answer::integer);
     end if;
   end loop;
-  if v_is_filling and not two_tower.needs_serving_index() then
+  if v_is_filling and not two_tower.is_serving_build_due() then
     if v_turn % 2 = 1 then
       return '{"flip_slots": "next tick"}';
     end if;
@@ -161,7 +161,7 @@ begin
   return '{}';
 end
 $$;
-comment on function two_tower.take_step() is 'Takes one bounded step of what was deferred, in turn. Takes the flip when nothing else is left, a slot is full and no serving index is needed. Returns the step and its count, or {} if nothing was left to do. A step that fails changes nothing, opens an alert, and is tried again in its turn.';
+comment on function two_tower.take_step() is 'Takes one bounded step of what was deferred, in turn. Takes the flip when nothing else is left, a slot is full and no serving index must be built first. Returns the step and its count, or {} if nothing was left to do. A step that fails changes nothing, opens an alert, and is tried again in its turn.';
 
 create function two_tower.tick() returns jsonb
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$

@@ -155,7 +155,7 @@ def test_what_an_operator_waits_for_is_done_and_measured(
     figures = report["figures"]
     assert figures["checkpoint_posts"] == small.posts
     assert figures["slowest_write_during_ms"] > 0
-    assert figures["rollback_s"] >= figures["filled_s"] > 0
+    assert figures["rollback_s"] > 0 < figures["index_s"]
     with connect(small.url, autocommit=True) as connection:
         undone = "select count(*) from two_tower.training_examples where is_undone"
         # What the checkpoint holds of it, the rollback has put in force again.
@@ -163,7 +163,7 @@ def test_what_an_operator_waits_for_is_done_and_measured(
         assert value(connection, "select filling_version is null from two_tower.state")
         assert value(connection, "select count(*) from two_tower.rollbacks") == 1
         assert value(connection, "select count(*) from two_tower.deferred_steps") == 0
-    assert len(report["budgets"]) == 5
+    assert len(report["budgets"]) == 4
     json.dumps(report)
     show_operations(report)
     assert "rollback of 1,000 posts" in capsys.readouterr().out

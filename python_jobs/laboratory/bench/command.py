@@ -303,6 +303,7 @@ def show_operations(report: dict[str, Any]) -> None:
         "users in it": f"{figures['checkpoint_users']:,}",
         "slowest like": f"{figures['slowest_write_ms']:.0f} ms",
         "while it was made": f"{figures['slowest_write_during_ms']:.0f} ms",
+        "the serving index was built in": f"{figures['index_s']:.0f} s",
     }
     show_facts(console, {**facts, **report["versions"]})
 
