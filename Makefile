@@ -34,10 +34,13 @@ bench: $(STAMP) faiss
 	@$(VENV)/bin/two-tower bench serving
 	@$(VENV)/bin/two-tower bench sources
 	@$(VENV)/bin/two-tower bench operations
+	@$(VENV)/bin/two-tower bench study
+	@$(VENV)/bin/two-tower bench upkeep
 	@$(VENV)/bin/two-tower bench alternatives
 
 bench-large: $(STAMP) faiss
 	@$(VENV)/bin/two-tower bench growth
+	@$(VENV)/bin/two-tower bench upkeep --posts 1000000
 	@$(VENV)/bin/two-tower bench serving --posts 1000000
 
 docs: $(STAMP)

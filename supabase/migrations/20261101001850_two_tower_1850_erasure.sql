@@ -9,6 +9,7 @@ declare
   v_user_id uuid;
   v_left integer := p_limit;
   v_count integer;
+  v_pair record;
 begin
   -- Statements that ran when the user was deleted end within a minute.
   select e.user_id into v_user_id from two_tower.users_to_erase e
@@ -41,27 +42,19 @@ begin
   delete from two_tower.author_embeddings a where a.author_id = v_user_id;
   delete from two_tower.author_steps a where a.author_id = v_user_id;
   delete from two_tower.alerts a where a.subject = v_user_id::text;
-  delete from public.author_blocks b where b.ctid = any (array(
-    (select x.ctid from public.author_blocks x where x.user_id = v_user_id limit v_left)
-    union all
-    (select x.ctid from public.author_blocks x where x.author_id = v_user_id limit v_left)
-    limit v_left));
-  get diagnostics v_count = row_count;
-  v_left := v_left - v_count;
-  delete from two_tower.blocks b where b.ctid = any (array(
-    (select x.ctid from two_tower.blocks x where x.user_id = v_user_id limit v_left)
-    union all
-    (select x.ctid from two_tower.blocks x where x.author_id = v_user_id limit v_left)
-    limit v_left));
-  get diagnostics v_count = row_count;
-  v_left := v_left - v_count;
-  delete from two_tower.follows f where f.ctid = any (array(
-    (select x.ctid from two_tower.follows x where x.follower_id = v_user_id limit v_left)
-    union all
-    (select x.ctid from two_tower.follows x where x.followed_id = v_user_id limit v_left)
-    limit v_left));
-  get diagnostics v_count = row_count;
-  v_left := v_left - v_count;
+  for v_pair in
+    select * from (values ('public.author_blocks', 'user_id', 'author_id'),
+      ('two_tower.blocks', 'user_id', 'author_id'),
+      ('two_tower.follows', 'follower_id', 'followed_id')) as p (pairs, one, other)
+  loop
+    execute format('
+      delete from %1$s p where p.ctid = any (array(
+        (select x.ctid from %1$s x where x.%2$s = $1 limit $2) union all
+        (select x.ctid from %1$s x where x.%3$s = $1 limit $2) limit $2))',
+      v_pair.pairs, v_pair.one, v_pair.other) using v_user_id, v_left;
+    get diagnostics v_count = row_count;
+    v_left := v_left - v_count;
+  end loop;
   delete from two_tower.user_posts u using (
     select x.post_id from two_tower.user_posts x where x.user_id = v_user_id limit v_left) gone
   where u.user_id = v_user_id and u.post_id = gone.post_id;

@@ -143,16 +143,28 @@ end
 $$;
 comment on function two_tower.restore_user_tower(bigint) is 'Makes the user tower of a checkpoint serve again, or none.';
 
+create function two_tower.needs_serving_index() returns boolean
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select s.exact_scan_limit < (
+    select count(*) from (
+      select from two_tower.live_embeddings v
+      where v.slot = (select active_slot from two_tower.state)
+      limit s.exact_scan_limit + 1) v)
+  from two_tower.settings s;
+$$;
+comment on function two_tower.needs_serving_index() is 'Returns whether there are more posts than settings.exact_scan_limit.';
+
 -- An operator rolls back because what serves is bad, and an index takes minutes to build. The
 -- copies of the one that serves only choose candidates: their order is that of the live vectors.
 create function two_tower.may_keep_index() returns boolean
 language sql stable set search_path = pg_catalog, pg_temp as $$
   select s.serving_side is not null and s.filling_checkpoint is not null
     and s.filling_version = two_tower.active_version('candidate_tower')
+    and two_tower.needs_serving_index()
   from two_tower.state s;
 $$;
 comment on function two_tower.may_keep_index() is
-  'Returns whether a switch is under way that needs no serving index of its own: a rollback to a checkpoint of the candidate tower that serves. Untouched posts have the same vectors there, so the copies of the others alone are old.';
+  'Returns whether a switch is under way that keeps the serving index: a rollback to a checkpoint of the candidate tower that serves, where there are enough posts for an index. Untouched posts have the same vectors there, so the copies of the others alone are old.';
 
 create function two_tower.flip_slots(p_has_index boolean default false) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$

@@ -56,17 +56,6 @@ cross join lateral (select * from two_tower.serving_builds order by id desc limi
 where s.serving_side is not null;
 comment on view two_tower.serving_index is 'The index that answers: size, age, wear, recall sampled against exact search, short pages. It has no row when there is no index and all posts are scanned.';
 
-create function two_tower.needs_serving_index() returns boolean
-language sql stable set search_path = pg_catalog, pg_temp as $$
-  select s.exact_scan_limit < (
-    select count(*) from (
-      select from two_tower.live_embeddings v
-      where v.slot = (select active_slot from two_tower.state)
-      limit s.exact_scan_limit + 1) v)
-  from two_tower.settings s;
-$$;
-comment on function two_tower.needs_serving_index() is 'Returns whether there are more posts than settings.exact_scan_limit.';
-
 create function two_tower.is_serving_build_due() returns boolean
 language sql stable set search_path = pg_catalog, pg_temp as $$
   select two_tower.needs_serving_index() and (s.serving_side is null

@@ -11,15 +11,25 @@ from click.testing import CliRunner
 from python_jobs.cli import main
 from python_jobs.db import connect, value
 from python_jobs.errors import CommandError
-from python_jobs.laboratory.bench import alternatives, cpu, growth, inserts, operations
-from python_jobs.laboratory.bench.command import (
+from python_jobs.laboratory.bench import (
+    alternatives,
+    cpu,
+    growth,
+    inserts,
+    operations,
+    study,
+    upkeep,
+)
+from python_jobs.laboratory.bench.pgbench import pgbench
+from python_jobs.laboratory.bench.tables import (
     show_alternatives,
     show_cpu,
     show_growth,
     show_inserts,
     show_operations,
+    show_study,
+    show_upkeep,
 )
-from python_jobs.laboratory.bench.pgbench import pgbench
 from python_jobs.laboratory.bench.world import World, filled_world
 
 ROUNDS = 3  # what else writes to the WAL meanwhile falls into one of them: a median passes it over
@@ -169,12 +179,48 @@ def test_what_an_operator_waits_for_is_done_and_measured(
     assert "rollback of 1,000 posts" in capsys.readouterr().out
 
 
+def test_a_study_is_measured_while_others_read_and_write(
+    small: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = study.measure(small, 600, 60, lambda _: None)
+    figures = report["figures"]
+    assert figures["study_s"] > 0 < figures["slowest_write_during_ms"]
+    assert figures["moved_posts"] > 0
+    with connect(small.url, autocommit=True) as connection:
+        done = "select engagements, steps from two_tower.studies where state = 'done' order by id"
+        first, second = connection.execute(done).fetchall()
+    # Repeated likes of a pair, and of one account more than its share, are no steps.
+    assert 300 < first.engagements <= 600
+    assert 40 < second.engagements <= 60
+    assert figures["steps"] == second.steps == 4 * second.engagements
+    assert len(report["budgets"]) == 3
+    json.dumps(report, default=str)
+    show_study(report)
+    assert "slowest like during it" in capsys.readouterr().out
+
+
+def test_what_runs_by_itself_is_timed_step_by_step(
+    untouched: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = upkeep.measure(untouched, lambda _: None)
+    steps = {step["step"] for step in report["steps"]}
+    assert {"checkpoint", "run_audit", "record_metrics", "refresh_popular_candidates"} <= steps
+    assert all(step["slowest_write_ms"] > 0 for step in report["steps"])
+    with connect(untouched.url, autocommit=True) as connection:
+        assert value(connection, "select count(*) from two_tower.metrics") > 0
+    json.dumps(report)
+    show_upkeep(report)
+    assert "health, p50" in capsys.readouterr().out
+
+
 def test_a_script_that_fails_is_told_by_its_error(small: World) -> None:
     with pytest.raises(CommandError, match="does not exist"):
         pgbench(small, "select * from public.nowhere;", transactions=1)
 
 
-@pytest.mark.parametrize("command", ["inserts", "growth", "towers", "cpu", "operations"])
+@pytest.mark.parametrize(
+    "command", ["inserts", "growth", "towers", "cpu", "operations", "study", "upkeep"]
+)
 def test_a_world_too_small_is_refused(command: str) -> None:
     answer = CliRunner().invoke(main, ["bench", command, "--posts", "3"])
     assert answer.exit_code == 2

@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from python_jobs.cli import main
 from python_jobs.db import connect, rows, value
 from python_jobs.laboratory.bench import scarce, serving, sources
-from python_jobs.laboratory.bench.command import show_sources
 from python_jobs.laboratory.bench.feed import AUTHORS, READERS, fill_feed, readers, user_id
+from python_jobs.laboratory.bench.tables import show_sources
 from python_jobs.laboratory.bench.world import World, world
 
 ROUNDS = 2

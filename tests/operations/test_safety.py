@@ -21,6 +21,7 @@ from python_jobs.operations.switch import finish_switch
 from tests.support.database import add_user, as_user
 from tests.support.engagements import Stream, add_posts, base_vectors, insert_events, store
 from tests.support.invariants import assert_consistent
+from tests.support.learning import copy_tower
 from tests.support.patience import wait_until
 from tests.support.reference import START, Event
 
@@ -173,17 +174,7 @@ def test_a_rollback_brings_back_the_towers_of_the_checkpoint(world: World) -> No
     world.learn()
     first = value(db, "select two_tower.active_version('candidate_tower')")
     number = value(db, "select two_tower.checkpoint()")
-    # Another tower, put in place as the gate does it.
-    second = value(
-        db,
-        "insert into two_tower.model_weights (tower, state) values ('candidate_tower', 'candidate')"
-        " returning version",
-    )
-    db.execute(
-        "insert into two_tower.model_tensors select %s, name, row_index, row"
-        " from two_tower.model_tensors where version = %s",
-        [second, first],
-    )
+    second = copy_tower(db)  # put in place as the gate does it
     value(db, "select two_tower.begin_switch(%s)", second)
     for _ in range(10):
         value(db, "select two_tower.take_step()")
@@ -204,18 +195,8 @@ def test_a_rollback_overtakes_a_promotion_that_is_under_way(world: World) -> Non
     db = world.connection
     world.learn()
     wanted = learned(db)
-    first = value(db, "select two_tower.active_version('candidate_tower')")
     value(db, "select two_tower.checkpoint()")
-    second = value(
-        db,
-        "insert into two_tower.model_weights (tower, state) values ('candidate_tower', 'candidate')"
-        " returning version",
-    )
-    db.execute(
-        "insert into two_tower.model_tensors select %s, name, row_index, row"
-        " from two_tower.model_tensors where version = %s",
-        [second, first],
-    )
+    second = copy_tower(db)
     value(db, "select two_tower.begin_switch(%s)", second)
     value(db, "select two_tower.fill_slot(10)")
     world.learn(40)
@@ -371,17 +352,7 @@ def test_a_step_that_fails_stops_no_other_and_opens_an_alert(world: World) -> No
 
 def test_a_slot_that_can_not_be_filled_ends_the_switch_with_an_alert(world: World) -> None:
     db = world.connection
-    version = value(
-        db,
-        "insert into two_tower.model_weights (tower, parent_version, verdict) values"
-        " ('candidate_tower', two_tower.active_version('candidate_tower'), 'damaged')"
-        " returning version",
-    )
-    db.execute(
-        "insert into two_tower.model_tensors select %s, name, row_index, row"
-        " from two_tower.model_tensors where version = %s",
-        [version, value(db, "select two_tower.active_version('candidate_tower')")],
-    )
+    version = copy_tower(db)
     db.execute("select two_tower.begin_switch(%s)", [version])
     db.execute("delete from two_tower.model_tensors where version = %s", [version])
     with pytest.raises(CommandError, match="can not be filled"):

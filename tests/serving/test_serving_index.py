@@ -15,16 +15,17 @@ import pytest
 
 from python_jobs.db import Connection, connect, value
 from python_jobs.laboratory.bench import serving
-from python_jobs.laboratory.bench.command import show_serving
 from python_jobs.laboratory.bench.feed import AUTHORS, READERS, fill_feed, live_vectors, user_id
 from python_jobs.laboratory.bench.plan import explain_page
 from python_jobs.laboratory.bench.serving import find_truth, recall_of_pages
+from python_jobs.laboratory.bench.tables import show_serving
 from python_jobs.laboratory.bench.world import World, world
 from python_jobs.local.postgres import Cluster, free_port
 from python_jobs.operations.switch import finish_switch
 from python_jobs.worker.process import Worker
 from tests.support.database import add_user, as_user, reachable_folder
 from tests.support.engagements import add_posts, delete_posts
+from tests.support.learning import copy_tower
 from tests.support.patience import wait_until
 from tests.support.servers import chosen_binaries
 
@@ -108,19 +109,44 @@ def test_the_plans_of_a_page_can_be_read(feed: World) -> None:
     assert [node for node, why in pairwise(lines) if why.strip() == "#"] == []  # without reason
 
 
-def test_a_slot_that_was_filled_just_now_is_copied_post_by_post(db: Connection) -> None:
-    """Statistics know nothing of it: a join by them, or an index of slots, reads all for each."""
+READ_OF_LIVE_EMBEDDINGS = (
+    "select coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0) from pg_stat_xact_all_tables"
+    " where relid = 'two_tower.live_embeddings'::regclass"
+)
+
+
+@pytest.fixture
+def filled(db: Connection) -> Connection:
+    """The other slot was filled just now, and statistics know nothing of it."""
     db.execute("truncate two_tower.serving_embeddings_1")
     db.execute("create temp table filled as select * from two_tower.live_embeddings where slot = 0")
     db.execute("update filled set slot = 1")
     db.execute("insert into two_tower.live_embeddings select * from filled")
-    reads = (
-        "select seq_tup_read + idx_tup_fetch from pg_stat_xact_all_tables"
-        " where relid = 'two_tower.live_embeddings'::regclass"
+    return db
+
+
+def test_a_slot_that_was_filled_just_now_is_copied_post_by_post(filled: Connection) -> None:
+    """A join by statistics, or an index of slots, reads all posts for each."""
+    before = value(filled, READ_OF_LIVE_EMBEDDINGS)
+    assert value(filled, "select two_tower.copy_missing_posts(1::smallint, 1::smallint)") == POSTS
+    assert value(filled, READ_OF_LIVE_EMBEDDINGS) - before <= 5 * POSTS
+
+
+def test_a_slot_that_was_filled_just_now_learns_and_loses_posts_one_by_one(
+    filled: Connection,
+) -> None:
+    filled.execute("update two_tower.state set active_slot = 1, serving_side = null")
+    before = value(filled, READ_OF_LIVE_EMBEDDINGS)
+    like = (
+        "insert into public.engagement_events (user_id, post_id, event_type)"
+        " select %s, n, 'like' from generate_series(1, 20) n"
     )
-    before = value(db, reads)
-    assert value(db, "select two_tower.copy_missing_posts(1::smallint, 1::smallint)") == POSTS
-    assert value(db, reads) - before <= 5 * POSTS
+    filled.execute(like, [user_id(1)])
+    learned = value(filled, READ_OF_LIVE_EMBEDDINGS)
+    # Of each like some 60: its post, draws of negatives, those viewed before, the user's history.
+    assert 0 < learned - before <= 20 * 200
+    filled.execute("delete from two_tower.posts where id between 101 and 120")
+    assert 0 < value(filled, READ_OF_LIVE_EMBEDDINGS) - learned <= 20 * 10
 
 
 def test_posts_of_followed_authors_are_candidates_wherever_they_are(
@@ -344,6 +370,45 @@ def test_a_rollback_to_the_same_tower_waits_for_no_index(
         assert len(connection.execute(PAGE, [add_user(connection)]).fetchall()) == 50
         Worker(url).run(drain=True)
         assert connection.execute(SERVES).fetchone() == (1, 1, None)
+
+
+def test_a_rollback_to_another_tower_brings_its_index(fresh_database: Callable[[], str]) -> None:
+    with connect(fresh_database(), autocommit=True) as connection:
+        add_posts(connection, 80, [add_user(connection)], np.random.default_rng(3))
+        connection.execute("update two_tower.settings set exact_scan_limit = 10")
+        connection.execute("update two_tower.schedules set is_enabled = false")
+        connection.execute("select two_tower.build_serving_index()")
+        first = value(connection, "select two_tower.active_version('candidate_tower')")
+        number = value(connection, "select two_tower.checkpoint()")
+        connection.execute("select two_tower.begin_switch(%s)", [copy_tower(connection)])
+        finish_switch(connection)
+        assert connection.execute(SERVES).fetchone() == (1, 1, None)
+        value(connection, "select two_tower.rollback(%s)", number)
+        for _ in range(40):  # without a worker, what serves goes on serving
+            value(connection, "select two_tower.tick()")
+        assert connection.execute(SERVES).fetchone() == (1, 1, first)
+        finish_switch(connection)
+        assert connection.execute(SERVES).fetchone() == (0, 0, None)
+        built = "select model_version from two_tower.serving_builds order by id desc limit 1"
+        assert value(connection, built) == first
+        assert len(connection.execute(PAGE, [add_user(connection)]).fetchall()) == 50
+
+
+def test_a_rollback_keeps_no_index_where_all_posts_are_scanned(
+    fresh_database: Callable[[], str],
+) -> None:
+    with connect(fresh_database(), autocommit=True) as connection:
+        add_posts(connection, 80, [add_user(connection)], np.random.default_rng(3))
+        connection.execute("update two_tower.settings set exact_scan_limit = 10")
+        connection.execute("select two_tower.build_serving_index()")
+        connection.execute("update two_tower.settings set exact_scan_limit = 100")
+        value(connection, "select two_tower.checkpoint()")
+        value(connection, "select two_tower.rollback()")
+        finish_switch(connection)
+        assert connection.execute(SERVES).fetchone() == (1, None, None)
+        asked = "select count(*) from two_tower.jobs where kind = 'build_serving_index'"
+        assert value(connection, asked) == 0
+        assert len(connection.execute(PAGE, [add_user(connection)]).fetchall()) == 50
 
 
 def test_a_copy_is_refreshed_when_it_has_drifted_and_not_before(

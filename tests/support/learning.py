@@ -82,3 +82,20 @@ class World:
             f"select post_id, label, source from two_tower.training_pairs where {condition}",
             list(where.values()),
         ).fetchall()
+
+
+def copy_tower(connection: Connection) -> int:
+    """Another version of the candidate tower that serves, as a training leaves it: a candidate."""
+    first = value(connection, "select two_tower.active_version('candidate_tower')")
+    second: int = value(
+        connection,
+        "insert into two_tower.model_weights (tower, parent_version, state)"
+        " values ('candidate_tower', %s, 'candidate') returning version",
+        first,
+    )
+    connection.execute(
+        "insert into two_tower.model_tensors select %s, name, row_index, row"
+        " from two_tower.model_tensors where version = %s",
+        [second, first],
+    )
+    return second

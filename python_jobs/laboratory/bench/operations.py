@@ -25,7 +25,7 @@ def measure(world: World, events: int, say: Callable[[str], None]) -> dict[str, 
     and while it is made.
     """
     say("touching all posts")
-    _touch(world)
+    touch(world)
     say("building the serving index")
     built = serving.build(world)
     with connect(world.url, autocommit=True) as connection:
@@ -37,7 +37,7 @@ def measure(world: World, events: int, say: Callable[[str], None]) -> dict[str, 
         say("rolling back")
         figures["rollback_s"] = _rollback(connection)
         say("reading health")
-        figures |= {"health_ms": _read_health(connection), "index_s": built["seconds"]}
+        figures |= {"health_ms": read_health(connection), "index_s": built["seconds"]}
     lines = [
         (f"checkpoint of {world.posts:,} posts", figures["checkpoint_s"], 10, "s"),
         (f"undo of {figures['undone']:,} events", figures["undo_s"], 60, "s"),
@@ -55,7 +55,7 @@ def measure(world: World, events: int, say: Callable[[str], None]) -> dict[str, 
     }  # fmt: skip
 
 
-def _touch(world: World) -> None:
+def touch(world: World) -> None:
     """Each post as if it had been engaged with: a checkpoint holds it. Nothing runs by itself."""
     with connect(world.superuser_url, autocommit=True) as superuser:
         superuser.execute("set session_replication_role = replica")
@@ -79,10 +79,8 @@ def _checkpoint(world: World, connection: Connection, say: Callable[[str], None]
         began = time.monotonic()
         number = call(connection, "select two_tower.checkpoint('operator')")
         seconds = time.monotonic() - began
+        running.wait()
         during = len(running.writes)
-        # The statement that waited for it has ended with the next one.
-        while len(running.writes) <= during:
-            time.sleep(0.01)
     held = "select posts, users from two_tower.checkpoints where id = %s"
     (made,) = rows(connection, held, number)
     world.fold()
@@ -91,7 +89,7 @@ def _checkpoint(world: World, connection: Connection, say: Callable[[str], None]
         "checkpoint_posts": made.posts,
         "checkpoint_users": made.users,
         "slowest_write_ms": max(running.writes[:before]),
-        "slowest_write_during_ms": max(running.writes[before : during + 1]),
+        "slowest_write_during_ms": max(running.writes[before:during]),
     }
 
 
@@ -134,7 +132,8 @@ def _rollback(connection: Connection) -> float:
     return time.monotonic() - began
 
 
-def _read_health(connection: Connection) -> float:
+def read_health(connection: Connection) -> float:
+    """The median of some looks at health, in ms."""
     times = []
     for _ in range(READS):
         began = time.perf_counter()

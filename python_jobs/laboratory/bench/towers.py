@@ -71,6 +71,12 @@ class Load:
             0.02,
         )
 
+    def wait(self) -> None:
+        """Until the like that is under way has ended."""
+        written = len(self.writes)
+        while len(self.writes) <= written:
+            time.sleep(0.01)
+
     def _repeat(self, query: str, into: list[float], pause_s: float) -> None:
         draw = random.Random(len(query))
         with connect(self.world.url, autocommit=True) as connection:
@@ -83,10 +89,11 @@ class Load:
 
 
 @contextmanager
-def load(world: World) -> Iterator[Load]:
-    """Reads and writes during the block."""
+def load(world: World, reads: bool = True) -> Iterator[Load]:
+    """Writes during the block, and reads where it says so."""
     running = Load(world)
-    threads = [threading.Thread(target=part) for part in (running.read, running.write)]
+    parts = (running.read, running.write) if reads else (running.write,)
+    threads = [threading.Thread(target=part) for part in parts]
     for thread in threads:
         thread.start()
     try:
@@ -168,7 +175,7 @@ def _measure(world: World, say: Callable[[str], None]) -> dict[str, Any]:
         refresh = in_child(_drain, world.url)
     say("posting")
     idle, training = _new_posts(world)
-    calm_p99, busy_p99 = (_p99(part.reads) for part in (calm, busy))
+    calm_p99, busy_p99 = (percentile_99(part.reads) for part in (calm, busy))
     return {
         "posts": world.posts,
         "candidate_s": candidate["seconds"], "candidate_cpu_s": candidate["cpu_s"],
@@ -187,7 +194,8 @@ def _measure(world: World, say: Callable[[str], None]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _p99(latencies: list[float]) -> float | None:
+def percentile_99(latencies: list[float]) -> float | None:
+    """In ms; None of too few."""
     return float(np.percentile(latencies, 99)) if len(latencies) >= FEWEST_SAMPLES else None
 
 
@@ -218,19 +226,25 @@ def _begin_switch(world: World) -> None:
 
 def _new_posts(world: World) -> tuple[float, float]:
     """The slowest of some posts, from insert to live vector: idle, and beside a training."""
+    with working(world), connect(world.url, autocommit=True) as connection:
+        _time_post(connection)  # the encoder is loaded by then
+        idle = max(_time_post(connection) for _ in range(NEW_POSTS))
+        connection.execute("select two_tower.enqueue_job('train_user_tower')")
+        beside = max(_time_post(connection) for _ in range(NEW_POSTS))
+    return idle, beside
+
+
+@contextmanager
+def working(world: World) -> Iterator[None]:
+    """A worker is at work during the block, in a process of its own."""
     context = multiprocessing.get_context("spawn")
     process = context.Process(target=_work, args=[world.url], daemon=True)
     process.start()
     try:
-        with connect(world.url, autocommit=True) as connection:
-            _time_post(connection)  # the encoder is loaded by then
-            idle = max(_time_post(connection) for _ in range(NEW_POSTS))
-            connection.execute("select two_tower.enqueue_job('train_user_tower')")
-            beside = max(_time_post(connection) for _ in range(NEW_POSTS))
+        yield
     finally:
         process.terminate()
         process.join()
-    return idle, beside
 
 
 def _time_post(connection: Connection) -> float:
