@@ -76,10 +76,12 @@ cross join two_tower.settings as s
 join two_tower.signals as g on g.strength <> 0 and g.event_type = case
   when e.event_type <> 'dwell' or e.dwell_ms > s.long_dwell_ms then e.event_type
   when e.dwell_ms < s.short_dwell_ms then 'skip' else 'view' end
-where exists (
-  select from two_tower.user_posts as u
-  where u.user_id = e.user_id and u.post_id = e.post_id and u.signals & g.bit <> 0
-    and not u.was_withdrawn
+where (
+  select exists (
+    select from two_tower.user_posts as u
+    where u.user_id = e.user_id and u.post_id = e.post_id and u.signals & g.bit <> 0
+      and not u.was_withdrawn
+  )
 ) and exists (
   select from two_tower.user_embeddings as m
   where m.user_id = e.user_id and m.history_from < e.id

@@ -38,68 +38,70 @@ $$;
 comment on function two_tower.draw_engaged_posts(smallint, integer) is
   'Draws at most p_count different posts that somebody engaged with, uniformly, with their authors.';
 
-create function two_tower.study_history(p_user_id uuid, p_event_id bigint, p_post_id bigint,
-  p_created_at timestamptz, p_settings two_tower.settings, out post_ids bigint[],
-  out weights real[])
-language sql stable set search_path = pg_catalog, pg_temp as $$
-  select array_agg(h.post_id order by h.place), array_agg(two_tower.decay_strength(h.strength,
-    p_settings.history_decay, h.place - 1) order by h.place)
-  from (
-    select n.post_id, n.strength,
-      row_number() over (order by n.created_at desc, n.event_id desc) as place
-    from two_tower.engagements_in_force n
-    where n.user_id = p_user_id and n.created_at <= p_created_at and n.event_id < p_event_id
-      and n.post_id <> p_post_id
-    order by n.created_at desc, n.event_id desc limit p_settings.history_length
-  ) h;
-$$;
-comment on function two_tower.study_history(uuid, bigint, bigint, timestamptz, two_tower.settings) is
-  'Returns the posts of which a user was made when an event came, the latest first, as far as they are in force, each with decay^age * strength. Leaves out the post of the event itself.';
-
 create function two_tower.study_steps(p_study_id bigint, p_event_ids bigint[],
   p_created_at timestamptz[])
 returns table (event_id bigint, post_id bigint, strength real, history_ids bigint[],
   history_weights real[], prior extensions.vector, negative_ids bigint[])
 language plpgsql security definer set search_path = pg_catalog, pg_temp
-  set jit = off set enable_hashjoin = off set enable_mergejoin = off set enable_seqscan = off as $$
+  set jit = off set enable_hashjoin = off set enable_mergejoin = off set enable_seqscan = off
+  set enable_bitmapscan = off as $$
 declare
   v_study two_tower.studies := two_tower.open_study(p_study_id);
   v_settings two_tower.settings;
-  v_pool record;
+  v_pool bigint[];
+  v_authors uuid[];
 begin
   if cardinality(p_event_ids) > v_study.batch_steps then
     raise exception 'these are more than % steps', v_study.batch_steps using errcode = '22023',
       hint = 'Ask for studies.batch_steps at a time.';
   end if;
   select * into v_settings from two_tower.settings;
-  v_pool := two_tower.draw_engaged_posts((select active_slot from two_tower.state),
-    16384 - v_study.batch_steps * (v_settings.history_length + 1));
+  select d.post_ids, d.author_ids into v_pool, v_authors
+  from two_tower.draw_engaged_posts((select active_slot from two_tower.state),
+    16384 - v_study.batch_steps * (v_settings.history_length + 1)) d;
   return query
   with step as materialized (
     select n.event_id, n.user_id, n.post_id, n.strength, h.post_ids, h.weights,
       two_tower.scale(u.prior_weight, u.prior) as prior
     from unnest(p_event_ids, p_created_at) as a (event_id, created_at)
-      join two_tower.engagements_in_force n
-        on n.event_id = a.event_id and n.created_at = a.created_at
+      cross join lateral (select n.* from two_tower.engagements_in_force n
+        where n.event_id = a.event_id and n.created_at = a.created_at offset 0) n
       join two_tower.user_embeddings u on u.user_id = n.user_id
-      cross join lateral two_tower.study_history(n.user_id, n.event_id, n.post_id, n.created_at,
-        v_settings) h
+      cross join lateral (
+        select array_agg(p.post_id order by p.place) as post_ids,
+          array_agg(two_tower.decay_strength(p.strength, v_settings.history_decay, p.place - 1)
+            order by p.place) as weights
+        from (
+          select f.post_id, f.strength,
+            row_number() over (order by e.created_at desc, e.id desc) as place
+          from (
+              select e.id, e.created_at, e.event_type from public.engagement_events e
+              where e.user_id = n.user_id and e.created_at <= n.created_at
+              order by e.created_at desc, e.id desc limit 3000) e
+            join two_tower.signals g on g.event_type = e.event_type and g.strength <> 0
+              and e.id < n.event_id
+            cross join lateral (
+              select f.post_id, f.strength from two_tower.engagements_in_force f
+              where f.event_id = e.id and f.created_at = e.created_at
+                and f.post_id <> n.post_id offset 0) f
+          order by e.created_at desc, e.id desc limit v_settings.history_length) p) h
   ), drawn as materialized (
-    select s.event_id, s.user_id, s.post_id as target_id, k.turn,
-      1 + floor(random() * cardinality(v_pool.post_ids))::integer as place
-    from step s cross join generate_series(1, v_settings.study_negatives * 3 / 2) as k (turn)
-  ), kept as (
-    select d.event_id, v_pool.post_ids[d.place] as post_id,
-      row_number() over (partition by d.event_id order by d.turn) as place
-    from drawn d
-    where v_pool.post_ids[d.place] <> d.target_id
-      and v_pool.author_ids[d.place] is distinct from d.user_id
-      and not exists (select from two_tower.user_posts u
-        where u.user_id = d.user_id and u.post_id = v_pool.post_ids[d.place]
-          and (u.is_engaged or u.is_hidden))
+    select s.event_id, s.user_id, s.post_id as target_id, array(
+      select 1 + floor(random() * cardinality(v_pool))::integer
+      from generate_series(1, v_settings.study_negatives * 3 / 2)
+      where s.event_id is not null) as places
+    from step s
   ), negative as materialized (
-    select k.event_id, array_agg(k.post_id order by k.place) as post_ids
-    from kept k where k.place <= v_settings.study_negatives group by k.event_id
+    select d.event_id, array(
+      select v_pool[k.place] from unnest(d.places) with ordinality as k (place, turn)
+      where v_pool[k.place] <> all (l.post_ids) and v_pool[k.place] <> d.target_id
+        and v_authors[k.place] is distinct from d.user_id
+      order by k.turn limit v_settings.study_negatives) as post_ids
+    from drawn d
+      cross join lateral (select array(
+        select u.post_id from two_tower.user_posts u
+        where u.user_id = d.user_id and (u.is_engaged or u.is_hidden)
+          and u.post_id = any (array(select v_pool[k] from unnest(d.places) k))) as post_ids) l
   )
   select s.event_id, s.post_id, s.strength, coalesce(s.post_ids, '{}'), coalesce(s.weights, '{}'),
     s.prior, coalesce(n.post_ids, '{}')

@@ -180,13 +180,13 @@ def test_what_an_operator_waits_for_is_done_and_measured(
 
 
 def test_a_study_is_measured_while_others_read_and_write(
-    small: World, capsys: pytest.CaptureFixture[str]
+    untouched: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    report = study.measure(small, 600, 60, lambda _: None)
+    report = study.measure(untouched, 600, 60, lambda _: None)
     figures = report["figures"]
     assert figures["study_s"] > 0 < figures["slowest_write_during_ms"]
     assert figures["moved_posts"] > 0
-    with connect(small.url, autocommit=True) as connection:
+    with connect(untouched.url, autocommit=True) as connection:
         done = "select engagements, steps from two_tower.studies where state = 'done' order by id"
         first, second = connection.execute(done).fetchall()
     # Repeated likes of a pair, and of one account more than its share, are no steps.

@@ -19,6 +19,7 @@ from python_jobs.local.node import NodeTools
 from python_jobs.migrate import migrate, with_sslmode
 from python_jobs.migrations.files import Migration, engine_files, find_migrations
 from python_jobs.project import engine_dir
+from python_jobs.worker.process import Worker
 from tests.support.catalogue import describe
 from tests.support.database import PROJECT, add_user, as_user
 from tests.support.realtime import REALTIME
@@ -240,6 +241,18 @@ def test_pgvector_may_lie_anywhere(
     assert says(run("install", "--into", str(app), url=by_push)).startswith("Nothing to write")
     assert "My vectors" not in run("uninstall", "--into", str(app), url=by_push).output
     push(by_push, app, node_tools)
+
+
+def test_a_worker_finds_pgvector_anywhere(create_database: Callable[..., str]) -> None:
+    url = create_database(vector_schema="My vectors")
+    migrate(url, PROJECT)
+    with connect(url, autocommit=True) as connection:
+        # The encoder reads nothing in the first one: a batch of no vector comes first.
+        for text, encoded in (("\u200b", 0), ("Of bread and butter.", 1)):
+            connection.execute("insert into public.posts (content) values (%s)", [text])
+            Worker(url).run(drain=True)
+            assert value(connection, "select count(*) from two_tower.live_embeddings") == encoded
+        assert value(connection, "select count(*) from two_tower.posts where is_unreadable") == 1
 
 
 def test_files_for_another_schema_of_pgvector_are_refused(

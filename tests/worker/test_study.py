@@ -180,6 +180,38 @@ def test_a_step_is_made_of_what_the_user_had_done_by_then(world: World) -> None:
     assert {step.strength for step in steps} == {1, 1.5}
 
 
+def test_a_step_reads_what_it_is_made_of_whatever_its_user_or_others_did(world: World) -> None:
+    db = world.connection
+    flooder = world.user_ids[0]
+    db.execute(
+        "insert into public.engagement_events (user_id, post_id, event_type, created_at)"
+        " select %s, %s, 'view', %s + n * interval '10 ms' from generate_series(1, 20000) n",
+        [flooder, world.post_ids[0], START + timedelta(minutes=1)],
+    )
+    db.execute(
+        "insert into two_tower.user_posts (user_id, post_id, signals, first_seen_at, last_event_at)"
+        " select %s, 1000000000 + n, two_tower.view_bit(), now(), now()"
+        " from generate_series(1, 20000) n",
+        [flooder],
+    )
+    study = begin(db)
+    steps = steps_of(db, study)
+    read = (
+        "select sum(seq_tup_read + coalesce(idx_tup_fetch, 0)) from pg_stat_xact_all_tables"
+        " where relname ~ '^(engagement_events|user_posts|training_examples|unlearned)'"
+    )
+    ask = "select * from two_tower.study_steps(%s, %s::bigint[], (select array_agg(e.created_at"
+    ask += " order by e.id) from public.engagement_events e where e.id = any (%s)))"
+    for is_flooder, most in ((False, 500), (True, 4500)):
+        some = [step for step in steps if (step.user_id == flooder) == is_flooder][-3:]
+        ids = sorted(step.event_id for step in some)
+        assert len(ids) == 3
+        for _ in range(6):  # the last ones have generic plans
+            before = value(db, read)
+            assert len(rows(db, ask, study.id, ids, ids)) == 3
+            assert value(db, read) - before <= 3 * most
+
+
 def test_negatives_are_touched_posts_that_the_user_left_alone(world: World) -> None:
     db = world.connection
     db.execute("update two_tower.settings set study_negatives = 20")

@@ -102,7 +102,7 @@ def bench_operations(posts: int, users: int, events: int, as_json: bool, check: 
 
 @bench.command("study")
 @size("posts", 100_000, 1000)
-@size("users", 20_000, 100)
+@size("users", 1000, 100)
 @size("window", 19_000, 100)
 @size("new", 1000, 50)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

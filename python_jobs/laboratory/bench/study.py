@@ -77,10 +77,10 @@ def _study(connection: Connection) -> dict[str, Any]:
         if time.monotonic() > deadline:
             raise CommandError("The study did not end.")
         time.sleep(0.02)
-    (study,) = rows(connection, "select * from two_tower.studies order by id desc limit 1")
-    if study.state != "done":
-        raise CommandError("The study was void: the vectors changed under it, or it took too long.")
-    return dict(study._asdict())
+    made = rows(connection, "select * from two_tower.studies order by id desc limit 1")
+    if not made or made[0].state != "done":
+        raise CommandError("No study was made, or it is void: the vectors changed under it.")
+    return dict(made[0]._asdict())
 
 
 def _report(study: dict[str, Any], calm: Load, busy: Load) -> dict[str, Any]:

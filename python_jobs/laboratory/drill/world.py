@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from python_jobs.db import Connection, rows, value
+from python_jobs.db import Connection, Vectors, rows, value
 from python_jobs.errors import CommandError
 from python_jobs.laboratory.server import USER_ID
 
@@ -78,7 +78,7 @@ class World:
         vectors = self._centres[subject] + SPREAD * self.rng.normal(size=(count, 384))
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         store = "select two_tower.store_base_embeddings(%s::bigint[], %s)"
-        value(self.connection, store, ids, list(vectors.astype(np.float32)))
+        value(self.connection, store, ids, Vectors(vectors.astype(np.float32)))
         return ids
 
     def subject_of(self, reader: int) -> list[int]:

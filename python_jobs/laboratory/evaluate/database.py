@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from python_jobs.db import Connection, rows, value
+from python_jobs.db import Connection, Vectors, rows, value
 from python_jobs.laboratory.evaluate.interactions import Stream
 from python_jobs.laboratory.evaluate.systems import PAGE, System
 from python_jobs.laboratory.server import USER_ID
@@ -69,7 +69,7 @@ class TwoTower(System):
             part = base[start : start + 256]
             self.connection.execute(
                 "select two_tower.store_base_embeddings(%s::bigint[], %s)",
-                [list(range(start + 1, start + 1 + len(part))), list(part)],
+                [list(range(start + 1, start + 1 + len(part))), Vectors(part)],
             )
         # As a worker does while posts wait for their first reader, and autovacuum within a minute:
         # by the plans, rows come in another order, and then other negatives are drawn.

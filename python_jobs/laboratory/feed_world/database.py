@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from python_jobs.db import Connection, rows, value
+from python_jobs.db import Connection, Vectors, rows, value
 from python_jobs.laboratory.feed_world.systems import System
 from python_jobs.laboratory.feed_world.world import PAGE, Visit, World
 from python_jobs.laboratory.server import USER_ID
@@ -108,7 +108,7 @@ class TwoTower(System):
         for part in np.split(posts, range(256, len(posts), 256)):
             self.connection.execute(
                 "select two_tower.store_base_embeddings(%s::bigint[], %s)",
-                [(part + 1).tolist(), list(self.world.base[self.world.post_text[part]])],
+                [(part + 1).tolist(), Vectors(self.world.base[self.world.post_text[part]])],
             )
 
     def _remove(self, posts: np.ndarray) -> None:

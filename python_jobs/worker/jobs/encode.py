@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from python_jobs.db import Connection, call, call_rows, rows, value
+from python_jobs.db import Connection, Vectors, call, call_rows, rows, value
 from python_jobs.worker.encoder import DEFAULT_MODEL, Encoder
 from python_jobs.worker.stopping import leave_if_told
 
@@ -36,8 +36,7 @@ def encode_posts(connection: Connection) -> dict[str, Any]:
         "posts": _encode(
             connection,
             "select post_id as id, content_hash, content from two_tower.posts_to_encode(%s)",
-            "select two_tower.store_base_embeddings(%s::bigint[], %s::extensions.vector[],"
-            " %s::bigint[], %s)",
+            "select two_tower.store_base_embeddings(%s::bigint[], %s, %s::bigint[], %s)",
         )
     }
 
@@ -48,8 +47,7 @@ def encode_profiles(connection: Connection) -> dict[str, Any]:
         "profiles": _encode(
             connection,
             "select user_id as id, content_hash, content from two_tower.profiles_to_encode(%s)",
-            "select two_tower.store_profile_embeddings(%s::uuid[], %s::extensions.vector[],"
-            " %s::bigint[], %s)",
+            "select two_tower.store_profile_embeddings(%s::uuid[], %s, %s::bigint[], %s)",
         )
     }
 
@@ -60,8 +58,8 @@ def encode_texts(connection: Connection) -> int:
     if texts:
         model = encoder_at_work(connection)
         vectors = model.encode_readable([text.content for text in texts])
-        store = "select two_tower.store_text_embeddings(%s::bigint[], %s::extensions.vector[], %s)"
-        value(connection, store, [text.text_id for text in texts], vectors, model.name)
+        store = "select two_tower.store_text_embeddings(%s::bigint[], %s, %s)"
+        value(connection, store, [text.text_id for text in texts], Vectors(vectors), model.name)
     return len(texts)
 
 
@@ -72,7 +70,7 @@ def _encode(connection: Connection, read: str, store: str) -> int:
         vectors = encode_in_pieces(connection, model, [text.content for text in texts])
         hashes = [text.content_hash for text in texts]
         ids = [text.id for text in texts]
-        stored = call(connection, store, ids, vectors, hashes, model.name)
+        stored = call(connection, store, ids, Vectors(vectors), hashes, model.name)
         encoded += stored
         if not stored:  # transactions of the app hold them all: a later job finds them
             break

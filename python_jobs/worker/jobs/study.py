@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import psycopg
 
-from python_jobs.db import Connection, call, call_rows
+from python_jobs.db import Connection, Vectors, call, call_rows
 from python_jobs.worker.jobs.versions import matrix
 from python_jobs.worker.study import WIDTH, Step, Study, StudyConfig
 
@@ -27,7 +27,7 @@ def study(connection: Connection) -> dict[str, Any]:
         moved = 0
         for post_ids, deltas in table.deltas(POSTS_APPLIED):
             apply = "select two_tower.apply_study(%s, %s::bigint[], %s)"
-            applied = call(connection, apply, begun.id, post_ids, list(deltas))
+            applied = call(connection, apply, begun.id, post_ids, Vectors(deltas))
             if applied is None:
                 return {"study": begun.id, "void": True, "moved": moved}
             moved += applied

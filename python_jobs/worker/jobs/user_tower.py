@@ -10,7 +10,7 @@ from uuid import UUID
 
 import numpy as np
 
-from python_jobs.db import Connection, array, call, call_rows, rows, value
+from python_jobs.db import Connection, Vectors, array, call, call_rows, rows, value
 from python_jobs.worker.jobs.versions import Origin, load, matrix, store
 from python_jobs.worker.stopping import leave_if_told
 from python_jobs.worker.towers.histories import History, Pool
@@ -56,7 +56,7 @@ def encode_active_users(connection: Connection) -> dict[str, Any]:
         encoded += call(
             connection,
             "select two_tower.store_user_encodings(%s, %s::uuid[], %s)",
-            number, users, list(vectors),
+            number, users, Vectors(vectors),
         )  # fmt: skip
         last = ids[-1]
         leave_if_told()
@@ -138,7 +138,7 @@ def judge_user_tower(
     accepted = call(
         connection,
         "select two_tower.judge_user_tower(%s, %s::uuid[], %s, %s)",
-        number, users, candidate, now_served,
+        number, users, Vectors(candidate), Vectors(now_served),
     )  # fmt: skip
     return bool(accepted)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from psycopg.types.json import Jsonb
 
-from python_jobs.db import Connection, array, call, call_rows, value
+from python_jobs.db import Connection, Vectors, array, call, call_rows, value
 from python_jobs.worker.towers.weights import TrainingResult, from_rows, to_rows
 
 
@@ -73,8 +73,9 @@ def store(
         connection,
         "select two_tower.store_weights(%s, %s::text[], %s::integer[], %s, %s, %s, %s, %s, %s,"
         " %s::uuid[], %s)",
-        tower, list(names), list(indexes), list(tensor_rows), Jsonb(result.config),
-        Jsonb({**result.metrics, **(metrics or {})}), *where, list(authors), list(authors.values()),
+        tower, list(names), list(indexes), Vectors(tensor_rows), Jsonb(result.config),
+        Jsonb({**result.metrics, **(metrics or {})}), *where, list(authors),
+        Vectors(authors.values()),
     )  # fmt: skip
     assert isinstance(version, int)
     return version
