@@ -16,8 +16,10 @@ LATER_MIGRATIONS = $(shell release=$$(git describe --tags --abbrev=0 2>/dev/null
 demo: $(STAMP)
 	@$(VENV)/bin/two-tower demo
 
+# Ends with ratios of a short bench, to compare with those of an earlier log: nothing judges them.
 test: lint
 	@$(PYTEST)
+	@$(VENV)/bin/two-tower bench inserts --quick --users 2000 --posts 2000
 
 # Also thousands of examples of each fuzzed call, and 1,000 kills: hours.
 test-long: lint

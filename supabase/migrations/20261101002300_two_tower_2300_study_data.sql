@@ -109,7 +109,7 @@ begin
 end
 $$;
 comment on function two_tower.study_steps(bigint, bigint[], timestamptz[]) is
-  'Returns what some steps of a study are made of. history: what the user was made of when the event came, each post with decay^age * strength. prior: what is added to that, or null. negatives: at most settings.study_negatives posts, drawn uniformly among those that somebody engaged with; none that the user engaged with, hid or wrote. Leaves out events that do not stand any more. Raises 22023 for more than studies.batch_steps, and 55000 where the study is void or over. Definer: workers have no grant on tables.';
+  'Returns what some steps of a study are made of. history: what the user was made of when the event came, of the newest 3,000 events before it, each post with decay^age * strength. prior: what is added to that, or null. negatives: at most settings.study_negatives posts, drawn uniformly among those that somebody engaged with; none that the user engaged with, hid or wrote. Leaves out events that do not stand any more. Raises 22023 for more than studies.batch_steps, and 55000 where the study is void or over. Definer: workers have no grant on tables.';
 
 create function two_tower.study_posts(p_study_id bigint, p_post_ids bigint[])
 returns table (post_id bigint, embedding extensions.vector, engagements integer,

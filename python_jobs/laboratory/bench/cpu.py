@@ -25,6 +25,9 @@ FOLDED_EVERY = 20  # rounds
 EXTREMES = 20  # a 20th of the rounds at either end is left out
 BARE = "bare"
 MOST_OF_A_SAMPLE_US = 5
+_LEARN_EVENTS = (
+    "select pg_get_functiondef('two_tower.learn_events(two_tower.event[],boolean)'::regprocedure)"
+)
 _SAMPLE = re.compile(r"(v_began timestamptz) := case when .*? end;", re.DOTALL)
 
 
@@ -60,6 +63,10 @@ class Sender:
         self.world, self.connection = world, connection
         self._draw = random.Random(1)
         connection.execute("update two_tower.settings set learned_events_per_minute = 1000000")
+
+    def define(self, learn_events: str) -> None:
+        """Makes the function anew. The likes after that plan anew, and are not counted."""
+        self.connection.execute(learn_events.encode())
         self.cost(Case("like"))
 
     def cost(self, case: Case, events: int = EACH) -> float:
@@ -89,39 +96,43 @@ def measure(world: World, likes: int, say: Callable[[str], None]) -> dict[str, A
     """Likes with and without the sample, in turns; the other kinds of events beside.
 
     likes: of each of the two. They go to two copies of the database, so that what disturbs the
-    machine disturbs both, and neither plans anew.
+    machine disturbs both. Each copy takes the sample in one half of the rounds: how its pages lie
+    in memory can cost a like more than the sample.
     """
     with connect(world.cluster.url("template1", SUPERUSER), autocommit=True) as server:
         server.execute(f"create database {BARE} template postgres owner postgres".encode())
     costs: dict[Case, list[float]] = {case: [] for case in CASES}
-    more: list[float] = []
-    rounds = max(2, likes // EACH)
+    rounds = max(2, likes // EACH // 2)
+    halves = []
     with (
         connect(world.url, autocommit=True, prepare_threshold=0) as connection,
         connect(world.cluster.url(BARE), autocommit=True, prepare_threshold=0) as other,
     ):
-        _take_no_sample(other)
-        sampled, bare = Sender(world, connection), Sender(world, other)
-        for number in range(rounds):
-            say(f"round {number + 1} of {rounds}")
-            turn = (sampled, bare) if number % 2 else (bare, sampled)
-            found = {sender: sender.cost(Case("like")) for sender in turn}
-            more.append(found[sampled] - found[bare])
-            if number % FOLDED_EVERY == 0:
-                for case in CASES:
-                    costs[case].append(sampled.cost(case))
-                    bare.cost(case)
-                for sender in turn:
-                    sender.fold()
-    # Rounds in which somebody else was at work on one of the two say nothing.
-    cut = len(more) // EXTREMES
-    kept = sorted(more)[cut : len(more) - cut]
-    mean, error = statistics.mean(kept), statistics.stdev(kept) / math.sqrt(len(kept))
+        with_sample = str(value(connection, _LEARN_EVENTS))
+        first, second = Sender(world, connection), Sender(world, other)
+        for half, (sampled, bare) in enumerate(((first, second), (second, first))):
+            sampled.define(with_sample)
+            bare.define(_without_sample(with_sample))
+            more = []
+            for number in range(rounds):
+                say(f"round {half * rounds + number + 1} of {2 * rounds}")
+                turn = (sampled, bare) if number % 2 else (bare, sampled)
+                found = {sender: sender.cost(Case("like")) for sender in turn}
+                more.append(found[sampled] - found[bare])
+                if number % FOLDED_EVERY == 0:
+                    for case in CASES:
+                        costs[case].append(sampled.cost(case))
+                        bare.cost(case)
+                    for sender in turn:
+                        sender.fold()
+            halves.append(_mean_and_error(more))
+    mean = statistics.mean(mean for mean, _ in halves)
+    error = math.hypot(*(error for _, error in halves)) / 2
     return {
         "versions": world.versions(),
         "events": {case.name: statistics.median(found) for case, found in costs.items()},
         "sample": {
-            "likes": rounds * EACH, "us": mean,
+            "likes": 2 * rounds * EACH, "us": mean,
             "low_us": mean - 1.96 * error, "high_us": mean + 1.96 * error,
         },
         "budgets": [
@@ -135,13 +146,16 @@ def measure(world: World, likes: int, say: Callable[[str], None]) -> dict[str, A
     }  # fmt: skip
 
 
-def _take_no_sample(connection: Connection) -> None:
-    """Makes learn_events() anew, without the sample."""
-    query = (
-        "select pg_get_functiondef('two_tower.learn_events(two_tower.event[],boolean)'"
-        "::regprocedure)"
-    )
-    bare, count = _SAMPLE.subn(r"\1;", str(value(connection, query)))
+def _mean_and_error(found: list[float]) -> tuple[float, float]:
+    """Without the rounds in which somebody else was at work on one of the two: they say nothing."""
+    cut = len(found) // EXTREMES
+    kept = sorted(found)[cut : len(found) - cut]
+    return statistics.mean(kept), statistics.stdev(kept) / math.sqrt(len(kept))
+
+
+def _without_sample(learn_events: str) -> str:
+    """The statement that makes learn_events(), without the sample."""
+    bare, count = _SAMPLE.subn(r"\1;", learn_events)
     if count != 1:
         raise CommandError("learn_events() takes its sample in another way than is known here.")
-    connection.execute(bare.encode())
+    return bare
