@@ -102,16 +102,20 @@ comment on view two_tower.engagements_in_force is
   'Events that were learned and stand: not taken back, not undone by an operator or a rollback. Left out are events from before a user began anew, users who are being erased, and posts with a signal that the user ever took back.';
 comment on column two_tower.engagements_in_force.strength is 'As the contrastive rule weighs it.';
 
--- Walks the events by id, newest first, and looks each up by its key.
+-- Walks the events by id, newest first, and looks up by its key what may be a positive. Most events
+-- are views: of each the walk reads the type and no more.
 create function two_tower.newest_in_force(p_last_event_id bigint, p_before timestamptz)
 returns table (event_id bigint, user_id uuid, post_id bigint, created_at timestamptz)
 language sql stable set search_path = pg_catalog, pg_temp
   set jit = off set enable_hashjoin = off set enable_mergejoin = off set enable_seqscan = off
   set enable_bitmapscan = off as $$
-  select n.event_id, n.user_id, n.post_id, n.created_at
-  from two_tower.engagements_in_force n
-  where n.label and n.event_id <= p_last_event_id and n.created_at <= p_before
-  order by n.event_id desc limit 20000;
+  select e.id, n.user_id, n.post_id, e.created_at
+  from public.engagement_events e
+    cross join lateral (select f.user_id, f.post_id from two_tower.engagements_in_force f
+      where f.event_id = e.id and f.created_at = e.created_at and f.label offset 0) n
+  where e.id <= p_last_event_id and e.created_at <= p_before
+    and e.event_type = any (array(select g.event_type from two_tower.signals g where g.label))
+  order by e.id desc limit 20000;
 $$;
 comment on function two_tower.newest_in_force(bigint, timestamptz) is
   'Returns the newest 20,000 positives in force up to an event and a time, newest first.';

@@ -50,6 +50,7 @@ declare
   v_settings two_tower.settings;
   v_pool bigint[];
   v_authors uuid[];
+  v_types text[] := array(select g.event_type from two_tower.signals g where g.strength <> 0);
 begin
   if cardinality(p_event_ids) > v_study.batch_steps then
     raise exception 'these are more than % steps', v_study.batch_steps using errcode = '22023',
@@ -78,12 +79,11 @@ begin
               select e.id, e.created_at, e.event_type from public.engagement_events e
               where e.user_id = n.user_id and e.created_at <= n.created_at
               order by e.created_at desc, e.id desc limit 3000) e
-            join two_tower.signals g on g.event_type = e.event_type and g.strength <> 0
-              and e.id < n.event_id
             cross join lateral (
               select f.post_id, f.strength from two_tower.engagements_in_force f
               where f.event_id = e.id and f.created_at = e.created_at
                 and f.post_id <> n.post_id offset 0) f
+          where e.event_type = any (v_types) and e.id < n.event_id
           order by e.created_at desc, e.id desc limit v_settings.history_length) p) h
   ), drawn as materialized (
     select s.event_id, s.user_id, s.post_id as target_id, array(

@@ -15,11 +15,12 @@ from python_jobs.laboratory.bench.world import World
 from python_jobs.laboratory.server import USER_ID
 
 LIKES_A_STATEMENT = 500
+VIEWS_A_LIKE = 10  # through which the study looks for the likes
 PATIENCE_S = 900.0  # above the ten minutes after which a study is void
 
-_LIKE = (
+_ENGAGE = (
     "insert into public.engagement_events (user_id, post_id, event_type)"
-    f" select {USER_ID.format('n.u')}, n.p, 'like' from unnest(%s::int[], %s::bigint[]) as n (u, p)"
+    f" select {USER_ID.format('n.u')}, n.p, %s from unnest(%s::int[], %s::bigint[]) as n (u, p)"
 )
 
 
@@ -55,15 +56,19 @@ def measure(
 
 
 def _like(world: World, draw: random.Random, likes: int) -> None:
-    """Likes of random posts by random users, an hour ago: a study repeats what stands for long."""
+    """Random users viewed random posts and liked some, an hour ago: what stands is studied.
+
+    likes: how many. Views come before them.
+    """
     with connect(world.url, autocommit=True) as connection:
         past = "select set_config('two_tower.now', (now() - interval '1 hour')::text, false)"
         connection.execute(past)
         for begin in range(0, likes, LIKES_A_STATEMENT):
             count = min(LIKES_A_STATEMENT, likes - begin)
-            users = [draw.randint(1, world.users) for _ in range(count)]
-            posts = [draw.randint(1, world.posts) for _ in range(count)]
-            connection.execute(_LIKE.encode(), [users, posts])
+            for kind, events in (("view", VIEWS_A_LIKE * count), ("like", count)):
+                users = [draw.randint(1, world.users) for _ in range(events)]
+                posts = [draw.randint(1, world.posts) for _ in range(events)]
+                connection.execute(_ENGAGE.encode(), [kind, users, posts])
     world.fold()
 
 
