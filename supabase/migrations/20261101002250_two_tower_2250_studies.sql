@@ -66,7 +66,8 @@ create table two_tower.study_posts (
 comment on table two_tower.study_posts is 'The posts to which the open study was applied: each once.';
 
 -- What was learned and still stands. Events of users who are being erased are not read, nor those
--- from before a user began anew.
+-- from before a user began anew. The selected exists is looked up by both sides of the pair: as a
+-- join, it may read all that the user has seen.
 create view two_tower.engagements_in_force with (security_invoker = true) as
 select
   e.id as event_id, e.user_id, e.post_id, e.created_at, g.label,

@@ -50,7 +50,9 @@ declare
   v_settings two_tower.settings;
   v_pool bigint[];
   v_authors uuid[];
-  v_types text[] := array(select g.event_type from two_tower.signals g where g.strength <> 0);
+  -- A short dwell is a skip, whatever a long one is worth.
+  v_types text[] := array(select g.event_type from two_tower.signals g
+    where g.strength <> 0 or g.event_type = 'dwell');
 begin
   if cardinality(p_event_ids) > v_study.batch_steps then
     raise exception 'these are more than % steps', v_study.batch_steps using errcode = '22023',

@@ -29,6 +29,11 @@ def vectors(connection: Connection) -> dict[int, np.ndarray]:
     return {row.post_id: np.array(row.vector, float) for row in rows(connection, LIVE)}
 
 
+def touched_posts(connection: Connection) -> set[int]:
+    """The posts that somebody engaged with."""
+    return {row.post_id for row in rows(connection, LIVE) if not row.is_pretrained}
+
+
 def set_clock(connection: Connection, at: datetime) -> None:
     connection.execute("select set_config('two_tower.now', %s, false)", [at.isoformat()])
 
@@ -180,6 +185,25 @@ def test_a_step_is_made_of_what_the_user_had_done_by_then(world: World) -> None:
     assert {step.strength for step in steps} == {1, 1.5}
 
 
+def test_a_short_dwell_is_history_where_a_long_one_is_worth_nothing(world: World) -> None:
+    db = world.connection
+    db.execute("update two_tower.signals set strength = 0, label = null where event_type = 'dwell'")
+    user, later = world.user_ids[0], START + timedelta(hours=12)
+    fresh = sorted(set(world.post_ids) - touched_posts(db))
+    insert_events(
+        db,
+        [
+            Event(user, fresh[0], "dwell", 500, later),
+            Event(user, fresh[1], "like", None, later + timedelta(minutes=1)),
+        ],
+    )
+    value(db, "select two_tower.fold_steps(null)")
+    set_clock(db, later + timedelta(hours=1))
+    (step,) = [step for step in steps_of(db, begin(db)) if step.post_id == fresh[1]]
+    assert step.history_ids[0] == fresh[0]
+    assert step.history_weights[0] == pytest.approx(-0.3 * 0.3, rel=1e-5)
+
+
 def test_a_step_reads_what_it_is_made_of_whatever_its_user_or_others_did(world: World) -> None:
     db = world.connection
     flooder = world.user_ids[0]
@@ -215,7 +239,7 @@ def test_a_step_reads_what_it_is_made_of_whatever_its_user_or_others_did(world: 
 def test_negatives_are_touched_posts_that_the_user_left_alone(world: World) -> None:
     db = world.connection
     db.execute("update two_tower.settings set study_negatives = 20")
-    touched = {row.post_id for row in rows(db, LIVE) if not row.is_pretrained}
+    touched = touched_posts(db)
     engaged: dict[str, set[int]] = {}
     for row in rows(
         db, "select user_id::text, post_id from two_tower.user_posts where is_engaged or is_hidden"

@@ -17,6 +17,7 @@ from typing import Any
 
 from python_jobs.db import Connection, connect, value
 from python_jobs.errors import CommandError
+from python_jobs.laboratory.bench.budgets import at_most
 from python_jobs.laboratory.bench.world import World
 from python_jobs.local.postgres import SUPERUSER
 
@@ -135,14 +136,9 @@ def measure(world: World, likes: int, say: Callable[[str], None]) -> dict[str, A
             "likes": 2 * rounds * EACH, "us": mean,
             "low_us": mean - 1.96 * error, "high_us": mean + 1.96 * error,
         },
-        "budgets": [
-            {
-                "budget": "what the sample of latencies adds to a like",
-                "figure": mean,
-                "bound": f"at most {MOST_OF_A_SAMPLE_US} us",
-                "is_kept": mean <= MOST_OF_A_SAMPLE_US,
-            }
-        ],
+        "budgets": at_most(
+            [("what the sample of latencies adds to a like", mean, MOST_OF_A_SAMPLE_US, "us")]
+        ),
     }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from python_jobs.db import Connection, call, connect, rows, value
 from python_jobs.laboratory.bench import serving
+from python_jobs.laboratory.bench.budgets import at_most
 from python_jobs.laboratory.bench.towers import copy_texts, load
 from python_jobs.laboratory.bench.world import World
 from python_jobs.operations.switch import finish_switch
@@ -47,11 +48,7 @@ def measure(world: World, events: int, say: Callable[[str], None]) -> dict[str, 
     return {
         "versions": world.versions(),
         "figures": figures,
-        "budgets": [
-            {"budget": name, "figure": figure, "bound": f"at most {bound} {unit}",
-             "is_kept": figure <= bound}
-            for name, figure, bound, unit in lines
-        ],
+        "budgets": at_most(lines),
     }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from python_jobs.db import Connection, connect, rows, value
 from python_jobs.errors import CommandError
 from python_jobs.laboratory.bench import serving
+from python_jobs.laboratory.bench.budgets import at_most
 from python_jobs.laboratory.bench.towers import CALM_S, Load, load, percentile_99, working
 from python_jobs.laboratory.bench.world import World
 from python_jobs.laboratory.server import USER_ID
@@ -104,9 +105,5 @@ def _report(study: dict[str, Any], calm: Load, busy: Load) -> dict[str, Any]:
             "read_p99_ms": before, "read_p99_during_ms": during,
             "slowest_write_ms": max(calm.writes), "slowest_write_during_ms": slowest,
         },
-        "budgets": [
-            {"budget": name, "figure": figure, "bound": f"at most {bound} {unit}",
-             "is_kept": figure is not None and figure <= bound}
-            for name, figure, bound, unit in lines
-        ],
+        "budgets": at_most(lines),
     }  # fmt: skip

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from python_jobs.db import Connection, call, connect, rows
+from python_jobs.laboratory.bench.budgets import at_most
 from python_jobs.laboratory.bench.operations import read_health, touch
 from python_jobs.laboratory.bench.towers import CALM_S, Load, load
 from python_jobs.laboratory.bench.world import World
@@ -47,11 +48,7 @@ def measure(world: World, say: Callable[[str], None]) -> dict[str, Any]:
         "versions": world.versions(),
         "steps": steps,
         "slowest_write_ms": calm_ms,
-        "budgets": [
-            {"budget": name, "figure": figure, "bound": f"at most {bound} {unit}",
-             "is_kept": figure <= bound}
-            for name, figure, bound, unit in lines
-        ],
+        "budgets": at_most(lines),
     }  # fmt: skip
 
 
