@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from python_jobs.cli import main
-from python_jobs.db import connect, value
+from python_jobs.db import connect, rows, value
 from python_jobs.errors import CommandError
 from python_jobs.laboratory.bench import (
     alternatives,
@@ -101,27 +101,31 @@ def test_growth_sends_what_it_says_and_empties_its_queue(
     assert "Growth over 5,120 events" in capsys.readouterr().out
 
 
-def test_likes_with_and_without_the_sample_differ_by_the_sample_alone(
+def test_what_the_sample_costs_is_of_likes_that_differ_by_the_sample_alone(
     small: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    samples = "select count(*) from two_tower.update_latencies"
+    counts = (
+        "select (select count(*) from two_tower.update_latencies) as timed,"
+        " (select count(*) from two_tower.training_examples) as learned,"
+        " (select count(*) from public.engagement_events) as events"
+    )
     with connect(small.url, autocommit=True) as connection:
-        before = value(connection, samples)
+        before = rows(connection, counts)[0]
     report = cpu.measure(small, 400, lambda _: None)
-    assert report["sample"]["likes"] == 400
+    sample = report["sample"]
+    assert (sample["likes"], sample["timed_share"]) == (400, 1 / 64)
+    assert sample["us"] == pytest.approx(sample["asking_us"] + sample["timing_us"] / 64)
+    assert sample["low_us"] < sample["us"] < sample["high_us"]
     assert set(report["events"]) == {case.name for case in cpu.CASES}
     assert all(cost > 0 for cost in report["events"].values())
-    learned = "select count(*) from two_tower.training_examples"
     with (
-        connect(small.url, autocommit=True) as sampled,
-        connect(small.cluster.url(cpu.BARE), autocommit=True) as bare,
+        connect(small.url, autocommit=True) as first,
+        connect(small.cluster.url(cpu.BARE), autocommit=True) as second,
     ):
-        # Each of the two took it in one half: of one statement in 32.
-        taken = [value(each, samples) - before for each in (sampled, bare)]
-        assert all(0 < each < 60 for each in taken)
-        sent = "select count(*) from public.engagement_events"
-        assert value(sampled, sent) == value(bare, sent)
-        assert value(bare, learned) > 0
+        after = [rows(each, counts)[0] for each in (first, second)]
+    assert after[0].events - after[1].events == sum(2 * max(cpu.EACH, c.rows) for c in cpu.CASES)
+    for each in after:  # Each timed all of its likes in one half: those that were learned.
+        assert 200 < each.timed - before.timed < each.learned - before.learned
     json.dumps(report)
     show_cpu(report)
     assert "what the sample of latencies adds to a like" in capsys.readouterr().out

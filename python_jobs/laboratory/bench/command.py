@@ -33,7 +33,7 @@ SIZES = {
     "users": "Users, each with a history.",
     "posts": "Posts to make.",
     "events": "Events to insert.",
-    "likes": "Likes to send, with the sample of latencies and without.",
+    "likes": "Likes to send, timed and not timed, and as many views.",
     "engagements": "Likes after which pages are measured again.",
     "window": "Likes before those, which a study repeats too.",
     "new": "Likes that are new to the study.",

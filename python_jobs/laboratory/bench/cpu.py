@@ -21,15 +21,16 @@ from python_jobs.laboratory.bench.budgets import at_most
 from python_jobs.laboratory.bench.world import World
 from python_jobs.local.postgres import SUPERUSER
 
-EACH = 100  # events of a round
-FOLDED_EVERY = 20  # rounds
-EXTREMES = 20  # a 20th of the rounds at either end is left out
+EACH = 20  # events of a round: the machine's own pace changes between longer ones
+FOLDED_EVERY = 100  # rounds
+EXTREMES = 4  # a quarter of the rounds at either end is left out
 BARE = "bare"
 MOST_OF_A_SAMPLE_US = 5
-_LEARN_EVENTS = (
-    "select pg_get_functiondef('two_tower.learn_events(two_tower.event[],boolean)'::regprocedure)"
+_LEARNS = "select pg_get_functiondef('two_tower.learn_from_events()'::regprocedure)"
+_ASKS = re.compile(
+    r"case when hashint8\(txid_current_if_assigned\(\)\) & (\d+) = 0"
+    r" then (clock_timestamp\(\)) end"
 )
-_SAMPLE = re.compile(r"(v_began timestamptz) := case when .*? end;", re.DOTALL)
 
 
 def backend_cpu_us(connection: Connection) -> float:
@@ -65,9 +66,9 @@ class Sender:
         self._draw = random.Random(1)
         connection.execute("update two_tower.settings set learned_events_per_minute = 1000000")
 
-    def define(self, learn_events: str) -> None:
-        """Makes the function anew. The likes after that plan anew, and are not counted."""
-        self.connection.execute(learn_events.encode())
+    def define(self, function: str) -> None:
+        """Makes the trigger's function anew. The likes that plan it anew are not counted."""
+        self.connection.execute(function.encode())
         self.cost(Case("like"))
 
     def cost(self, case: Case, events: int = EACH) -> float:
@@ -93,65 +94,113 @@ class Sender:
             pass
 
 
-def measure(world: World, likes: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Likes with and without the sample, in turns; the other kinds of events beside.
+@dataclass(frozen=True)
+class Difference:
+    """What an event costs more by one of two functions, in CPU microseconds."""
 
-    likes: of each of the two. They go to two copies of the database, so that what disturbs the
-    machine disturbs both. Each copy takes the sample in one half of the rounds: how its pages lie
-    in memory can cost a like more than the sample.
+    us: float
+    error: float
+
+    def share(self, share: float) -> Difference:
+        """Of that, where only some events cost it."""
+        return Difference(self.us * share, self.error * share)
+
+    def __add__(self, other: Difference) -> Difference:
+        return Difference(self.us + other.us, math.hypot(self.error, other.error))
+
+
+def measure(world: World, likes: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """What events cost, and what the sample adds to a like, in two parts.
+
+    Each statement asks whether it is timed: views tell what that costs, since they cost little
+    else. A timed one writes how long it took: likes that are all timed tell what that costs.
+
+    likes: timed and not timed, of each half of them. As many views ask, or do not.
     """
     with connect(world.cluster.url("template1", SUPERUSER), autocommit=True) as server:
         server.execute(f"create database {BARE} template postgres owner postgres".encode())
-    costs: dict[Case, list[float]] = {case: [] for case in CASES}
-    rounds = max(2, likes // EACH // 2)
-    halves = []
     with (
         connect(world.url, autocommit=True, prepare_threshold=0) as connection,
         connect(world.cluster.url(BARE), autocommit=True, prepare_threshold=0) as other,
     ):
-        with_sample = str(value(connection, _LEARN_EVENTS))
-        first, second = Sender(world, connection), Sender(world, other)
-        for half, (sampled, bare) in enumerate(((first, second), (second, first))):
-            sampled.define(with_sample)
-            bare.define(_without_sample(with_sample))
-            more = []
-            for number in range(rounds):
-                say(f"round {half * rounds + number + 1} of {2 * rounds}")
-                turn = (sampled, bare) if number % 2 else (bare, sampled)
-                found = {sender: sender.cost(Case("like")) for sender in turn}
-                more.append(found[sampled] - found[bare])
-                if number % FOLDED_EVERY == 0:
-                    for case in CASES:
-                        costs[case].append(sampled.cost(case))
-                        bare.cost(case)
-                    for sender in turn:
-                        sender.fold()
-            halves.append(_mean_and_error(more))
-    mean = statistics.mean(mean for mean, _ in halves)
-    error = math.hypot(*(error for _, error in halves)) / 2
+        asks = str(value(connection, _LEARNS))
+        times, never, timed_share = _variants_of(asks)
+        senders = (Sender(world, connection), Sender(world, other))
+        rounds = max(2, likes // EACH // 2)
+        asking = _compare(senders, Case("view"), (asks, never), rounds, say)
+        timing = _compare(senders, Case("like"), (times, never), rounds, say)
+        for sender in senders:
+            sender.define(asks)
+        costs = {
+            case.name: statistics.median(senders[0].cost(case) for _ in range(max(2, rounds // 10)))
+            for case in CASES
+        }
+    sample = asking + timing.share(timed_share)
     return {
         "versions": world.versions(),
-        "events": {case.name: statistics.median(found) for case, found in costs.items()},
+        "events": costs,
         "sample": {
-            "likes": 2 * rounds * EACH, "us": mean,
-            "low_us": mean - 1.96 * error, "high_us": mean + 1.96 * error,
+            "likes": 2 * rounds * EACH, "us": sample.us, "asking_us": asking.us,
+            "timing_us": timing.us, "timed_share": timed_share,
+            "low_us": sample.us - 1.96 * sample.error, "high_us": sample.us + 1.96 * sample.error,
         },
         "budgets": at_most(
-            [("what the sample of latencies adds to a like", mean, MOST_OF_A_SAMPLE_US, "us")]
+            [("what the sample of latencies adds to a like", sample.us, MOST_OF_A_SAMPLE_US, "us")]
         ),
     }  # fmt: skip
 
 
-def _mean_and_error(found: list[float]) -> tuple[float, float]:
-    """Without the rounds in which somebody else was at work on one of the two: they say nothing."""
-    cut = len(found) // EXTREMES
-    kept = sorted(found)[cut : len(found) - cut]
-    return statistics.mean(kept), statistics.stdev(kept) / math.sqrt(len(kept))
+def _compare(
+    senders: tuple[Sender, Sender],
+    case: Case,
+    functions: tuple[str, str],
+    rounds: int,
+    say: Callable[[str], None],
+) -> Difference:
+    """What the first function costs more than the second.
+
+    The two go to two copies of the database at once, in turns, so that what disturbs the machine
+    disturbs both. Each copy has each function for one half of the rounds: how its pages lie in
+    memory costs more than what is looked for.
+    """
+    halves = []
+    for half, (one, other) in enumerate((senders, senders[::-1])):
+        one.define(functions[0])
+        other.define(functions[1])
+        more = []
+        for number in range(rounds):
+            say(f"{case.name}s, round {half * rounds + number + 1} of {2 * rounds}")
+            turn = (one, other) if number % 2 else (other, one)
+            found = {sender: sender.cost(case) for sender in turn}
+            more.append(found[one] - found[other])
+            if number % FOLDED_EVERY == 0:
+                for sender in turn:
+                    sender.fold()
+        halves.append(_mean(more))
+    return (halves[0] + halves[1]).share(1 / 2)
 
 
-def _without_sample(learn_events: str) -> str:
-    """The statement that makes learn_events(), without the sample."""
-    bare, count = _SAMPLE.subn(r"\1;", learn_events)
-    if count != 1:
-        raise CommandError("learn_events() takes its sample in another way than is known here.")
-    return bare
+def _mean(found: list[float]) -> Difference:
+    """The trimmed mean of rounds and its error, by Tukey and McLaughlin (1963).
+
+    Rounds in which somebody else was at work on one of the two say nothing.
+    """
+    found, cut = sorted(found), len(found) // EXTREMES
+    low, high = found[cut], found[-cut - 1]
+    winsorized = [min(max(each, low), high) for each in found]
+    kept = found[cut : len(found) - cut]
+    error = statistics.stdev(winsorized) * math.sqrt(len(found)) / len(kept)
+    return Difference(statistics.mean(kept), error)
+
+
+def _variants_of(asks: str) -> tuple[str, str, float]:
+    """The trigger's function that times each statement, the one that times none, and the share.
+
+    asks: the function as it is, which asks of each statement whether it is timed.
+    """
+    found = _ASKS.search(asks)
+    if found is None:
+        raise CommandError("learn_from_events() takes its sample in another way than is known.")
+    mask, clock = found.groups()
+    never = _ASKS.sub("null::timestamptz", asks)
+    return _ASKS.sub(clock, asks), never, 1 / (int(mask) + 1)

@@ -46,7 +46,9 @@ def show_cpu(report: dict[str, Any]) -> None:
     show_budgets(console, report)
     console.print(
         f"The sample costs {sample['us']:.1f} us a like ({sample['low_us']:.1f} to"
-        f" {sample['high_us']:.1f}, 95 %), over {sample['likes']:,} likes with it and without."
+        f" {sample['high_us']:.1f}, 95 %): {sample['asking_us']:.1f} to ask, and of"
+        f" {sample['timed_share']:.2%} {sample['timing_us']:.0f} to write it down."
+        f" Over {sample['likes']:,} likes and as many views, with it and without."
     )
     show_facts(console, report["versions"])
 
