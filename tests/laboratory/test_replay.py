@@ -16,7 +16,7 @@ from python_jobs.laboratory.replay.report import hit_rates
 from python_jobs.laboratory.replay.stages import Access, Replay
 from tests.support.api import Api
 from tests.support.patience import PATIENCE_S
-from tests.support.workers import start_worker
+from tests.support.workers import running_worker
 
 TOPICS = {
     "Sea": ["sailing boat", "storm on the ocean", "lighthouse", "whales", "harbour at night"],
@@ -53,16 +53,11 @@ def test_a_replay_learns_beats_popularity_and_reports_it(
     with connect(url, autocommit=True) as connection:
         connection.execute("update two_tower.settings set gate_minimum_events = 20")
     api = start_api(url)
-    worker = start_worker(url)
-    try:
-        with Progress(disable=True) as progress:
-            access = Access(api.url, api.anon_key)
-            report = Replay(url, access, small_feed(), progress, 60, 100).run()
-            with pytest.raises(CommandError, match="holds posts already"):
-                Replay(url, access, small_feed(), progress, 60, 100).run()
-    finally:
-        worker.terminate()
-        worker.wait()
+    with running_worker(url), Progress(disable=True) as progress:
+        access = Access(api.url, api.anon_key)
+        report = Replay(url, access, small_feed(), progress, 60, 100).run()
+        with pytest.raises(CommandError, match="holds posts already"):
+            Replay(url, access, small_feed(), progress, 60, 100).run()
     assert (report.events, report.http_events, report.posts, report.asked) == (540, 60, 40, 100)
     assert report.hits["two-tower"] > report.hits["popularity"]
     assert "popularity" in hit_rates(report)

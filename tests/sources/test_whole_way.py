@@ -11,8 +11,7 @@ from python_jobs.cli import main
 from python_jobs.db import connect, rows, value
 from python_jobs.migrate import migrate
 from tests.support.database import add_user, as_user
-from tests.support.patience import PATIENCE_S
-from tests.support.workers import start_worker
+from tests.support.workers import RunningWorker
 
 # As projects begin: profiles that a trigger of Auth fills, and posts of the app.
 PROFILES = """
@@ -83,9 +82,8 @@ def test_a_project_with_tables_of_its_own_gets_personal_pages_of_its_rows(
     assert done.exit_code == 0, done.output
     (folder / "20991231000000_attach.sql").write_text(ATTACH)
     migrate(url, tmp_path)
-    worker = start_worker(url, "--drain")
-    output, _ = worker.communicate(timeout=PATIENCE_S)
-    assert worker.returncode == 0, output
+    worker = RunningWorker(url, "--drain")
+    assert worker.end() == 0, worker.lines
 
     with connect(url) as connection:
         waiting = "select count(*) from two_tower.post_embeddings where embedding is not null"

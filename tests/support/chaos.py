@@ -112,9 +112,7 @@ class Stack:
     # What happens to it. Each leaves the stack running.
 
     def kill_worker(self) -> None:
-        worker = self.workers.pop(0)
-        worker.process.kill()
-        worker.end()
+        self.workers.pop(0).kill()
         self.start()
 
     def stop_worker_past_its_lease(self) -> None:

@@ -2,36 +2,49 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from multiprocessing.connection import Connection as Pipe
 
-from python_jobs.db import Connection, rows
+from python_jobs.db import URL_VARIABLE, Connection, rows
 from tests.support.patience import PATIENCE_S, wait_until
 
+# Each worker is forked from a process that has imported these: an import takes many seconds, and
+# tests start a hundred workers. What a worker itself is made of is imported after the fork.
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(["sentence_transformers"])
 
-def start_worker(url: str, *options: str, first: str = "pass") -> subprocess.Popen[str]:
-    """A worker process over a database. first: what its Python does before anything else."""
-    command = f"{first}\nfrom python_jobs.cli import main\nmain()"
-    return subprocess.Popen(
-        [sys.executable, "-c", command, "worker", *options],
-        env={**os.environ, "TWO_TOWER_DATABASE_URL": url},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+
+def _work(environment: Mapping[str, str], options: tuple[str, ...], first: str, said: Pipe) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    for stream in (1, 2):
+        os.dup2(said.fileno(), stream)
+    sys.argv = ["two-tower", "worker", *options]
+    exec(first, {})
+    from python_jobs.cli import main
+
+    main()
 
 
 class RunningWorker:
-    """A worker process, and what it has said so far."""
+    """A worker process over a database, and what it has said so far.
+
+    options: of the command. first: what its Python does before it imports the command.
+    """
 
     def __init__(self, url: str, *options: str, first: str = "pass") -> None:
-        self.process = start_worker(url, *options, first=first)
+        read, write = _SERVER.Pipe(duplex=False)
+        environment = {**os.environ, URL_VARIABLE: url}
+        self.process = _SERVER.Process(target=_work, args=(environment, options, first, write))
+        self.process.start()
+        write.close()
         self.lines: list[str] = []
-        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader = threading.Thread(target=self._read, args=[read], daemon=True)
         self._reader.start()
 
     def said(self, text: str) -> list[str]:
@@ -40,18 +53,24 @@ class RunningWorker:
 
     def end(self) -> int:
         """Waits until the process has ended by itself and all was read. Returns its status."""
-        status = self.process.wait(PATIENCE_S)
+        self.process.join(PATIENCE_S)
+        assert self.process.exitcode is not None, "it has not ended in time"
         self._reader.join()
-        return status
+        return self.process.exitcode
+
+    def kill(self) -> None:
+        """Ends it as a lack of memory does."""
+        self.process.kill()
+        self.end()
 
     def stop(self) -> int:
         """Ends it as an operator does. Returns its status."""
         self.process.terminate()
         return self.end()
 
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        self.lines.extend(self.process.stdout)
+    def _read(self, pipe: Pipe) -> None:
+        with os.fdopen(os.dup(pipe.fileno())) as lines:
+            self.lines.extend(lines)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +18,7 @@ from tests.support.engagements import insert_events
 from tests.support.learning import World
 from tests.support.patience import PATIENCE_S, wait_until
 from tests.support.reference import Event
-from tests.support.workers import start_worker
+from tests.support.workers import RunningWorker
 
 
 def set_clock(connection: Connection, offset: str) -> None:
@@ -242,26 +241,24 @@ def test_the_job_of_a_killed_worker_is_finished_by_another(
             "insert into public.posts (author_id, content)"
             " select null, 'post number ' || n from generate_series(1, 400) n"
         )
-        killed = start_worker(url, "--lease", "2")
+        killed = RunningWorker(url, "--lease", "2")
         running = (
             "select worker from two_tower.jobs where kind = 'encode_posts' and state = 'running'"
         )
         ((victim,),) = wait_until(lambda: rows(connection, running))
-        killed.send_signal(signal.SIGKILL)
-        killed.wait()
+        killed.kill()
         missing = "select count(*) from two_tower.post_embeddings where embedding is null"
         assert value(connection, missing) > 0, "it was killed too late to prove anything"
 
-        heir = start_worker(url)  # its own lease is long: a busy machine takes no job from it
+        heir = RunningWorker(url)  # its own lease is long: a busy machine takes no job from it
         done = (
             "select worker from two_tower.jobs"
             " where kind = 'encode_posts' and state = 'done' and attempts = 2"
         )
         assert wait_until(lambda: rows(connection, done)) != [(victim,)]
         assert value(connection, missing) == 0
-        heir.terminate()
-        heir.wait()
-        assert "Traceback" not in (heir.stdout.read() if heir.stdout else "")
+        heir.stop()
+        assert not heir.said("Traceback")
 
 
 def test_a_drained_worker_leaves_posts_and_profiles_encoded_and_ends(
@@ -282,9 +279,8 @@ def test_a_drained_worker_leaves_posts_and_profiles_encoded_and_ends(
             " (null, 'a boat on the sea'), (null, 'tax law'), (null, repeat('x', 100000)),"
             " (null, ''), (null, '🙂 καλημέρα こんにちは')"
         )
-        worker = start_worker(url, "--drain")
-        output, _ = worker.communicate(timeout=PATIENCE_S)
-        assert worker.returncode == 0, output
+        worker = RunningWorker(url, "--drain")
+        assert worker.end() == 0, worker.lines
         missing = "select array_agg(post_id) from two_tower.post_embeddings where embedding is null"
         blank = "select array_agg(id) from public.posts where content = ''"
         assert value(connection, missing) == value(connection, blank)

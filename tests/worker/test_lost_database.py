@@ -45,7 +45,7 @@ def more_encoded(connection: Connection, than: int) -> int:
 
 def is_waiting(worker: RunningWorker, outages: int) -> bool:
     """Whether it has told that many losses; one that has ended will never tell more."""
-    assert worker.process.poll() is None, worker.lines
+    assert worker.process.is_alive(), worker.lines
     return len(worker.said(LOSS)) == outages
 
 

@@ -29,7 +29,7 @@ def restarted(url: str, first: str) -> Iterator[list[RunningWorker]]:
 
     def restart() -> None:
         while not is_over.wait(0.1):
-            if workers[-1].process.poll() is not None:
+            if not workers[-1].process.is_alive():
                 workers[-1].end()
                 workers.append(RunningWorker(url, "--lease", "2", first=first))
 
@@ -63,7 +63,7 @@ def test_a_job_that_kills_each_of_its_workers_dies_with_an_alert_and_the_others_
             wait_until(lambda: value(connection, state, job) == "dead")
             wait_until(lambda: value(connection, encoded) == 20)
             assert len(workers) == 4
-            assert workers[-1].process.poll() is None
+            assert workers[-1].process.is_alive()
         (dead,) = rows(connection, "select * from two_tower.jobs where id = %s", job)
         assert (dead.attempts, dead.last_error) == (3, "lease ended")
         done = "select count(*) from two_tower.jobs where kind = 'encode_posts' and state = 'done'"

@@ -89,5 +89,5 @@ def test_a_worker_waits_for_the_server_behind_its_pooler(durable: Cluster) -> No
             )
             missing = "select count(*) from two_tower.post_embeddings where embedding is null"
             wait_until(lambda: value(connection, missing) == 0)
-            assert worker.process.poll() is None
+            assert worker.process.is_alive()
     assert not worker.said("Traceback")

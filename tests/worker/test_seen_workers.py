@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -108,7 +107,7 @@ def test_a_worker_that_is_told_to_stop_ends_between_two_batches_and_leaves_the_r
         blocker.execute("lock table two_tower.base_embeddings in share mode")
         with running_worker(url) as worker:
             waiting_backend(connection, "store_base_embeddings")
-            worker.process.send_signal(signal.SIGTERM)
+            worker.process.terminate()
             blocker.rollback()
             assert worker.end() == 0
         encoded = "select count(*) from two_tower.post_embeddings where embedding is not null"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -16,9 +15,9 @@ from python_jobs.worker.jobs import HANDLERS
 from tests.support.database import add_user, as_user
 from tests.support.engagements import add_posts, insert_events
 from tests.support.learning import World
-from tests.support.patience import PATIENCE_S, wait_until
+from tests.support.patience import wait_until
 from tests.support.reference import START, Event
-from tests.support.workers import start_worker, waiting_backend
+from tests.support.workers import RunningWorker, running_worker, waiting_backend
 from tests.worker.test_study import LIVE, begin, engage, set_clock, steps_of, studied, vectors
 
 APPLY = "select two_tower.apply_study(%s, %s::bigint[], %s)"
@@ -374,9 +373,8 @@ def test_a_worker_does_the_study_that_is_due(fresh_database: Callable[[], str]) 
     busy_app(url, 100)
     with connect(url, autocommit=True) as db:
         before = vectors(db)
-        process = start_worker(url, "--drain")
-        output, _ = process.communicate(timeout=PATIENCE_S)
-        assert process.returncode == 0, output
+        worker = RunningWorker(url, "--drain")
+        assert worker.end() == 0, worker.lines
         (job,) = rows(db, "select state, result from two_tower.jobs where kind = 'study'")
         (study,) = rows(db, "select * from two_tower.studies")
         after = vectors(db)
@@ -403,10 +401,9 @@ def test_a_worker_killed_between_two_batches_leaves_a_study_that_is_applied_once
         holder.execute(
             "select from two_tower.live_embeddings where post_id > %s for update", [last - 50]
         )
-        killed = start_worker(url, "--lease", "5")
+        killed = RunningWorker(url, "--lease", "5")
         pid = wait_until(lambda: waiting_backend(watcher, "apply_study"))
-        killed.send_signal(signal.SIGKILL)
-        killed.communicate(timeout=PATIENCE_S)
+        killed.kill()
         (half,) = rows(db, "select * from two_tower.studies")
         between = vectors(db)
         holder.rollback()  # its call may still be applied, or not: nobody waits for the answer
@@ -417,14 +414,10 @@ def test_a_worker_killed_between_two_batches_leaves_a_study_that_is_applied_once
                 )
             )
         )
-        process = start_worker(url)
-        try:
+        with running_worker(url):
             wait_until(
                 lambda: value(db, "select state = 'done' from two_tower.jobs where kind = 'study'")
             )
-        finally:
-            process.terminate()
-            process.communicate(timeout=PATIENCE_S)
         (study,) = rows(db, "select * from two_tower.studies")
         after = vectors(db)
         assert half.state == "open"

@@ -18,9 +18,9 @@ from python_jobs.local.postgres import SUPERUSER, Cluster, free_port
 from python_jobs.worker.jobs import HANDLERS
 from python_jobs.worker.jobs.encode import encode_texts
 from tests.support.database import PROJECT, add_user, as_user
-from tests.support.patience import PATIENCE_S, wait_until
+from tests.support.patience import wait_until
 from tests.support.tower_world import World, make_world
-from tests.support.workers import running_worker, start_worker
+from tests.support.workers import RunningWorker, running_worker
 
 ROLE = "two_tower_worker"
 
@@ -86,9 +86,8 @@ def test_a_login_of_its_own_drains_what_is_due(login: tuple[str, str]) -> None:
     with connect(url, autocommit=True) as connection:
         add_posts = "insert into public.posts (author_id, content) values (%s, 'a text')"
         connection.execute(add_posts, [add_user(connection)])
-        process = start_worker(by_login, "--drain")
-        output, _ = process.communicate(timeout=PATIENCE_S)
-        assert process.returncode == 0, output
+        worker = RunningWorker(by_login, "--drain")
+        assert worker.end() == 0, worker.lines
         assert value(connection, "select count(*) from two_tower.live_embeddings") == 1
         failed = "select array_agg(message) from two_tower.alerts where kind = 'call_failed'"
         assert value(connection, failed) is None
