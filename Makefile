@@ -1,7 +1,7 @@
 # Every target does its own set-up; a second run installs nothing.
 VENV := .venv
-# Two processes, each with servers of its own; a file's tests stay together.
-PYTEST = $(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile
+# Each process has servers of its own; a file's tests stay together. One waits while two work.
+PYTEST = $(VENV)/bin/python -m pytest --numprocesses 3 --dist loadfile
 STAMP := $(VENV)/installed
 # Evaluated where it is used: the first python3.11 or newer that is on the path.
 PYTHON = $(shell for p in python3.13 python3.12 python3.11 python3.14 python3; do \

@@ -507,6 +507,7 @@ def test_the_bench_measures_pages_against_the_bare_index(
     feed: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(serving, "SAMPLE", 10)
+    monkeypatch.setattr(serving, "WARM_UP", 5)
     said: list[str] = []
     report = serving.measure(feed, 800, 1, {"transactions": 5}, said.append)
     for state in ("fresh", "worn"):

@@ -52,10 +52,10 @@ def is_waiting(worker: RunningWorker, outages: int) -> bool:
 def test_a_worker_outlives_kills_of_its_server_and_does_every_job_once(durable: Cluster) -> None:
     posts, encoded = 0, 0
     with running_worker(durable.url()) as worker:
-        for outage in range(1, 4):
+        for outage in (1, 2):
             with connect(durable.url(), autocommit=True) as connection:
-                add_liked_posts(connection, 300)
-                posts += 300
+                add_liked_posts(connection, 150)
+                posts += 150
                 encoded = wait_until(lambda: more_encoded(connection, encoded))  # noqa: B023
             kill_all_of(durable)
             wait_until(lambda: is_waiting(worker, outage))  # noqa: B023
@@ -72,7 +72,7 @@ def test_a_worker_outlives_kills_of_its_server_and_does_every_job_once(durable: 
             assert tuple(rows(connection, learned)[0]) == (posts, posts)
             assert_consistent(connection)
         assert worker.stop() == 0
-    assert (len(worker.said(LOSS)), len(worker.said(RETURN))) == (3, 3)
+    assert (len(worker.said(LOSS)), len(worker.said(RETURN))) == (2, 2)
     assert not worker.said("Traceback")
 
 

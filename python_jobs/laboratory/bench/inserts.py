@@ -26,6 +26,7 @@ from (select 1 + floor(random() * {users})::int as u,
       from generate_series(1, {rows})) r;
 """
 VIRAL_POST = 777
+WARM_UP = 50  # transactions a client: caches, plans, first versions of rows
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,8 @@ def measure(
     length: of one case in one round, as pgbench() takes it: seconds or transactions.
     """
     results = [Result(case) for case in CASES]
-    for result in results:  # caches, plans, first versions of rows
-        pgbench(world, result.case.script(world), clients=result.case.clients, transactions=50)
+    for result in results:
+        pgbench(world, result.case.script(world), clients=result.case.clients, transactions=WARM_UP)
     world.fold()
     before = _updates(world)
     for number in range(rounds):
@@ -179,7 +180,7 @@ def parts_of(world: World, kind: str, events: int = 500) -> dict[str, float]:
     script = Case(kind).script(world)
     with connect(world.superuser_url, autocommit=True) as watcher:
         watcher.execute("alter database postgres set track_functions = 'all'")
-        pgbench(world, script, transactions=50)
+        pgbench(world, script, transactions=WARM_UP)
         watcher.execute("select pg_stat_reset()")
         pgbench(world, script, transactions=events)
         watcher.execute("alter database postgres reset track_functions")

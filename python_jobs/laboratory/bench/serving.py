@@ -25,6 +25,7 @@ PAGE = 50
 SAMPLE = 60  # readers of a kind whose pages are compared with exact search
 INTERESTS = (1, 4)
 CLIENTS = (1, 8)
+WARM_UP = 100  # pages a client, before they are timed
 EFS = (50, 75, 100, 150, 200, 300, 400, 600, 800, 1000)
 
 # Recall is of nearness to one vector alone. The default settings add popular and fresh posts,
@@ -176,7 +177,9 @@ def measure_pages(
             cases += _cases(interests, side, bares[interests])
         del vectors
     for case in cases:
-        pgbench(world, case.script, clients=case.clients, transactions=100, options=case.options)
+        pgbench(
+            world, case.script, clients=case.clients, transactions=WARM_UP, options=case.options
+        )
     for number in range(rounds):
         for case in cases:
             say(f"round {number + 1} of {rounds}: {case.name}, {case.clients} clients")
