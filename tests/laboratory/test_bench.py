@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 
+import psycopg
 import pytest
 from click.testing import CliRunner
 
@@ -30,6 +32,7 @@ from python_jobs.laboratory.bench.tables import (
     show_study,
     show_upkeep,
 )
+from python_jobs.laboratory.bench.towers import load
 from python_jobs.laboratory.bench.world import World, filled_world
 
 ROUNDS = 3  # what else writes to the WAL meanwhile falls into one of them: a median passes it over
@@ -132,6 +135,12 @@ def test_what_the_sample_costs_is_of_likes_that_differ_by_the_sample_alone(
     json.dumps(report)
     show_cpu(report)
     assert "what the sample of latencies adds to a like" in capsys.readouterr().out
+
+
+def test_who_waits_for_a_writer_that_ended_learns_why(small: World) -> None:
+    lacking = replace(small, posts=10**9)
+    with pytest.raises(psycopg.Error, match="post"), load(lacking, reads=False) as running:
+        running.wait()
 
 
 @pytest.fixture

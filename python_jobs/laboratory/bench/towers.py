@@ -9,6 +9,7 @@ import resource
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,6 +58,7 @@ class Load:
     reads: list[float] = field(default_factory=list)
     writes: list[float] = field(default_factory=list)
     stop: threading.Event = field(default_factory=threading.Event)
+    parts: list[Future[None]] = field(default_factory=list)
 
     def read(self) -> None:
         """Asks for pages of random users until stopped."""
@@ -72,9 +74,12 @@ class Load:
         )
 
     def wait(self) -> None:
-        """Until the like that is under way has ended."""
+        """Until the like that is under way has ended. Raises what ended a reader or the writer."""
         written = len(self.writes)
         while len(self.writes) <= written:
+            for part in self.parts:
+                if part.done():
+                    part.result()
             time.sleep(0.01)
 
     def _repeat(self, query: str, into: list[float], pause_s: float) -> None:
@@ -90,18 +95,17 @@ class Load:
 
 @contextmanager
 def load(world: World, reads: bool = True) -> Iterator[Load]:
-    """Writes during the block, and reads where it says so."""
+    """Writes during the block, and reads where it says so. Raises what ended one of them."""
     running = Load(world)
     parts = (running.read, running.write) if reads else (running.write,)
-    threads = [threading.Thread(target=part) for part in parts]
-    for thread in threads:
-        thread.start()
-    try:
-        yield running
-    finally:
-        running.stop.set()
-        for thread in threads:
-            thread.join()
+    with ThreadPoolExecutor(len(parts)) as pool:
+        running.parts = [pool.submit(part) for part in parts]
+        try:
+            yield running
+        finally:
+            running.stop.set()
+    for part in running.parts:
+        part.result()
 
 
 def measure(
