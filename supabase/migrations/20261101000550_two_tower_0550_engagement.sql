@@ -30,8 +30,8 @@ comment on column public.engagement_events.client_event_id is
   'Chosen by the client, once per event. It makes a retry recognisable, within settings.client_event_retry_window.';
 comment on column public.engagement_events.happened_at is 'When it happened, by the client''s clock, for what is sent late: it orders histories and viewed posts. Brought to within seven days before created_at. Null: when it arrived.';
 comment on column public.engagement_events.created_at is 'When it arrived: set by the server. It bounds influence. Only operators may give one.';
-create index engagement_events_user_id_created_at_idx
-  on public.engagement_events (user_id, created_at desc);
+create index engagement_events_user_id_created_at_id_idx
+  on public.engagement_events (user_id, created_at desc, id desc);
 create index engagement_events_client_event_id_idx
   on public.engagement_events (client_event_id, user_id)
   where client_event_id is not null;

@@ -204,13 +204,16 @@ def test_a_short_dwell_is_history_where_a_long_one_is_worth_nothing(world: World
     assert step.history_weights[0] == pytest.approx(-0.3 * 0.3, rel=1e-5)
 
 
-def test_a_step_reads_what_it_is_made_of_whatever_its_user_or_others_did(world: World) -> None:
+@pytest.mark.parametrize("apart", ["10 ms", "0 ms"])
+def test_a_step_reads_what_it_is_made_of_whatever_its_user_or_others_did(
+    world: World, apart: str
+) -> None:
     db = world.connection
     flooder = world.user_ids[0]
     db.execute(
         "insert into public.engagement_events (user_id, post_id, event_type, created_at)"
-        " select %s, %s, 'view', %s + n * interval '10 ms' from generate_series(1, 20000) n",
-        [flooder, world.post_ids[0], START + timedelta(minutes=1)],
+        " select %s, %s, 'view', %s + n * %s::interval from generate_series(1, 20000) n",
+        [flooder, world.post_ids[0], START + timedelta(minutes=1), apart],
     )
     db.execute(
         "insert into two_tower.user_posts (user_id, post_id, signals, first_seen_at, last_event_at)"
