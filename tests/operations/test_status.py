@@ -177,6 +177,15 @@ def read_until(terminal: int, wanted: Callable[[str], bool]) -> str:
     return told
 
 
+# What a shell starts in the background has Ctrl-C ignored, and so has all that it starts.
+WITH_CTRL_C = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from python_jobs.cli import main
+main()
+"""
+
+
 def test_watching_goes_on_while_the_database_changes_goes_and_comes_and_ends_by_ctrl_c(
     cluster: Cluster,
     fresh_database: Callable[[], str],
@@ -188,7 +197,7 @@ def test_watching_goes_on_while_the_database_changes_goes_and_comes_and_ends_by_
         "COLUMNS": "80", "LINES": "60", "TERM": "xterm",
     }  # fmt: skip
     process = subprocess.Popen(
-        [sys.executable, "-m", "python_jobs", "status", "--watch"],
+        [sys.executable, "-c", WITH_CTRL_C, "status", "--watch"],
         env=environment, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
     )  # fmt: skip
     try:
