@@ -178,9 +178,7 @@ def test_a_page_is_what_the_policies_leave_of_what_is_eligible(
 
 
 @pytest.mark.parametrize("is_indexed", [False, True])
-def test_a_reader_of_few_of_the_posts_gets_all_of_them(
-    db: Connection, is_indexed: bool
-) -> None:
+def test_a_reader_of_few_of_the_posts_gets_all_of_them(db: Connection, is_indexed: bool) -> None:
     db.execute("select two_tower.detach('public.posts')")
     articles = create_articles(db)
     author, reader = add_user(db), add_user(db)
