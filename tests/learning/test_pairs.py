@@ -103,7 +103,7 @@ def test_a_like_after_a_flood_of_views_reads_the_newest_alone(world: World) -> N
     users = [world.user, *(add_user(world.connection) for _ in range(9))]
     world.connection.execute(
         "insert into public.engagement_events (user_id, post_id, event_type, created_at)"
-        " select (%s::uuid[])[1 + floor(10 * random())], (%s::bigint[])[2 + n %% 20], 'view',"
+        " select (%s::uuid[])[1 + n / 20 %% 10], (%s::bigint[])[2 + n %% 20], 'view',"
         "   %s + n * interval '50 ms'"
         " from generate_series(1, %s) n",
         [users, world.post_ids, world.now, views],

@@ -64,10 +64,10 @@ def test_a_job_that_kills_each_of_its_workers_dies_with_an_alert_and_the_others_
             wait_until(lambda: value(connection, encoded) == 20)
             assert len(workers) == 4
             assert workers[-1].process.is_alive()
+            done = "select from two_tower.jobs where kind = 'encode_posts' and state = 'done'"
+            wait_until(lambda: rows(connection, done))
         (dead,) = rows(connection, "select * from two_tower.jobs where id = %s", job)
         assert (dead.attempts, dead.last_error) == (3, "lease ended")
-        done = "select count(*) from two_tower.jobs where kind = 'encode_posts' and state = 'done'"
-        assert value(connection, done) > 0
 
         value(connection, "select two_tower.record_metrics()")
         alert = "select advice from two_tower.open_alerts where subject = 'dead_jobs'"
