@@ -245,7 +245,7 @@ begin
 end
 $$;
 comment on function two_tower.learn_events(two_tower.event[], boolean, timestamptz) is
-  'Learns events in the order of their ids: all of them or, when it raises, none. p_is_deferred: the events were deferred, and their time has come. p_began: when the statement began, where it is timed.';
+  'Learns events in the order of their ids: all of them or, when it raises, none. p_is_deferred: the events were deferred, and their time has come. p_began: when learning began, where it is timed.';
 
 create function two_tower.learn_from_events() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
