@@ -16,7 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
@@ -70,7 +70,11 @@ class Worker:
         self.drains = drain
         lanes = [SHORT + LONG] if drain else [SHORT, LONG]
         with ThreadPoolExecutor(len(lanes)) as pool:
-            return sum(pool.map(self._lane, lanes))
+            working = [pool.submit(self._lane, kinds) for kinds in lanes]
+            # The kernel may give a signal to any thread. Only this one handles it, when it awakes.
+            while wait(working, POLL_S).not_done:
+                pass
+        return sum(each.result() for each in working)
 
     def _lane(self, kinds: list[str]) -> int:
         done = 0

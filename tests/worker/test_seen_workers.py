@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -118,6 +120,24 @@ def test_a_worker_that_is_told_to_stop_ends_between_two_batches_and_leaves_the_r
         with running_worker(url, "--drain") as heir:
             assert heir.end() == 0
         assert value(connection, encoded) == 600
+
+
+def test_a_worker_that_is_told_to_stop_ends_whichever_of_its_threads_is_told(
+    fresh_database: Callable[[], str],
+) -> None:
+    another = """
+import signal, threading
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+def be_told():
+    signal.sigwait([signal.SIGUSR1])
+    signal.raise_signal(signal.SIGTERM)
+threading.Thread(target=be_told, daemon=True).start()
+"""
+    with running_worker(fresh_database(), first=another) as worker:
+        wait_until(lambda: worker.said("begins"))
+        os.kill(worker.process.pid or 0, signal.SIGUSR1)
+        assert worker.end() == 0
+    assert worker.said("jobs done")
 
 
 def test_a_worker_notes_its_release_and_answers_probes_while_its_database_comes_and_goes(
