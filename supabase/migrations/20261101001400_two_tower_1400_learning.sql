@@ -188,7 +188,7 @@ create table two_tower.update_latencies (
   milliseconds real not null,
   measured_at timestamptz not null default two_tower.now()
 );
-comment on table two_tower.update_latencies is 'How long statements took to learn their events, of one transaction in 64, for an hour.';
+comment on table two_tower.update_latencies is 'How long statements took to learn their events, of one transaction in 127, for an hour.';
 comment on column two_tower.update_latencies.event_id is 'The first event of the statement.';
 comment on column two_tower.update_latencies.milliseconds is 'From the start of learning to its end, waits for locks included, for each event of the statement.';
 create index update_latencies_measured_at_idx on two_tower.update_latencies (measured_at);
@@ -260,7 +260,7 @@ begin
   if v_events is not null then
     -- What is timed is decided here: in a statement that is there anyway, it costs the least.
     perform two_tower.learn_events(v_events, p_began =>
-      case when hashint8(txid_current_if_assigned()) & 63 = 0 then clock_timestamp() end);
+      case when txid_current_if_assigned() % 127 = 0 then clock_timestamp() end);
   end if;
   return null;
 end

@@ -28,8 +28,7 @@ BARE = "bare"
 MOST_OF_A_SAMPLE_US = 5
 _LEARNS = "select pg_get_functiondef('two_tower.learn_from_events()'::regprocedure)"
 _ASKS = re.compile(
-    r"case when hashint8\(txid_current_if_assigned\(\)\) & (\d+) = 0"
-    r" then (clock_timestamp\(\)) end"
+    r"case when txid_current_if_assigned\(\) % (\d+) = 0 then (clock_timestamp\(\)) end"
 )
 
 
@@ -209,6 +208,6 @@ def _variants_of(asks: str) -> tuple[str, str, float]:
     found = _ASKS.search(asks)
     if found is None:
         raise CommandError("learn_from_events() takes its sample in another way than is known.")
-    mask, clock = found.groups()
+    one_in, clock = found.groups()
     never = _ASKS.sub("null::timestamptz", asks)
-    return _ASKS.sub(clock, asks), never, 1 / (int(mask) + 1)
+    return _ASKS.sub(clock, asks), never, 1 / int(one_in)
