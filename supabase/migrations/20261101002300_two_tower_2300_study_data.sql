@@ -7,10 +7,10 @@ language sql stable security definer set search_path = pg_catalog, pg_temp as $$
   select w.event_id, w.created_at
   from two_tower.open_study(p_study_id) o
     cross join two_tower.list_studied(o.last_event_id, o.begun_at) w
-  order by w.event_id;
+  order by w.user_id, w.event_id;
 $$;
 comment on function two_tower.study_window(bigint) is
-  'Returns the positives among which a study draws its steps, at most 20,000, oldest first. Raises 55000 where the study is void or over. Definer: workers have no grant on tables.';
+  'Returns the positives among which a study draws its steps, at most 20,000, user after user: study_steps() reads each user of a call once. Raises 55000 where the study is void or over. Definer: workers have no grant on tables.';
 
 -- A sample of pages, not of rows: it reads no more than it needs, whatever there is. Posts of one
 -- page have nothing in common but their time.
@@ -38,6 +38,45 @@ $$;
 comment on function two_tower.draw_engaged_posts(smallint, integer) is
   'Draws at most p_count different posts that somebody engaged with, uniformly, with their authors.';
 
+create function two_tower.newest_engagements(p_user_id uuid, p_from timestamptz,
+  p_to timestamptz, p_events bigint, p_limit bigint)
+returns table (event_id bigint, created_at timestamptz, post_id bigint, strength real)
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select f.event_id, f.created_at, f.post_id, f.strength
+  from (
+      select e.id, e.created_at, e.event_type from public.engagement_events e
+      where e.user_id = p_user_id and e.created_at between p_from and p_to
+      order by e.created_at desc, e.id desc limit p_events) e
+    cross join lateral (
+      select f.* from two_tower.engagements_in_force f
+      where f.event_id = e.id and f.created_at = e.created_at offset 0) f
+  -- A short dwell is a skip, whatever a long one is worth.
+  where e.event_type = any (array(
+    select g.event_type from two_tower.signals g where g.strength <> 0 or g.event_type = 'dwell'))
+  order by e.created_at desc, e.id desc limit p_limit;
+$$;
+comment on function two_tower.newest_engagements(uuid, timestamptz, timestamptz, bigint, bigint) is
+  'Returns the newest engagements in force of a user from a time to another, at most p_limit, among the newest p_events events. Null is no limit.';
+
+-- Of one account at most 3,000 events a step are read: its floods cost its steps no more. Of the
+-- post of a step there may be one engagement of each kind, which are not its history.
+create function two_tower.study_timeline(p_user_id uuid, p_steps bigint, p_oldest timestamptz,
+  p_newest timestamptz, p_before bigint, out event_ids bigint[], out post_ids bigint[],
+  out strengths real[])
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select array_agg(p.event_id order by p.created_at desc, p.event_id desc),
+    array_agg(p.post_id order by p.created_at desc, p.event_id desc),
+    array_agg(p.strength order by p.created_at desc, p.event_id desc)
+  from (
+    select * from two_tower.newest_engagements(p_user_id, p_oldest, p_newest, 3000 * p_steps, null)
+    union all
+    select * from two_tower.newest_engagements(p_user_id, '-infinity',
+      p_oldest - interval '1 microsecond', 3000,
+      p_before + (select count(*) from two_tower.signals))) p;
+$$;
+comment on function two_tower.study_timeline(uuid, bigint, timestamptz, timestamptz, bigint) is
+  'Returns the engagements of a user from the oldest step of a study to the newest, and p_before from before them, newest first.';
+
 create function two_tower.study_steps(p_study_id bigint, p_event_ids bigint[],
   p_created_at timestamptz[])
 returns table (event_id bigint, post_id bigint, strength real, history_ids bigint[],
@@ -50,9 +89,6 @@ declare
   v_settings two_tower.settings;
   v_pool bigint[];
   v_authors uuid[];
-  -- A short dwell is a skip, whatever a long one is worth.
-  v_types text[] := array(select g.event_type from two_tower.signals g
-    where g.strength <> 0 or g.event_type = 'dwell');
 begin
   if cardinality(p_event_ids) > v_study.batch_steps then
     raise exception 'these are more than % steps', v_study.batch_steps using errcode = '22023',
@@ -64,29 +100,30 @@ begin
     16384 - v_study.batch_steps * (v_settings.history_length + 1)) d;
   return query
   with step as materialized (
-    select n.event_id, n.user_id, n.post_id, n.strength, h.post_ids, h.weights,
-      two_tower.scale(u.prior_weight, u.prior) as prior
-    from unnest(p_event_ids, p_created_at) as a (event_id, created_at)
+    select n.* from unnest(p_event_ids, p_created_at) as a (event_id, created_at)
       cross join lateral (select n.* from two_tower.engagements_in_force n
         where n.event_id = a.event_id and n.created_at = a.created_at offset 0) n
-      join two_tower.user_embeddings u on u.user_id = n.user_id
+  ), account as materialized (
+    select s.user_id, two_tower.scale(u.prior_weight, u.prior) as prior, t.*
+    from (select s.user_id, count(*) as steps, min(s.created_at) as oldest,
+        max(s.created_at) as newest from step s group by s.user_id) s
+      join two_tower.user_embeddings u using (user_id)
+      cross join lateral two_tower.study_timeline(s.user_id, s.steps, s.oldest, s.newest,
+        v_settings.history_length) t
+  ), past as materialized (
+    select s.event_id, s.user_id, s.post_id, s.strength, a.prior, h.post_ids, h.weights
+    from step s join account a using (user_id)
       cross join lateral (
         select array_agg(p.post_id order by p.place) as post_ids,
           array_agg(two_tower.decay_strength(p.strength, v_settings.history_decay, p.place - 1)
             order by p.place) as weights
         from (
-          select f.post_id, f.strength,
-            row_number() over (order by e.created_at desc, e.id desc) as place
-          from (
-              select e.id, e.created_at, e.event_type from public.engagement_events e
-              where e.user_id = n.user_id and e.created_at <= n.created_at
-              order by e.created_at desc, e.id desc limit 3000) e
-            cross join lateral (
-              select f.post_id, f.strength from two_tower.engagements_in_force f
-              where f.event_id = e.id and f.created_at = e.created_at
-                and f.post_id <> n.post_id offset 0) f
-          where e.event_type = any (v_types) and e.id < n.event_id
-          order by e.created_at desc, e.id desc limit v_settings.history_length) p) h
+          select k.post_id, k.strength, row_number() over (order by k.turn) as place
+          from unnest(a.event_ids, a.post_ids, a.strengths)
+            with ordinality as k (event_id, post_id, strength, turn)
+          where k.turn > array_position(a.event_ids, s.event_id) and k.event_id < s.event_id
+            and k.post_id <> s.post_id
+          order by k.turn limit v_settings.history_length) p) h
   ), drawn as materialized (
     select s.event_id, s.user_id, s.post_id as target_id, array(
       select 1 + floor(random() * cardinality(v_pool))::integer
@@ -107,11 +144,11 @@ begin
   )
   select s.event_id, s.post_id, s.strength, coalesce(s.post_ids, '{}'), coalesce(s.weights, '{}'),
     s.prior, coalesce(n.post_ids, '{}')
-  from step s left join negative n using (event_id) order by s.event_id;
+  from past s left join negative n using (event_id) order by s.event_id;
 end
 $$;
 comment on function two_tower.study_steps(bigint, bigint[], timestamptz[]) is
-  'Returns what some steps of a study are made of. history: what the user was made of when the event came, of the newest 3,000 events before it, each post with decay^age * strength. prior: what is added to that, or null. negatives: at most settings.study_negatives posts, drawn uniformly among those that somebody engaged with; none that the user engaged with, hid or wrote. Leaves out events that do not stand any more. Raises 22023 for more than studies.batch_steps, and 55000 where the study is void or over. Definer: workers have no grant on tables.';
+  'Returns what some steps of a study are made of. history: what the user was made of when the event came, each post with decay^age * strength; of each user at most 3,000 events a step are read. prior: what is added to that, or null. negatives: at most settings.study_negatives posts, drawn uniformly among those that somebody engaged with; none that the user engaged with, hid or wrote. Leaves out events that do not stand any more. Raises 22023 for more than studies.batch_steps, and 55000 where the study is void or over. Definer: workers have no grant on tables.';
 
 create function two_tower.study_posts(p_study_id bigint, p_post_ids bigint[])
 returns table (post_id bigint, embedding extensions.vector, engagements integer,

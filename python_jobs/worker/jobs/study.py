@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from python_jobs.db import Connection, Vectors, call, call_rows
 from python_jobs.worker.jobs.versions import matrix
 from python_jobs.worker.study import WIDTH, Step, Study, StudyConfig
 
+POSTS_READ = 16_384  # at most this number is asked for at a time
 POSTS_APPLIED = 250  # so that a like whose post is locked here is folded soon
 
 
@@ -23,7 +24,7 @@ def study(connection: Connection) -> dict[str, Any]:
     try:
         config = StudyConfig(begun.rate, begun.temperature, begun.popularity_in_logits)
         table = Study(config)
-        taken = sum(_take(connection, begun, table, part) for part in _parts(connection, begun))
+        taken = sum(_take(connection, begun, table, steps) for steps in _drawn(connection, begun))
         moved = 0
         for post_ids, deltas in table.deltas(POSTS_APPLIED):
             apply = "select two_tower.apply_study(%s, %s::bigint[], %s)"
@@ -42,25 +43,37 @@ def study(connection: Connection) -> dict[str, Any]:
     }
 
 
-def _parts(connection: Connection, begun: Any) -> Iterator[list[Any]]:
-    """Positives of the window, drawn at random, each once. The same again for the same study."""
+def _drawn(connection: Connection, begun: Any) -> Iterator[Sequence[Step]]:
+    """Mini-batches of positives of the window, drawn at random, each once.
+
+    They are read user after user, and repeated in the order of the draw.
+    """
     window = call_rows(connection, "select * from two_tower.study_window(%s)", begun.id)
     drawn = np.random.default_rng(begun.id).permutation(len(window))[: begun.steps]
-    for begin in range(0, len(drawn), begun.batch_steps):
-        yield [window[place] for place in drawn[begin : begin + begun.batch_steps]]
+    read: dict[int, Step] = {}
+    for part in _parts(sorted(drawn), begun.batch_steps):
+        read.update(_read_steps(connection, begun, [window[place] for place in part]))
+    for part in _parts(drawn, begun.batch_steps):
+        events = [window[place].event_id for place in part]
+        yield [read[event] for event in events if event in read]
 
 
-def _take(connection: Connection, begun: Any, table: Study, part: list[Any]) -> int:
-    """Takes one mini-batch of steps. Each post is read once."""
+def _parts(whole: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    """What stands in a sequence, `size` at a time."""
+    return (whole[begin : begin + size] for begin in range(0, len(whole), size))
+
+
+def _read_steps(connection: Connection, begun: Any, events: list[Any]) -> dict[int, Step]:
+    """Steps by event. Those are missing that do not stand any more."""
     found = call_rows(
         connection,
         "select * from two_tower.study_steps(%s, %s::bigint[], %s::timestamptz[])",
         begun.id,
-        [event.event_id for event in part],
-        [event.created_at for event in part],
+        [event.event_id for event in events],
+        [event.created_at for event in events],
     )
-    steps = [
-        Step(
+    return {
+        step.event_id: Step(
             step.post_id,
             step.strength,
             step.history_ids,
@@ -69,9 +82,13 @@ def _take(connection: Connection, begun: Any, table: Study, part: list[Any]) -> 
             step.negative_ids,
         )
         for step in found
-    ]
+    }
+
+
+def _take(connection: Connection, begun: Any, table: Study, steps: Sequence[Step]) -> int:
+    """Takes one mini-batch of steps. Each post is read once."""
     read = "select * from two_tower.study_posts(%s, %s::bigint[])"
-    if missing := table.missing(steps):
+    for missing in _parts(table.missing(steps), POSTS_READ):
         posts = call_rows(connection, read, begun.id, missing)
         table.add(
             [post.post_id for post in posts],
