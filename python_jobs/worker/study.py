@@ -141,17 +141,13 @@ class Study:
         gradient = np.einsum("bk,bkd->bd", error, vectors)
         gradient -= np.sum(gradient * user, axis=1, keepdims=True) * user
         share = weight / np.maximum(np.abs(weight).sum(axis=1, keepdims=True), LEAST_NORM)
-        moved = np.zeros_like(self._now)
-        np.add.at(
-            moved, choice, (rate * self._slowness[choice] * error)[:, :, None] * user[:, None, :]
-        )
-        np.add.at(
-            moved,
-            history,
-            (rate * self._slowness[history] * share)[:, :, None] * gradient[:, None, :],
-        )
-        places = np.unique(np.concatenate([choice.ravel(), history.ravel()]))
-        after = self._now[places] + moved[places]
+        pushes = (rate * self._slowness[choice] * error)[:, :, None] * user[:, None, :]
+        pulls = (rate * self._slowness[history] * share)[:, :, None] * gradient[:, None, :]
+        named = np.concatenate([choice.ravel(), history.ravel()])
+        order = np.argsort(named, kind="stable")
+        places, begins = np.unique(named[order], return_index=True)
+        moves = np.concatenate([pushes.reshape(-1, WIDTH), pulls.reshape(-1, WIDTH)])[order]
+        after = self._now[places] + np.add.reduceat(moves, begins)
         norm = np.linalg.norm(after, axis=1, keepdims=True)
         self._now[places] = np.where(
             norm > LEAST_NORM, after / np.maximum(norm, LEAST_NORM), self._now[places]
@@ -165,11 +161,11 @@ class Study:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Places and weights [rows, longest]; 1 where none are given, 0 where there is no post."""
         longest = max((len(row) for row in post_ids), default=0)
-        places = np.zeros((len(post_ids), longest), dtype=np.int64)
-        found = np.zeros((len(post_ids), longest), dtype=np.float32)
-        for number, row in enumerate(post_ids):
-            for column, post_id in enumerate(row):
-                if post_id in self._places:
-                    places[number, column] = self._places[post_id]
-                    found[number, column] = weights[number][column] if weights else 1
+        is_given = np.arange(longest) < np.array([len(row) for row in post_ids])[:, None]
+        named = np.array([self._places.get(post_id, -1) for row in post_ids for post_id in row])
+        places = np.zeros(is_given.shape, dtype=np.int64)
+        found = np.zeros(is_given.shape, dtype=np.float32)
+        places[is_given] = np.maximum(named, 0)
+        found[is_given] = [weight for row in weights for weight in row] if weights else 1
+        found[is_given] *= named >= 0
         return places, found
