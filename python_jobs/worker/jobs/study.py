@@ -49,13 +49,12 @@ def _drawn(connection: Connection, begun: Any) -> Iterator[Sequence[Step]]:
     They are read user after user, and repeated in the order of the draw.
     """
     window = call_rows(connection, "select * from two_tower.study_window(%s)", begun.id)
-    drawn = np.random.default_rng(begun.id).permutation(len(window))[: begun.steps]
-    read: dict[int, Step] = {}
+    drawn = np.random.default_rng(begun.id).permutation(len(window))[: begun.steps].tolist()
+    steps: dict[int, Step] = {}
     for part in _parts(sorted(drawn), begun.batch_steps):
-        read.update(_read_steps(connection, begun, [window[place] for place in part]))
-    for part in _parts(drawn, begun.batch_steps):
-        events = [window[place].event_id for place in part]
-        yield [read[event] for event in events if event in read]
+        steps.update(_read_steps(connection, begun, [window[place] for place in part]))
+    standing = [steps[event] for place in drawn if (event := window[place].event_id) in steps]
+    yield from _parts(standing, begun.batch_steps)
 
 
 def _parts(whole: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
