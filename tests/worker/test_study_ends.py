@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import psycopg
 import pytest
 
-from python_jobs.db import Connection, connect, rows, value
+from python_jobs.db import Connection, call_rows, connect, rows, value
 from python_jobs.worker.jobs import HANDLERS
+from python_jobs.worker.stopping import StoppedError, leaving_when
 from tests.support.database import add_user, as_user
 from tests.support.engagements import add_posts, insert_events
 from tests.support.learning import World
@@ -230,6 +233,36 @@ def test_a_worker_that_takes_over_goes_on_with_the_same_study(world: World) -> N
     assert result["moved"] > 10
     (ended,) = rows(db, "select state, moved_posts from two_tower.studies")
     assert ended == ("done", result["moved"] + 5)
+
+
+@pytest.mark.parametrize("call", ["study_steps", "study_posts", "apply_study"])
+def test_a_worker_that_is_told_to_stop_leaves_a_study_to_the_next(world: World, call: str) -> None:
+    db = world.connection
+    told = threading.Event()
+
+    def tell(connection: Connection, query: str, *parameters: Any) -> Any:
+        if call in query:
+            told.set()
+        return call_rows(connection, query, *parameters)
+
+    def tell_of_one(connection: Connection, query: str, *parameters: Any) -> Any:
+        return tell(connection, query, *parameters)[0][0]
+
+    job = "python_jobs.worker.jobs.study"
+    with (
+        patch(f"{job}.call_rows", tell),
+        patch(f"{job}.call", tell_of_one),
+        patch(f"{job}.POSTS_APPLIED", 5),
+        pytest.raises(StoppedError),
+        leaving_when(told),
+    ):
+        HANDLERS["study"](db)
+    (left,) = rows(db, "select id, state, moved_posts from two_tower.studies")
+    assert left.state == "open"
+    assert left.moved_posts == (5 if call == "apply_study" else 0)
+    assert HANDLERS["study"](db)["study"] == left.id
+    (ended,) = rows(db, "select state, moved_posts > 20 from two_tower.studies")
+    assert tuple(ended) == ("done", True)
 
 
 def test_a_study_rests_until_study_share_is_kept(world: World) -> None:

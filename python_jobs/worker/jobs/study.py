@@ -10,6 +10,7 @@ import psycopg
 
 from python_jobs.db import Connection, Vectors, call, call_rows
 from python_jobs.worker.jobs.versions import matrix
+from python_jobs.worker.stopping import leave_if_told
 from python_jobs.worker.study import WIDTH, Step, Study, StudyConfig
 
 POSTS_READ = 16_384  # at most this number is asked for at a time
@@ -17,7 +18,10 @@ POSTS_APPLIED = 250  # so that a like whose post is locked here is folded soon
 
 
 def study(connection: Connection) -> dict[str, Any]:
-    """Repeats positives in mini-batches, and hands in how far posts moved."""
+    """Repeats positives in mini-batches, and hands in how far posts moved.
+
+    Who is told to stop leaves the study open: the next worker takes it over.
+    """
     (begun,) = call_rows(connection, "select * from two_tower.begin_study()")
     if begun.id is None:
         return {"skipped": "nothing to study now"}
@@ -27,6 +31,7 @@ def study(connection: Connection) -> dict[str, Any]:
         taken = sum(_take(connection, begun, table, steps) for steps in _drawn(connection, begun))
         moved = 0
         for post_ids, deltas in table.deltas(POSTS_APPLIED):
+            leave_if_told()
             apply = "select two_tower.apply_study(%s, %s::bigint[], %s)"
             applied = call(connection, apply, begun.id, post_ids, Vectors(deltas))
             if applied is None:
@@ -52,6 +57,7 @@ def _drawn(connection: Connection, begun: Any) -> Iterator[Sequence[Step]]:
     drawn = np.random.default_rng(begun.id).permutation(len(window))[: begun.steps].tolist()
     steps: dict[int, Step] = {}
     for part in _parts(sorted(drawn), begun.batch_steps):
+        leave_if_told()
         steps.update(_read_steps(connection, begun, [window[place] for place in part]))
     standing = [steps[event] for place in drawn if (event := window[place].event_id) in steps]
     yield from _parts(standing, begun.batch_steps)
@@ -86,6 +92,7 @@ def _read_steps(connection: Connection, begun: Any, events: list[Any]) -> dict[i
 
 def _take(connection: Connection, begun: Any, table: Study, steps: Sequence[Step]) -> int:
     """Takes one mini-batch of steps. Each post is read once."""
+    leave_if_told()
     read = "select * from two_tower.study_posts(%s, %s::bigint[])"
     for missing in _parts(table.missing(steps), POSTS_READ):
         posts = call_rows(connection, read, begun.id, missing)
