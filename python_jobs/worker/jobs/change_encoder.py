@@ -1,4 +1,4 @@
-"""The change to the encoder that the settings name: see the migration 4350_encoder."""
+"""The change to the encoder that the settings name: see the migration `encoder`."""
 
 from __future__ import annotations
 
