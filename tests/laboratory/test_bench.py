@@ -119,8 +119,8 @@ def test_what_the_sample_costs_is_of_likes_that_differ_by_the_sample_alone(
         before = rows(connection, counts)[0]
     report = cpu.measure(small, 400, lambda _: None)
     sample = report["sample"]
-    assert (sample["likes"], sample["timed_share"]) == (400, 1 / 64)
-    assert sample["us"] == pytest.approx(sample["asking_us"] + sample["timing_us"] / 64)
+    assert (sample["likes"], sample["timed_share"]) == (400, 1 / 127)
+    assert sample["us"] == pytest.approx(sample["asking_us"] + sample["timing_us"] / 127)
     assert sample["low_us"] < sample["us"] < sample["high_us"]
     assert set(report["events"]) == {case.name for case in cpu.CASES}
     assert all(cost > 0 for cost in report["events"].values())

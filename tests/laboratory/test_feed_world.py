@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from click.testing import CliRunner
 
 from python_jobs.cli import main
 from python_jobs.db import Connection, rows
+from python_jobs.laboratory.feed_world import command
 from python_jobs.laboratory.feed_world.command import Loops, describe, show
 from python_jobs.laboratory.feed_world.database import OPENS_AT, TwoTower
 from python_jobs.laboratory.feed_world.measure import (
@@ -374,9 +376,24 @@ def test_our_pages_are_full_fresh_and_eligible_and_what_came_of_them_is_stored(
     assert 0 <= stored[0].at - OPENS_AT <= stored[-1].at - OPENS_AT <= world.scale.span + 3600
 
 
+@pytest.fixture
+def _encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both runs of a command read and encode the same texts."""
+    encode: Callable[..., Any] = command._encode
+    kept: list[Any] = []
+
+    def once(*of: Any) -> Any:
+        if not kept:
+            kept.append(encode(*of))
+        return kept[0]
+
+    monkeypatch.setattr(command, "_encode", once)
+
+
+@pytest.mark.usefixtures("_encoded_once")
 def test_the_command_prints_all_systems_and_pages_as_texts() -> None:
-    command = ["evaluate", "--feed", "--small", "--seeds", "1"]
-    answer = CliRunner().invoke(main, [*command, "--json", "--set", "cold_until=2"])
+    small = ["evaluate", "--feed", "--small", "--seeds", "1"]
+    answer = CliRunner().invoke(main, [*small, "--json", "--set", "cold_until=2"])
     assert answer.exit_code == 0, answer.output
     report = json.loads(answer.output[answer.output.index("{\n") :])
     likes = {row["name"]: row["likes"] for row in report["systems"]}
@@ -386,7 +403,7 @@ def test_the_command_prints_all_systems_and_pages_as_texts() -> None:
     ]  # fmt: skip
     assert 0 < likes["two-tower"] < likes["oracle"]
     assert report["progress"]["low"] <= report["progress"]["value"] <= report["progress"]["high"]
-    answer = CliRunner().invoke(main, [*command, "--pages"])
+    answer = CliRunner().invoke(main, [*small, "--pages"])
     assert answer.exit_code == 0, answer.output
     assert answer.stdout.count("the reader's interests") > 3
     assert any(subject in answer.stdout for subject in SUBJECTS)
