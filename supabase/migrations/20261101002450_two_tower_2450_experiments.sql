@@ -213,21 +213,31 @@ with active as (
     avg(positives::double precision / greatest(1, views)) as rate,
     stddev_samp(positives::double precision / greatest(1, views)) / sqrt(count(*)) as error
   from active group by name, arm
+), listed as (
+  select coalesce(s.name, a.experiment) as name, coalesce(s.arm, a.arm) as arm,
+    coalesce(s.users, 0) as users, coalesce(s.views, 0) as views,
+    coalesce(s.positives, 0) as positives, s.rate, s.error
+  from summed as s
+  full join (
+    select k.experiment, k.arm
+    from two_tower.experiment_arms as k
+    inner join two_tower.experiments as x on x.name = k.experiment and x.started_at is not null
+  ) as a on a.experiment = s.name and a.arm = s.arm
 ), compared as (
-  select r.*, x.users_wanted,
+  select r.*, x.users_wanted, r.arm = c.arm as is_control,
     (r.users - a.share * o.users) / nullif(sqrt(a.share * (1 - a.share) * o.users), 0) as ratio_z,
     case when r.arm <> c.arm then r.rate - c.rate end as difference,
     case when r.arm <> c.arm then 1.96 * sqrt(r.error ^ 2 + c.error ^ 2) end as margin,
     least(r.users, c.users) as users_compared
-  from summed as r
+  from listed as r
   inner join two_tower.experiments as x on x.name = r.name
   left join two_tower.experiment_arms as a on a.experiment = r.name and a.arm = r.arm
   left join lateral (
-    select sum(s.users) as users from summed as s where s.name = r.name
+    select sum(s.users) as users from listed as s where s.name = r.name
   ) as o on true
   left join lateral (
     select s.arm, s.users, s.rate, s.error
-    from summed as s
+    from listed as s
     inner join two_tower.experiment_arms as k on k.experiment = s.name and k.arm = s.arm
     where s.name = r.name
     order by k.overrides <> '{}', s.arm limit 1
@@ -240,7 +250,7 @@ select
   case
     when arm is null then null
     when abs(ratio_z) > 3.29 then 'the shares are off: do not read this'
-    when difference is null then 'what others are compared with'
+    when is_control then 'what others are compared with'
     when users_compared < users_wanted
       then format('not enough yet: %s of %s users', users_compared, users_wanted)
     when difference - margin > 0 then 'better'
@@ -248,7 +258,7 @@ select
     else 'no difference seen'
   end as verdict
 from compared;
-comment on view two_tower.experiment_results is 'What came of each arm, since the start of its experiment. Users with events count.';
+comment on view two_tower.experiment_results is 'What came of each arm of each experiment that was started, since its start. Users with events count.';
 comment on column two_tower.experiment_results.arm is '(outside): the users in no arm.';
 comment on column two_tower.experiment_results.positives is 'Events of a type with a strength above 0. A dwell counts whatever its duration.';
 comment on column two_tower.experiment_results.positives_per_view is 'Mean over users of positives per view.';

@@ -244,6 +244,16 @@ def test_results_say_what_may_be_said(db: Connection) -> None:
     assert {r.verdict for r in results(db).values()} == {"the shares are off: do not read this"}
 
 
+def test_arms_are_told_before_anybody_came(db: Connection) -> None:
+    plan(db, "one", ("a", 0.5, "{}"), ("b", 0.5, '{"exploration_share": 0}'))
+    assert results(db) == {}
+    value(db, "select two_tower.start_experiment('one')")
+    assert {arm: (row.users, row.verdict) for arm, row in results(db).items()} == {
+        "a": (0, "what others are compared with"),
+        "b": (0, "not enough yet: 0 of 1000 users"),
+    }
+
+
 def test_equal_arms_are_not_told_apart(db: Connection) -> None:
     users = [add_user(db) for _ in range(60)]
     posts = add_posts(db, 5, users[:1], np.random.default_rng(65))

@@ -147,9 +147,9 @@ def _experiments(results: list[Any]) -> Iterator[Text]:
             if row.difference_low is not None
             else ""
         )
-        rate = number(row.positives_per_view)
+        rate = f", {number(row.positives_per_view)} positives a view" if row.users else ""
         yield Text.assemble(
-            f"  {row.arm}: {count(row.users, 'reader')}, {rate} positives a view{difference}",
+            f"  {row.arm}: {count(row.users, 'reader')}{rate}{difference}",
             f"; {row.verdict}" if row.verdict else "",
         )
 
