@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,16 @@ def test_there_is_a_plot_for_all_that_was_measured_and_the_rest_is_named(page: P
     assert len(re.findall(r"<title>[^<]*: \d+ engagements?</title>", text)) == 60
 
 
+@pytest.mark.parametrize(("days", "hours"), [("14", 24), ("0.5", 12)])
+def test_plots_begin_with_what_is_known(url: str, tmp_path: Path, days: str, hours: int) -> None:
+    path = tmp_path / "report.html"
+    assert command(url, "--html", str(path), "--days", days).exit_code == 0
+    about = datetime.now() - timedelta(hours=hours)
+    near = [about + timedelta(minutes=minutes) for minutes in range(-120, 121)]
+    wanted = {f"Plots begin {at:%B %d at %H:%M}." for at in near}
+    assert re.findall(r"Plots begin [^.]*\.", path.read_text())[0] in wanted
+
+
 def test_a_line_has_at_most_about_240_points_with_mean_lowest_and_highest(url: str) -> None:
     with connect(url) as connection:
         connection.execute(
@@ -284,6 +295,8 @@ def test_light_and_dark_are_readable_and_nothing_is_wider_than_the_screen(seen: 
     for width in (1280, 390):
         shown.set_viewport_size({"width": width, "height": 900})
         assert shown.evaluate("document.documentElement.scrollWidth") <= width
+    lines = shown.evaluate("[...document.querySelectorAll('td')].map((e) => e.offsetHeight)")
+    assert max(lines) < 50, "a cell is one line on a telephone too"
     sizes = shown.evaluate(
         "[...document.querySelectorAll('svg')].map((e) => e.getBoundingClientRect().height)"
     )

@@ -57,7 +57,7 @@ SHOWN_TABLES = 5
 @click.option(
     "--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with plots."
 )
-@click.option("--days", default=14.0, show_default=True, help="How far back plots go.")
+@click.option("--days", default=14.0, show_default=True, help="How far back plots go at most.")
 @click.option("--reader", type=click.UUID, help="Whose path is on the map [who engaged most].")
 def report(as_json: bool, html: Path | None, days: float, reader: UUID | None) -> None:
     """Show what is not well, audits, checkpoints and experiments.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from html import escape
 from string import Template
 from typing import Any
@@ -70,7 +70,8 @@ p { margin: 0 0 .5rem; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1rem; margin: 0; }
 dt { color: var(--muted); } dd { margin: 0; overflow-wrap: anywhere; }
 table { width: 100%; border-collapse: collapse; }
-th, td { padding: .3rem .6rem; text-align: left; border-bottom: 1px solid var(--grid); }
+th, td { padding: .3rem .6rem; text-align: left; white-space: nowrap;
+  border-bottom: 1px solid var(--grid); }
 th { color: var(--muted); font-weight: 500; }
 svg text { font-family: system-ui, sans-serif !important; }
 </style>
@@ -89,19 +90,30 @@ def write_page(
     found: Map | None,
     days: float,
 ) -> str:
-    """The page. sections: rows of the report's queries. measured: by metric. days: of the plots."""
+    """The page. sections: rows of the queries. measured: by metric. days: of the plots at most."""
     (overview,) = sections["Overview"]
     verdict = judge(overview, sections["Health"], sections["Alerts"])
-    parts = [*_findings(verdict, overview), *_facts(sections), *_quality(sections, days)]
-    parts += [*_charts(sections, measured, days), *_map(found), *_records(sections)]
-    at = overview.now.astimezone()
+    since = _beginning(sections, measured, days)
+    parts = [*_findings(verdict, overview), *_facts(sections), *_quality(sections, since)]
+    parts += [*_charts(sections, measured, since), *_map(found), *_records(sections)]
+    at, begin = overview.now.astimezone(), since.astimezone()
     return PAGE.substitute(
         state=verdict.state,
         mark=MARKS[verdict.state],
         sentence=escape(verdict.sentence),
-        when=f"Written {at:%B %d, %Y at %H:%M} ({at:%Z}). Plots go back {number(days)} days.",
+        when=f"Written {at:%B %d, %Y at %H:%M} ({at:%Z}). Plots begin {begin:%B %d at %H:%M}.",
         body="\n".join(parts),
     )
+
+
+def _beginning(
+    sections: dict[str, list[Any]], measured: dict[str, list[Any]], days: float
+) -> datetime:
+    """Where plots begin: with what is known, at most that many days ago and at least an hour."""
+    now: datetime = sections["Overview"][0].now
+    known: list[datetime] = [row.at for part in measured.values() for row in part]
+    known += [row.decided_at for row in sections["Versions"]]
+    return max(now - timedelta(days=days), min([*known, now - timedelta(hours=1)]))
 
 
 def _findings(verdict: Verdict, overview: Any) -> Iterator[str]:
@@ -134,8 +146,7 @@ def _figure(title: str, svg: str, caption: str = "", kind: str = "") -> str:
     )
 
 
-def _quality(sections: dict[str, list[Any]], days: float) -> Iterator[str]:
-    since = sections["Overview"][0].now - timedelta(days=days)
+def _quality(sections: dict[str, list[Any]], since: datetime) -> Iterator[str]:
     recent = [row for row in sections["Versions"] if row.decided_at >= since]
     yield "<h2>Does it get better?</h2>"
     if svg := plots.gate(recent, since):
@@ -146,17 +157,16 @@ def _quality(sections: dict[str, list[Any]], days: float) -> Iterator[str]:
         )
         yield _figure("Each trained version against the one that served", svg, caption, "wide")
     else:
-        yield f"<p>No version was judged in the last {number(days)} days.</p>"
+        yield "<p>No version was judged in this time.</p>"
     if svg := plots.experiments(sections["Experiments"]):
         yield "<h2>Experiments</h2>"
         yield _figure("Difference of each arm, with its 95 % interval", svg, kind="narrow")
 
 
 def _charts(
-    sections: dict[str, list[Any]], measured: dict[str, list[Any]], days: float
+    sections: dict[str, list[Any]], measured: dict[str, list[Any]], since: datetime
 ) -> Iterator[str]:
     targets = {row.name: row for row in sections["Health"]}
-    since = sections["Overview"][0].now - timedelta(days=days)
     yield "<h2>Figures over time</h2>"
     yield '<p class="muted">Dashed: the target (green) and the alert (red). Shaded: from the lowest'
     yield "to the highest measurement.</p>"

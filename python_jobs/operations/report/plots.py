@@ -44,7 +44,10 @@ def over_time(
                 scale * np.array([getattr(row, part) for row in points], float)
                 for part in ("mean", "low", "high")
             )
-            axes.plot(at, mean, color=colour, linewidth=1.6, label=name.replace("_", " "))
+            marker = "o" if len(at) == 1 else ""  # of a line of one point nothing is seen
+            axes.plot(
+                at, mean, color=colour, linewidth=1.6, marker=marker, label=name.replace("_", " ")
+            )
             if len(shown) == 1:
                 axes.fill_between(at, low, high, color=colour, alpha=0.18, linewidth=0)
             lowest, highest = min(lowest, low.min()), max(highest, high.max())
