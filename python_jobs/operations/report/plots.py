@@ -44,10 +44,9 @@ def over_time(
                 scale * np.array([getattr(row, part) for row in points], float)
                 for part in ("mean", "low", "high")
             )
-            marker = "o" if len(at) == 1 else ""  # of a line of one point nothing is seen
-            axes.plot(
-                at, mean, color=colour, linewidth=1.6, marker=marker, label=name.replace("_", " ")
-            )
+            # Of a line of one point nothing is seen.
+            single: dict[str, Any] = {"marker": "o", "clip_on": False} if len(at) == 1 else {}
+            axes.plot(at, mean, color=colour, linewidth=1.6, label=name.replace("_", " "), **single)
             if len(shown) == 1:
                 axes.fill_between(at, low, high, color=colour, alpha=0.18, linewidth=0)
             lowest, highest = min(lowest, low.min()), max(highest, high.max())
