@@ -187,17 +187,19 @@ def test_plots_begin_with_what_is_known(url: str, tmp_path: Path, days: str, hou
     assert re.findall(r"Plots begin [^.]*\.", path.read_text())[0] in wanted
 
 
-def test_a_line_has_at_most_about_240_points_with_mean_lowest_and_highest(url: str) -> None:
+@pytest.mark.parametrize("days", [1.0, 14.0])
+def test_a_line_has_about_240_points_with_mean_lowest_and_highest(url: str, days: float) -> None:
+    """Of what is known, however far back is asked."""
     with connect(url) as connection:
         connection.execute(
             "insert into two_tower.metrics (name, measured_at, value)"
             " select 'dead_jobs', now() - n * interval '1 minute', n"
             " from generate_series(1, 1440) n"
         )
-        found = read_measurements(connection, 1.0)["dead_jobs"]
+        found = read_measurements(connection, days)["dead_jobs"]
         connection.rollback()
     assert 230 <= len(found) <= 242
-    assert max(row.high for row in found) == 1439
+    assert max(row.high for row in found) == (1439 if days == 1 else 1440)
     whole = [row for row in found if row.high - row.low == 5]
     assert len(whole) > 200
     assert all(row.mean == pytest.approx((row.low + row.high) / 2) for row in whole)

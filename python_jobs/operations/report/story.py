@@ -16,11 +16,16 @@ POINTS = 240  # of a line
 POSTS = 1500  # on the map
 FEWEST_POSTS = 3
 MEASUREMENTS = """
-    select name, date_bin(%s * interval '1 second', measured_at, 'epoch') as at,
+    with shown as materialized (
+      select name, measured_at, value from two_tower.metrics
+      where measured_at > two_tower.now() - %s * interval '1 day' and value is not null
+    ), step as (
+      select greatest((max(measured_at) - min(measured_at)) / %s, interval '1 second') as width
+      from shown
+    )
+    select name, date_bin(step.width, measured_at, 'epoch') as at,
       avg(value) as mean, min(value) as low, max(value) as high
-    from two_tower.metrics
-    where measured_at > two_tower.now() - %s * interval '1 day' and value is not null
-    group by 1, 2 order by 1, 2
+    from shown cross join step group by 1, 2 order by 1, 2
 """
 # Every so many posts by their dense numbers, and those asked for by id.
 SPREAD = """
@@ -60,7 +65,7 @@ class Map:
 def read_measurements(connection: Connection, days: float) -> dict[str, list[Any]]:
     """By metric: rows at, mean, low, high of the last days, at most about POINTS of them."""
     found: dict[str, list[Any]] = {}
-    for row in rows(connection, MEASUREMENTS, max(1.0, days * 86400 / POINTS), days):
+    for row in rows(connection, MEASUREMENTS, days, POINTS):
         found.setdefault(row.name, []).append(row)
     return found
 
