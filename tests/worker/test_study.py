@@ -229,7 +229,7 @@ def test_a_step_reads_what_it_is_made_of_whatever_its_user_or_others_did(
     )
     ask = "select * from two_tower.study_steps(%s, %s::bigint[], (select array_agg(e.created_at"
     ask += " order by e.id) from public.engagement_events e where e.id = any (%s)))"
-    for is_flooder, most in ((False, 500), (True, 4500)):
+    for is_flooder, most in ((False, 1000), (True, 5000)):
         some = [step for step in steps if (step.user_id == flooder) == is_flooder][-3:]
         ids = sorted(step.event_id for step in some)
         assert len(ids) == 3
