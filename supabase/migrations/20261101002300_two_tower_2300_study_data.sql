@@ -58,8 +58,9 @@ $$;
 comment on function two_tower.newest_engagements(uuid, timestamptz, timestamptz, bigint, bigint) is
   'Returns the newest engagements in force of a user from a time to another, at most p_limit, among the newest p_events events. Null is no limit.';
 
--- Of one account at most 3,000 events a step are read: its floods cost its steps no more. Of the
--- post of a step there may be one engagement of each kind, which are not its history.
+-- Of one account at most 3,000 events a step are read, and 3,000 from before them. Who floods
+-- shortens the histories of its own older steps. Of the post of a step there may be one engagement
+-- of each kind, which are not its history.
 create function two_tower.study_timeline(p_user_id uuid, p_steps bigint, p_oldest timestamptz,
   p_newest timestamptz, p_before bigint, out event_ids bigint[], out post_ids bigint[],
   out strengths real[])
@@ -148,7 +149,7 @@ begin
 end
 $$;
 comment on function two_tower.study_steps(bigint, bigint[], timestamptz[]) is
-  'Returns what some steps of a study are made of. history: what the user was made of when the event came, each post with decay^age * strength; of each user at most 3,000 events a step are read. prior: what is added to that, or null. negatives: at most settings.study_negatives posts, drawn uniformly among those that somebody engaged with; none that the user engaged with, hid or wrote. Leaves out events that do not stand any more. Raises 22023 for more than studies.batch_steps, and 55000 where the study is void or over. Definer: workers have no grant on tables.';
+  'Returns what some steps of a study are made of. history: what the user was made of when the event came, each post with decay^age * strength; of each user at most 3,000 events a step are read, and 3,000 from before them. prior: what is added to that, or null. negatives: at most settings.study_negatives posts, drawn uniformly among those that somebody engaged with; none that the user engaged with, hid or wrote. Leaves out events that do not stand any more. Raises 22023 for more than studies.batch_steps, and 55000 where the study is void or over. Definer: workers have no grant on tables.';
 
 create function two_tower.study_posts(p_study_id bigint, p_post_ids bigint[])
 returns table (post_id bigint, embedding extensions.vector, engagements integer,

@@ -138,7 +138,10 @@ def test_posts_move_as_an_independent_reference_says(world: World) -> None:
     db.execute("update two_tower.settings set study_movement_limit = 0.5, study_rate = 0.5")
     before = vectors(db)
     counts = {row.post_id: row.engagement_count for row in rows(db, LIVE)}
-    with patch("python_jobs.worker.jobs.study.POSTS_APPLIED", 7):
+    begin(db)
+    db.execute("update two_tower.studies set batch_steps = 40")
+    job = "python_jobs.worker.jobs.study"
+    with patch(f"{job}.POSTS_READ", 7), patch(f"{job}.POSTS_APPLIED", 7):
         result, batches = studied(db)
     study = rows(db, "select * from two_tower.studies")[0]
     wanted = refer(before, counts, batches, 0.08 * 0.5, 0.15)
@@ -146,6 +149,7 @@ def test_posts_move_as_an_independent_reference_says(world: World) -> None:
     assert study.state == "done"
     assert result["moved"] == study.moved_posts > 20
     assert sum(len(batch) for batch in batches) == study.steps > 100
+    assert {len(batch) for batch in batches[:-1]} == {40}
     lengths = {post: np.linalg.norm(wanted[post] - before[post]) for post in before}
     for post in before:
         if lengths[post] > 1.01 * SHORTEST_MOVE:
